@@ -1,0 +1,191 @@
+"""The client: a Flower NumPyClient around the prompt search."""
+
+import json
+from collections.abc import Mapping
+from logging import INFO
+from typing import Any
+
+import numpy as np
+from flwr.client import Client, NumPyClient
+from flwr.clientapp import ClientApp
+from flwr.common import ConfigRecord, Context, NDArrays, RecordDict, Scalar, log
+
+from feddtpt_flwr import models
+from feddtpt_flwr.config import RunConfig
+from feddtpt_flwr.data import ClientData, Example
+from feddtpt_flwr.evaluation import AnswerCache, Evaluator, QueryBudget, stratified_order
+from feddtpt_flwr.experiment import load_data, load_task
+from feddtpt_flwr.feedback import Feedback, Trial
+from feddtpt_flwr.search import PromptSearch
+from strategies.candidates import Tokens
+from strategies.wire import (
+    CLIENT_KEY,
+    GAIN_KEY,
+    QUERIES_KEY,
+    ROUND_KEY,
+    VOCABULARY_KEY,
+    correct_key,
+    read_prompt,
+)
+
+STATE_KEY = "feddtpt"
+STATE_VERSION = 1
+
+
+class PromptTuningClient(NumPyClient):
+    """Searches a better prompt on private examples; only tokens and counts leave it.
+
+    Parameters
+    ----------
+    name : str
+        How the server's history calls this client.
+    data : ClientData
+        Private examples.
+    public : tuple[Example, ...]
+        The public class-balanced set ``D_g``.
+    config : RunConfig
+        Settings of the run.
+    state : RecordDict
+        Flower's client state: feedback and answers survive in it from message to message.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        data: ClientData,
+        public: tuple[Example, ...],
+        config: RunConfig,
+        state: RecordDict,
+    ) -> None:
+        self._name = name
+        self._data = data
+        self._public = public
+        self._config = config
+        self._state = state
+        self._task = load_task(config)
+        self._vocabulary = models.masked_lm(config, self._task).vocabulary
+
+    def fit(
+        self, parameters: NDArrays, config: Mapping[str, Scalar]
+    ) -> tuple[NDArrays, int, dict[str, Scalar]]:
+        """Search from the global prompt; return the local one."""
+        server_round = int(config[ROUND_KEY])
+        rng = np.random.default_rng([self._config.seed, server_round, _stream(self._name)])
+        examples = stratified_order([*self._data.train, *self._public], rng)
+        feedback, evaluator = self._feedback(), self._evaluator(self._config.queries_per_round)
+
+        def progress(trial: Trial) -> None:
+            log(
+                INFO,
+                "round %d, client %s: %d of %d queries, accuracy %.3f",
+                server_round,
+                self._name,
+                evaluator.budget.used,
+                evaluator.budget.limit,
+                trial.accuracy,
+            )
+
+        search = PromptSearch(
+            evaluator,
+            models.proposer(self._config, self._task),
+            self._vocabulary.decode,
+            examples,
+            rng,
+            on_accept=progress,
+        )
+        result = search.run(self._read(parameters)[0], feedback)
+        self._save(feedback, evaluator)
+        metrics: dict[str, Scalar] = {
+            CLIENT_KEY: self._name,
+            ROUND_KEY: int(config[ROUND_KEY]),
+            VOCABULARY_KEY: self._vocabulary.fingerprint,
+            GAIN_KEY: result.accuracy - result.start_accuracy,
+            QUERIES_KEY: evaluator.budget.used,
+            "accuracy": result.accuracy,
+            "trials": result.num_trials,
+            "accepted": json.dumps([self._describe(trial) for trial in result.accepted]),
+        }
+        return [np.array(result.tokens, dtype=np.int64)], len(examples), metrics
+
+    def evaluate(
+        self, parameters: NDArrays, config: Mapping[str, Scalar]
+    ) -> tuple[float, int, dict[str, Scalar]]:
+        """Count correct answers of every prompt sent, on validation examples no search has seen."""
+        prompts = self._read(parameters)
+        examples = self._data.validation
+        evaluator = self._evaluator(len(prompts) * len(examples))
+        counts = [
+            int(evaluator.correct(self._vocabulary.decode(tokens), examples).sum())
+            for tokens in prompts
+        ]
+        self._save(self._feedback(), evaluator)
+        metrics: dict[str, Scalar] = {correct_key(i): count for i, count in enumerate(counts)}
+        metrics |= {
+            CLIENT_KEY: self._name,
+            ROUND_KEY: int(config[ROUND_KEY]),
+            QUERIES_KEY: evaluator.budget.used,
+            "accuracy": counts[0] / len(examples),
+        }
+        return 1.0 - counts[0] / len(examples), len(examples), metrics
+
+    def _read(self, parameters: NDArrays) -> list[Tokens]:
+        return [
+            read_prompt(
+                array,
+                vocabulary_size=len(self._vocabulary),
+                max_tokens=self._config.max_prompt_tokens,
+            )
+            for array in parameters
+        ]
+
+    def _describe(self, trial: Trial) -> dict[str, Any]:
+        return {
+            "position": trial.position,
+            "operator": trial.operator,
+            "before": self._vocabulary.decode(trial.before),
+            "after": self._vocabulary.decode(trial.after),
+            "accuracy": trial.accuracy,
+        }
+
+    def _evaluator(self, budget: int) -> Evaluator:
+        saved = self._saved("answers")
+        cache = AnswerCache.from_json(saved) if saved else AnswerCache()
+        model = models.language_model(self._config)
+        return Evaluator(model, self._task, QueryBudget(budget), cache)
+
+    def _feedback(self) -> Feedback:
+        saved = self._saved("feedback")
+        return Feedback.from_json(saved) if saved else Feedback()
+
+    def _saved(self, key: str) -> str | None:
+        record = self._state.config_records.get(STATE_KEY)
+        if record is None or record["version"] != STATE_VERSION:
+            return None
+        return str(record[key])
+
+    def _save(self, feedback: Feedback, evaluator: Evaluator) -> None:
+        self._state[STATE_KEY] = ConfigRecord(
+            {
+                "version": STATE_VERSION,
+                "feedback": feedback.to_json(),
+                "answers": evaluator.cache.to_json(),
+            }
+        )
+
+
+def _stream(name: str) -> int:
+    """Return a number that gives every client its own stream of randomness."""
+    return int.from_bytes(name.encode(), "big")
+
+
+def client_fn(context: Context) -> Client:
+    """Build the client of one simulated node."""
+    config = RunConfig.from_run_config(context.run_config)
+    partition = int(context.node_config["partition-id"])
+    data = load_data(config, int(context.node_config["num-partitions"]))
+    return PromptTuningClient(
+        str(partition), data.clients[partition], data.public, config, context.state
+    ).to_client()
+
+
+app = ClientApp(client_fn=client_fn)

@@ -1,0 +1,152 @@
+"""The configuration of a run: typed, frozen, and checked once, before any query is paid for."""
+
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from feddtpt_flwr.assets import EMBEDDED
+from feddtpt_flwr.data import DEFAULT_TASK
+from strategies.aggregation import Method
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+class ConfigError(ValueError):
+    """A value in the run's configuration is not allowed."""
+
+
+def _kebab(name: str) -> str:
+    return name.replace("_", "-")
+
+
+class RunConfig(BaseModel):
+    """All settings of a run, as ``[tool.flwr.app.config]`` in ``pyproject.toml`` lists them.
+
+    In the configuration the names are written with hyphens (``k-shot``), as Flower's apps do.
+
+    Parameters
+    ----------
+    num_server_rounds : int
+        Federated rounds, at least 1.
+    seed : int
+        Seed of all randomness: data, search and aggregation; at least 0.
+    task : str
+        A built-in task or the path of a task's ``.toml`` file.
+    data_source : {"default", "embedded", "hub", "files"}
+        Where the examples come from; ``"default"`` is the task's first source.
+    train_file, test_file : str
+        Files for ``data-source = "files"``; without a test file, a fifth of the training file is
+        held out.
+    k_shot : int
+        Private training examples per class and client, and as many others for validation.
+    public_per_class : int
+        Examples per class of the public set that every client holds; 0 for none.
+    test_size : int
+        Held-out examples for the server's evaluation; 0 takes all.
+    partition : {"iid", "dirichlet"}
+        How labels spread over the simulated clients.
+    dirichlet_alpha : float
+        Concentration of the Dirichlet partition, above 0; small is uneven.
+    language_model : str
+        The black box: ``"embedded"``, a hub name, a folder or a ``.gguf`` file.
+    chat : bool
+        Whether queries go through the model's chat template.
+    masked_lm : str
+        The proposer: ``"embedded"`` (the embedded language model as an infiller), or a masked
+        language model by hub name or folder.
+    device, dtype : str
+        Where and in which numeric type local models run.
+    seed_prompt : str
+        The first global prompt; empty takes the task's.
+    max_prompt_tokens : int
+        Longest prompt, in tokens of the proposer's vocabulary.
+    queries_per_round : int
+        Most LLM queries of one client's search in one round.
+    feedback : bool
+        Whether trials steer later proposals; off is the paper's ablation.
+    exclude_answer_words : bool
+        Whether the answer words are never proposed.
+    aggregation : str
+        The server's step: ``"feddtpt"`` or one of the paper's ablations and the field's baselines.
+    min_samples : int
+        DBSCAN's smallest neighbourhood of a cluster's core.
+    guard : bool
+        Whether clients score the aggregated prompt against its parts before it becomes the global
+        prompt; off is the paper's behaviour.
+    race_candidates : int
+        Most prompts in that comparison, the incumbent not counted.
+    fraction_fit : float
+        Share of the clients that search in a round, in (0, 1].
+    min_available_clients : int
+        Clients to wait for.
+    run_folder : str
+        Where run folders are made.
+    """
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, alias_generator=_kebab, populate_by_name=True
+    )
+
+    num_server_rounds: int = Field(3, ge=1)
+    seed: int = Field(0, ge=0)
+    task: str = DEFAULT_TASK
+    data_source: Literal["default", "embedded", "hub", "files"] = "default"
+    train_file: str = ""
+    test_file: str = ""
+    k_shot: int = Field(16, ge=1)
+    public_per_class: int = Field(8, ge=0)
+    test_size: int = Field(400, ge=0)
+    partition: Literal["iid", "dirichlet"] = "iid"
+    dirichlet_alpha: float = Field(0.1, gt=0)
+    language_model: str = EMBEDDED
+    chat: bool = False
+    masked_lm: str = EMBEDDED
+    device: str = "auto"
+    dtype: Dtype = "auto"
+    seed_prompt: str = ""
+    max_prompt_tokens: int = Field(24, ge=2, le=512)
+    queries_per_round: int = Field(250, ge=1)
+    feedback: bool = True
+    exclude_answer_words: bool = True
+    aggregation: Method = "feddtpt"
+    min_samples: int = Field(2, ge=1)
+    guard: bool = True
+    race_candidates: int = Field(4, ge=1)
+    fraction_fit: float = Field(1.0, gt=0, le=1)
+    min_available_clients: int = Field(2, ge=1)
+    run_folder: str = "runs"
+
+    @classmethod
+    def from_run_config(cls, run_config: Mapping[str, Any]) -> "RunConfig":
+        """Read and check Flower's ``context.run_config``.
+
+        Raises
+        ------
+        ConfigError
+            One line for every key that is unknown or whose value is not allowed, with the key, the
+            value and what is allowed.
+        """
+        try:
+            config = cls.model_validate(dict(run_config))
+        except ValidationError as error:
+            raise ConfigError("\n".join(_explain(e) for e in error.errors())) from None
+        if config.data_source == "files" and not config.train_file:
+            raise ConfigError('train-file = "": data-source = "files" needs a file')
+        return config
+
+    def to_run_config(self) -> dict[str, Any]:
+        """Return the settings under their names in the configuration."""
+        return self.model_dump(by_alias=True)
+
+
+def _explain(error: Any) -> str:
+    """Turn one of pydantic's errors into a line that names key, value and what is allowed."""
+    key, value = ".".join(map(str, error["loc"])), error["input"]
+    if error["type"] == "extra_forbidden":
+        known = ", ".join(_kebab(name) for name in RunConfig.model_fields)
+        return f"unknown configuration key {key!r} (= {value!r}); keys: {known}"
+    return f"{key} = {value!r}: {error['msg'][0].lower()}{error['msg'][1:]}"
+
+
+AGGREGATION_METHODS: tuple[str, ...] = get_args(Method)

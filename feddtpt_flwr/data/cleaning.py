@@ -1,0 +1,179 @@
+"""From a raw table to a usable one: checks, cleaning, duplicates, and the hash split."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+
+import pandas as pd
+
+from feddtpt_flwr.data.errors import DataError
+from feddtpt_flwr.data.task import Task, label_key
+
+TEST_SHARE = 0.2
+_LINE_BREAK = re.compile(r"<br\s*/?>", re.IGNORECASE)
+_COLUMN_SEPARATOR = "\x1f"  # ASCII's own unit separator: stands in no ordinary text
+
+
+@dataclass(frozen=True, eq=False)
+class Tables:
+    """The rows of a task: its text columns and its label column, no text twice.
+
+    Attributes
+    ----------
+    train, test : pandas.DataFrame
+        Columns ``task.text_columns`` and ``task.label_column``; no text is in both.
+    """
+
+    train: pd.DataFrame
+    test: pd.DataFrame
+
+
+@dataclass(frozen=True)
+class Cleaning:
+    """What a source changes in its rows before they are used.
+
+    Attributes
+    ----------
+    max_words : int
+        Keep the first so many words of each text column; 0 keeps the text as it is.
+    strip_breaks : bool
+        Replace ``<br />`` tags by a space.
+    drop_incomplete : bool
+        Drop rows without text or label instead of reporting them.
+    """
+
+    max_words: int = 0
+    strip_breaks: bool = False
+    drop_incomplete: bool = False
+
+    def __post_init__(self) -> None:
+        if self.max_words < 0:
+            raise DataError(f"max_words is {self.max_words}: 0 or more is needed")
+
+
+NO_CLEANING = Cleaning()
+
+
+def prepare(
+    frame: pd.DataFrame, task: Task, origin: str, cleaning: Cleaning = NO_CLEANING
+) -> pd.DataFrame:
+    """Check a raw table, keep the task's columns, and clean the texts.
+
+    Parameters
+    ----------
+    frame : pandas.DataFrame
+        Rows in the order of their source.
+    task : Task
+        Names the columns and the labels.
+    origin : str
+        Where the rows come from, for messages.
+    cleaning : Cleaning
+        What to change.
+
+    Raises
+    ------
+    DataError
+        If a column is missing or there twice, a text or label is empty, a label is not declared,
+        or no row is left.
+    """
+    columns = [*task.text_columns, task.label_column]
+    for column in columns:
+        if column not in frame.columns:
+            there = ", ".join(map(repr, frame.columns))
+            raise DataError(f"{origin}: column {column!r} is missing; columns there: {there}")
+        if list(frame.columns).count(column) > 1:
+            raise DataError(f"{origin}: there is more than one column {column!r}")
+    frame = frame[columns].reset_index(drop=True)
+    for column in task.text_columns:
+        frame[column] = _clean_text(frame[column], cleaning)
+    if cleaning.drop_incomplete:
+        complete = ~(frame.isna() | (frame == "")).any(axis=1)
+        frame = frame[complete].reset_index(drop=True)
+    _check_rows(frame, task, origin)
+    return frame
+
+
+def _clean_text(texts: pd.Series[str], cleaning: Cleaning) -> pd.Series[str]:
+    """Clean one column; text that is missing or only white space becomes ``""``."""
+    texts = texts.astype(object).where(texts.notna(), "").map(str)
+    if cleaning.strip_breaks:
+        texts = texts.map(lambda text: _LINE_BREAK.sub(" ", text))
+    if cleaning.max_words:
+        texts = texts.map(lambda text: " ".join(text.split()[: cleaning.max_words]))
+    return texts.map(lambda text: text if text.strip() else "")
+
+
+def _check_rows(frame: pd.DataFrame, task: Task, origin: str) -> None:
+    if frame.empty:
+        raise DataError(f"{origin}: there is no row")
+    for column in frame.columns:
+        empty = (frame[column].isna() | (frame[column] == "")).to_numpy().nonzero()[0]
+        if len(empty):
+            raise DataError(
+                f"{origin}: row {empty[0] + 1} (the first row of data is 1) is empty in column "
+                f"{column!r}"
+            )
+    declared = [label_key(label) for label in task.labels]
+    found = {label_key(value) for value in frame[task.label_column].unique()}
+    if undeclared := sorted(found - set(declared)):
+        raise DataError(
+            f"{origin}: column {task.label_column!r} holds labels that task {task.name!r} does "
+            f"not declare: {undeclared}; declared: {declared}"
+        )
+
+
+def separate(train: pd.DataFrame, test: pd.DataFrame | None, task: Task) -> Tables:
+    """Drop repeated texts and keep train and test apart.
+
+    A text counts as repeated when all text columns agree after white space is normalised; the
+    first row is kept, whatever its label. A text of the test set is dropped from train. With
+    ``test=None``, ``train`` is split by `split_by_hash`.
+
+    Raises
+    ------
+    DataError
+        If no row is left for training.
+    """
+    train = _without_duplicates(train, task)
+    if test is None:
+        return split_by_hash(train, task)
+    test = _without_duplicates(test, task)
+    train = train[~_text_keys(train, task).isin(_text_keys(test, task))].reset_index(drop=True)
+    if train.empty:
+        raise DataError(f"task {task.name!r}: every text of train is in test as well")
+    return Tables(train=train, test=test)
+
+
+def split_by_hash(frame: pd.DataFrame, task: Task) -> Tables:
+    """Split rows about 80/20 into train and test by a hash of their text.
+
+    Neither a seed nor the order of the rows nor the other rows decide where a row goes, so the
+    test set stays the same from run to run and when data is added.
+    """
+    in_test = _text_keys(frame, task).map(lambda key: _fraction(key) < TEST_SHARE).astype(bool)
+    return Tables(
+        train=frame[~in_test].reset_index(drop=True), test=frame[in_test].reset_index(drop=True)
+    )
+
+
+def _without_duplicates(frame: pd.DataFrame, task: Task) -> pd.DataFrame:
+    return frame[~_text_keys(frame, task).duplicated()].reset_index(drop=True)
+
+
+def _text_keys(frame: pd.DataFrame, task: Task) -> pd.Series[str]:
+    """Return the texts of each row as one string, white space normalised."""
+    columns = [
+        frame[column].map(lambda text: " ".join(text.split())) for column in task.text_columns
+    ]
+    keys = columns[0]
+    for column in columns[1:]:
+        keys = keys + _COLUMN_SEPARATOR + column
+    return keys
+
+
+def _fraction(key: str) -> float:
+    """Map a text to a number in [0, 1) that looks random and never changes."""
+    digest = hashlib.blake2b(key.encode("utf-8"), digest_size=8).digest()
+    return float(int.from_bytes(digest, "big") / 2**64)

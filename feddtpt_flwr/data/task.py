@@ -1,0 +1,207 @@
+"""A classification task as a query to a language model: template, labels, answer words."""
+
+from __future__ import annotations
+
+import string
+import tomllib
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, fields
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NoReturn
+
+from feddtpt_flwr.data.errors import DataError
+
+PROMPT_FIELD = "prompt"
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One labelled input.
+
+    Attributes
+    ----------
+    input : str
+        What follows the prompt in the query.
+    label : int
+        Index into the task's ``answers``.
+    """
+
+    input: str
+    label: int
+
+
+@dataclass(frozen=True)
+class Task:
+    r"""What the language model is asked, and which words are its answers.
+
+    The query about an example is exactly ``task.compose(prompt) + example.input``, so all
+    queries with one prompt share a prefix that a backend can compute once.
+
+    Attributes
+    ----------
+    name : str
+        Short name, used in results.
+    template : str
+        The query. Holds ``{prompt}`` once and, after it, at least one text column as
+        ``{column}``, e.g. ``"{prompt}\n\nReview: {text}\nSentiment:"``. A literal brace is
+        written twice.
+    label_column : str
+        Column that holds the label.
+    labels : tuple of (str or int)
+        The values of the label column as they stand in the data. Compared as strings, so
+        that ``1`` and ``"1"`` agree.
+    answers : tuple of str
+        The verbalizer: the answer word of each label, in the same order.
+    seed_prompt : str
+        The prompt that the search starts from.
+
+    Raises
+    ------
+    DataError
+        If a field is invalid; the message names the field, its value and what is allowed.
+    """
+
+    name: str
+    template: str
+    label_column: str
+    labels: tuple[str | int, ...]
+    answers: tuple[str, ...]
+    seed_prompt: str
+
+    def __post_init__(self) -> None:
+        for field in ("name", "template", "label_column", "seed_prompt"):
+            value = getattr(self, field)
+            if not isinstance(value, str) or not value.strip():
+                self._reject(field, "a non-empty string is needed")
+        self._check_template()
+        self._check_labels()
+        self._check_answers()
+
+    def _check_template(self) -> None:
+        try:
+            segments = _segments(self.template)
+        except ValueError as error:
+            self._reject("template", f"{error}; a literal brace is written twice")
+        names = [name for _, name in segments if name is not None]
+        if names.count(PROMPT_FIELD) != 1:
+            self._reject("template", "{prompt} is needed exactly once")
+        if names[0] != PROMPT_FIELD:
+            self._reject("template", f"text column {{{names[0]}}} must stand after {{prompt}}")
+        if len(names) == 1:
+            self._reject("template", "at least one text column is needed after {prompt}")
+        if self.label_column in names:
+            self._reject("template", f"it gives the label column {{{self.label_column}}} away")
+
+    def _check_labels(self) -> None:
+        labels = self.labels
+        if not isinstance(labels, tuple) or not all(type(value) in (str, int) for value in labels):
+            self._reject("labels", "a tuple of strings or integers is needed")
+        if len(labels) < 2 or len({label_key(value) for value in labels}) != len(labels):
+            self._reject("labels", "two or more values are needed, different as strings")
+
+    def _check_answers(self) -> None:
+        answers = self.answers
+        if not isinstance(answers, tuple) or not all(isinstance(word, str) for word in answers):
+            self._reject("answers", "a tuple of strings is needed")
+        if len(answers) != len(self.labels):
+            self._reject(
+                "answers", f"one answer for each of the {len(self.labels)} labels is needed"
+            )
+        if any(not word or word != word.strip() for word in answers):
+            self._reject("answers", "every answer must be non-empty, without space at its ends")
+        # Models vary the case of their answers, so answers must differ by more than case.
+        if len({word.casefold() for word in answers}) != len(answers):
+            self._reject("answers", "the answers must differ, also when case is ignored")
+
+    def _reject(self, field: str, allowed: str) -> NoReturn:
+        raise DataError(f"task {self.name!r}: {field} is {getattr(self, field)!r}: {allowed}")
+
+    @property
+    def text_columns(self) -> tuple[str, ...]:
+        """Columns that the template names, in its order, each once."""
+        names = (name for _, name in _segments(self.template))
+        return tuple(dict.fromkeys(name for name in names if name and name != PROMPT_FIELD))
+
+    @property
+    def num_labels(self) -> int:
+        """Number of classes."""
+        return len(self.labels)
+
+    def label_index(self, value: object) -> int:
+        """Return the class index of a value of the label column.
+
+        Raises
+        ------
+        DataError
+            If the value is not one of ``labels``.
+        """
+        keys = [label_key(label) for label in self.labels]
+        if (key := label_key(value)) not in keys:
+            raise DataError(f"task {self.name!r}: label {key!r} is not declared; labels: {keys}")
+        return keys.index(key)
+
+    def compose(self, prompt: str) -> str:
+        """Return the query's text up to and including the prompt."""
+        # Concatenated, not formatted: a prompt may hold braces of its own.
+        return _segments(self.template)[0][0] + prompt
+
+    def render(self, row: Mapping[str, object]) -> str:
+        """Return the query's text after the prompt, with the columns of ``row`` filled in.
+
+        White space at the ends of each value is dropped: it is an artefact of how files were
+        written, and changes how a language model splits the words.
+        """
+        parts: list[str] = []
+        for literal, name in _segments(self.template)[1:]:
+            parts.append(literal)
+            if name is not None:
+                parts.append(str(row[name]).strip())
+        return "".join(parts)
+
+    @classmethod
+    def from_toml(cls, path: str | Path) -> Task:
+        """Read a task from a TOML file whose top-level keys are the fields of this class.
+
+        Raises
+        ------
+        DataError
+            If the file is missing or no TOML, a key is unknown or missing, or a value is
+            invalid.
+        """
+        path = Path(path)
+        try:
+            table: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise DataError(f"cannot read task file {path}: {error}") from error
+        keys = [field.name for field in fields(cls)]
+        if unknown := [key for key in table if key not in keys]:
+            raise DataError(f"{path}: unknown key {unknown[0]!r}; allowed keys: {', '.join(keys)}")
+        required = [field.name for field in fields(cls) if field.default is MISSING]
+        if missing := [key for key in required if key not in table]:
+            raise DataError(f"{path}: key {missing[0]!r} is missing; keys: {', '.join(keys)}")
+        values: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in table.items()
+        }
+        return cls(**values)
+
+
+def label_key(value: object) -> str:
+    """Return a label's value as the string it is compared by.
+
+    A column of integers with a gap in it comes as floats, hence ``1.0`` gives ``"1"``.
+    """
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return str(value).strip()
+
+
+@lru_cache(maxsize=128)
+def _segments(template: str) -> tuple[tuple[str, str | None], ...]:
+    """Split a template into (literal text, name of the field that follows it or None)."""
+    segments = []
+    for literal, name, spec, conversion in string.Formatter().parse(template):
+        if name is not None and (not name.strip() or spec or conversion):
+            raise ValueError("fields must be plain {column} names")
+        segments.append((literal, name))
+    return tuple(segments)

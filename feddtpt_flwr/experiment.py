@@ -1,0 +1,74 @@
+"""What a configuration stands for: its task, its examples, its first prompt; all checked."""
+
+from functools import cache
+
+from feddtpt_flwr.config import ConfigError, RunConfig
+from feddtpt_flwr.data import (
+    FederatedData,
+    FileSource,
+    Source,
+    Task,
+    get_source,
+    get_task,
+    load_federated_data,
+)
+from feddtpt_flwr.vocabulary import Vocabulary
+from strategies.candidates import Tokens
+
+
+def load_task(config: RunConfig) -> Task:
+    """Return the task that the configuration names.
+
+    Raises
+    ------
+    DataError
+        If there is none of this name, or its file is not a valid task.
+    """
+    return get_task(config.task)
+
+
+@cache
+def load_data(config: RunConfig, num_clients: int) -> FederatedData:
+    """Draw the examples of all clients, the public set and the test set.
+
+    Raises
+    ------
+    DataError
+        If the source lacks a file, a column, a label or enough examples.
+    """
+    task = load_task(config)
+    return load_federated_data(
+        task,
+        _source(config, task),
+        num_clients=num_clients,
+        k_shot=config.k_shot,
+        public_per_class=config.public_per_class,
+        test_size=config.test_size,
+        partition=config.partition,
+        dirichlet_alpha=config.dirichlet_alpha,
+        seed=config.seed,
+    )
+
+
+def seed_tokens(config: RunConfig, task: Task, vocabulary: Vocabulary) -> Tokens:
+    """Return the first global prompt.
+
+    Raises
+    ------
+    ConfigError
+        If it is empty or longer than the limit.
+    """
+    text = config.seed_prompt or task.seed_prompt
+    tokens = vocabulary.encode(text)
+    if not 1 <= len(tokens) <= config.max_prompt_tokens:
+        raise ConfigError(
+            f"seed-prompt = {text!r}: has {len(tokens)} tokens, allowed are 1 to "
+            f"max-prompt-tokens = {config.max_prompt_tokens}"
+        )
+    return tokens
+
+
+def _source(config: RunConfig, task: Task) -> Source:
+    if config.data_source == "files":
+        return FileSource(config.train_file, config.test_file or None)
+    return get_source(task.name, None if config.data_source == "default" else config.data_source)

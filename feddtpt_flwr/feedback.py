@@ -1,0 +1,123 @@
+"""What was tried where, and what it gave: the memory that steers the search."""
+
+import json
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from strategies.candidates import Tokens
+from strategies.edits import Edit, Operator
+
+SiteKey = tuple[Operator, Tokens]
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One change of the prompt and its result: the feedback record of Algorithm 1, step 4.
+
+    Parameters
+    ----------
+    position : int
+        Index of the first token concerned.
+    before, after : Tokens
+        The tokens there, before and after the change; for an insertion, ``before`` is the token
+        that it follows.
+    operator : {"replace", "insert", "delete"}
+    gain : float
+        Answers won minus answers lost against the unchanged prompt, per example, in [-1, 1].
+    num_examples : int
+        Examples on which both were compared.
+    accuracy : float
+        Accuracy of the changed prompt on these examples, in [0, 1].
+    accepted : bool
+        Whether the search went on from the changed prompt.
+    """
+
+    position: int
+    before: Tokens
+    after: Tokens
+    operator: Operator
+    gain: float
+    num_examples: int
+    accuracy: float
+    accepted: bool
+
+    @classmethod
+    def of(
+        cls, edit: Edit, tokens: Tokens, *, gain: int, correct: NDArray[np.bool_], accepted: bool
+    ) -> "Trial":
+        """Record what ``edit`` did to the prompt ``tokens``.
+
+        Parameters
+        ----------
+        gain : int
+            Answers won minus answers lost.
+        correct : NDArray[np.bool_]
+            Which examples the changed prompt answered correctly.
+        """
+        return cls(
+            position=edit.start,
+            before=site_tokens(edit, tokens),
+            after=edit.tokens,
+            operator=edit.operator,
+            gain=gain / len(correct),
+            num_examples=len(correct),
+            accuracy=float(correct.mean()),
+            accepted=accepted,
+        )
+
+
+def site_tokens(edit: Edit, tokens: Tokens) -> Tokens:
+    """Return the tokens by which experience with this place is remembered."""
+    if edit.operator == "insert":
+        return tokens[max(0, edit.start - 1) : edit.start]
+    return tokens[edit.start : edit.stop]
+
+
+class Feedback:
+    """The trials of one client, over all rounds.
+
+    Positions move when a prompt changes, so experience is kept by what stood there: by operator
+    and by the tokens replaced, deleted or followed. That is what stays valid in another prompt.
+    """
+
+    def __init__(self) -> None:
+        self._trials: list[Trial] = []
+
+    @property
+    def trials(self) -> tuple[Trial, ...]:
+        """All trials, oldest first."""
+        return tuple(self._trials)
+
+    def record(self, trial: Trial) -> None:
+        """Append the result of a trial."""
+        self._trials.append(trial)
+
+    def site_counts(self) -> Mapping[SiteKey, tuple[int, int]]:
+        """Return ``(successes, failures)`` for each operator and the tokens it was applied to."""
+        counts: dict[SiteKey, list[int]] = defaultdict(lambda: [0, 0])
+        for trial in self._trials:
+            counts[trial.operator, trial.before][0 if trial.gain > 0 else 1] += 1
+        return {site: (won, lost) for site, (won, lost) in counts.items()}
+
+    def token_gains(self) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Return every token that was put in, and its trial's gain; both of shape ``(trials,)``."""
+        pairs = [(token, t.gain) for t in self._trials for token in t.after]
+        tokens = np.array([token for token, _ in pairs], dtype=np.int64)
+        return tokens, np.array([gain for _, gain in pairs], dtype=np.float64)
+
+    def to_json(self) -> str:
+        """Return the trials as JSON text."""
+        return json.dumps([asdict(trial) for trial in self._trials])
+
+    @classmethod
+    def from_json(cls, text: str) -> "Feedback":
+        """Read what `to_json` wrote."""
+        feedback = cls()
+        for item in json.loads(text):
+            before, after = tuple(item.pop("before")), tuple(item.pop("after"))
+            feedback.record(Trial(before=before, after=after, **item))
+        return feedback

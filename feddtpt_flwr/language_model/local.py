@@ -1,0 +1,169 @@
+"""A local Hugging Face causal language model as the black box.
+
+Three things make it fast, none of which changes an answer: tokens that all queries of a call share
+(the prompt) go through the model once and their keys and values are reused by the whole batch; the
+queries are sorted by length so that hardly any padding is computed; and only the last position,
+and there only the rows of the answer words, go through the output layer.
+"""
+
+from collections.abc import Iterator, Sequence
+
+from feddtpt_flwr.language_model.forward import SharedPrefix, TokenIds, common_prefix_length
+from feddtpt_flwr.language_model.weights import load_causal_lm, resolve_device, resolve_dtype
+
+
+class LocalLanguageModel:
+    """Answer with a causal language model in this process, greedily.
+
+    Parameters
+    ----------
+    model : str
+        ``"embedded"`` (SmolLM2-135M-Instruct), a hub name, a folder or a ``.gguf`` file.
+    chat : bool
+        Whether to wrap each query in the model's chat template; plain text otherwise.
+    device : str
+        A torch device, or ``"auto"``: the GPU if there is one.
+    dtype : str
+        ``"auto"``, ``"float32"``, ``"bfloat16"`` or ``"float16"``.
+    max_batch_tokens : int
+        Most tokens (padding included) that go through the model at once.
+    max_new_tokens : int
+        Longest free-text answer, in tokens.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        chat: bool = False,
+        device: str = "auto",
+        dtype: str = "auto",
+        max_batch_tokens: int = 2048,
+        max_new_tokens: int = 16,
+    ) -> None:
+        self._device = resolve_device(device)
+        dtype = resolve_dtype(dtype, self._device)
+        self._model, self._tokenizer = load_causal_lm(model, self._device, dtype)
+        self._chat = chat
+        self._max_batch_tokens = max_batch_tokens
+        self._max_new_tokens = max_new_tokens
+        self._name = f"{model} ({dtype}, {'chat' if chat else 'plain'})"
+
+    @property
+    def name(self) -> str:
+        """The model, its numeric type and the query format."""
+        return self._name
+
+    def answer(self, prompt: str, inputs: Sequence[str], choices: Sequence[str]) -> list[str]:
+        """Answer ``prompt + input`` for every input (see `LanguageModel.answer`)."""
+        if not inputs:
+            return []
+        texts = {text: self._render(prompt + text) for text in inputs}
+        queries = list(texts.values())
+        if choices:
+            answers = self._choose(queries, choices)
+        else:
+            answers = [self._generate(query) for query in queries]
+        by_input = dict(zip(texts, answers, strict=True))
+        return [by_input[text] for text in inputs]
+
+    def _render(self, query: str) -> str:
+        if not self._chat:
+            return query
+        message = [{"role": "user", "content": query}]
+        return str(
+            self._tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+        )
+
+    def _encode(self, texts: Sequence[str]) -> list[TokenIds]:
+        # A rendered chat template already carries its special tokens.
+        encoded = self._tokenizer(list(texts), add_special_tokens=not self._chat)
+        return [tuple(ids) for ids in encoded["input_ids"]]
+
+    def _generate(self, query: str) -> str:
+        import torch
+
+        ids = torch.tensor([self._encode([query])[0]], device=self._device)
+        with torch.inference_mode():
+            output = self._model.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                do_sample=False,
+                max_new_tokens=self._max_new_tokens,
+                pad_token_id=self._tokenizer.eos_token_id,
+            )
+        return str(self._tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True))
+
+    def _choose(self, queries: Sequence[str], choices: Sequence[str]) -> list[str]:
+        """Decode greedily among the token sequences of the choices.
+
+        Almost always the first token decides and one pass is enough; queries whose candidates
+        still share it go through another pass with that token appended.
+        """
+        options = self._choice_tokens(queries[0], choices)
+        contexts = self._encode(queries)
+        answers: list[str] = [""] * len(queries)
+        open_queries = {index: (context, options) for index, context in enumerate(contexts)}
+        depth = 0
+        while open_queries:
+            next_tokens = sorted({o[depth] for _, left in open_queries.values() for o in left})
+            logits = self._next_logits([c for c, _ in open_queries.values()], next_tokens)
+            still_open = {}
+            for row, (index, (context, left)) in zip(logits, open_queries.items(), strict=True):
+                allowed = {option[depth] for option in left}
+                scores = dict(zip(next_tokens, row, strict=True))
+                token = max(allowed, key=scores.__getitem__)
+                remaining = {o: word for o, word in left.items() if o[depth] == token}
+                if len(remaining) == 1:
+                    answers[index] = next(iter(remaining.values()))
+                else:
+                    still_open[index] = ((*context, token), remaining)
+            open_queries, depth = still_open, depth + 1
+        return answers
+
+    def _choice_tokens(self, query: str, choices: Sequence[str]) -> dict[TokenIds, str]:
+        """Return the tokens with which each choice would continue ``query``."""
+        separator = "" if query[-1:].isspace() else " "
+        stem = self._encode([query])[0]
+        whole = self._encode([query + separator + choice for choice in choices])
+        end = (self._tokenizer.eos_token_id,)
+        # The end token keeps a choice that is the beginning of another one apart from it.
+        options = {(*ids[len(stem) :], *end): c for ids, c in zip(whole, choices, strict=True)}
+        if len(options) < len(choices):
+            raise ValueError(f"answer words {list(choices)} are not told apart by the tokenizer")
+        return options
+
+    def _next_logits(
+        self, contexts: Sequence[TokenIds], next_tokens: Sequence[int]
+    ) -> list[list[float]]:
+        """Return the logits of ``next_tokens`` after each context, shape (contexts, tokens)."""
+        import torch
+
+        shared = common_prefix_length(contexts)
+        prefix = SharedPrefix(self._model, contexts[0][:shared])
+        rows: list[list[float]] = [[]] * len(contexts)
+        with torch.inference_mode():
+            output_layer = self._model.get_output_embeddings()
+            weight = output_layer.weight[list(next_tokens)].float()
+            for batch in self._batches([len(c) - shared for c in contexts]):
+                tails = [contexts[index][shared:] for index in batch]
+                hidden = prefix.hidden_states(tails)
+                last = torch.tensor([len(tail) - 1 for tail in tails], device=hidden.device)
+                picked = hidden[torch.arange(len(batch), device=hidden.device), last]
+                logits = picked.float() @ weight.T
+                if getattr(output_layer, "bias", None) is not None:
+                    logits = logits + output_layer.bias[list(next_tokens)].float()
+                for index, row in zip(batch, logits.tolist(), strict=True):
+                    rows[index] = row
+        return rows
+
+    def _batches(self, lengths: Sequence[int]) -> Iterator[list[int]]:
+        """Yield indices in batches of similar length within the token limit."""
+        batch: list[int] = []
+        for index in sorted(range(len(lengths)), key=lengths.__getitem__):
+            if batch and (len(batch) + 1) * lengths[index] > self._max_batch_tokens:
+                yield batch
+                batch = []
+            batch.append(index)
+        if batch:
+            yield batch

@@ -1,0 +1,106 @@
+"""Where local model weights come from: a hub name, a folder or a GGUF file.
+
+A GGUF file is de-quantised once and kept as safetensors in the cache folder: reading quantised
+weights takes tens of seconds, mapping the copy into memory takes a fraction of one, and several
+processes on a machine then share its pages.
+"""
+
+import hashlib
+import shutil
+import tempfile
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from feddtpt_flwr.assets import EMBEDDED, cache_folder, embedded_language_model
+
+
+def resolve_device(device: str) -> str:
+    """Return the torch device for ``device`` (``auto``: the GPU if there is one)."""
+    import torch
+
+    if device != "auto":
+        return device
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def resolve_dtype(dtype: str, device: str) -> str:
+    """Return the torch dtype name for ``dtype``.
+
+    ``auto`` is bfloat16 where the hardware multiplies it natively (GPUs, processors with AMX),
+    several times faster there and equal in all but a few answers in a thousand; float32 elsewhere.
+    """
+    import torch
+
+    if dtype != "auto":
+        return dtype
+    # torch has no public query for AMX; the private one is what its own tests use.
+    native = device != "cpu" or bool(getattr(torch.cpu, "_is_amx_tile_supported", bool)())
+    return "bfloat16" if native else "float32"
+
+
+@cache
+def load_causal_lm(model: str, device: str, dtype: str) -> tuple[Any, Any]:
+    """Load a causal language model and its tokenizer, once per process.
+
+    Parameters
+    ----------
+    model : str
+        ``"embedded"``, the name of a model on the Hugging Face hub, a folder, or a ``.gguf`` file.
+    device, dtype : str
+        A torch device and dtype name (see `resolve_device`, `resolve_dtype`).
+
+    Returns
+    -------
+    tuple
+        The model in evaluation mode and its fast tokenizer.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()  # it would fill the streamed log of every node
+    source = embedded_language_model() if model == EMBEDDED else Path(model)
+    folder = str(_from_gguf(source)) if source.suffix == ".gguf" else model
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    loaded = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))
+    return loaded.to(device).eval(), tokenizer
+
+
+def _from_gguf(path: Path) -> Path:
+    """De-quantise a GGUF file into the cache folder, once per machine; return the folder."""
+    from filelock import FileLock
+
+    if not path.is_file():
+        raise FileNotFoundError(f"language model file {path} does not exist")
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    folder = cache_folder() / "models" / f"{path.stem}-{digest[:16]}"
+    if folder.is_dir():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        if not folder.is_dir():
+            _dequantise(path, folder)
+    return folder
+
+
+def _dequantise(path: Path, folder: Path) -> None:
+    """Write the weights and tokenizer of a GGUF file to ``folder``, all or nothing."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    quantised = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name)
+    config = quantised.config
+    # transformers refuses to save a model that remembers having been quantised.
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    model = AutoModelForCausalLM.from_config(config)
+    model.load_state_dict(quantised.state_dict())
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
+    try:
+        model.save_pretrained(temporary)
+        AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name).save_pretrained(temporary)
+        temporary.chmod(0o755)
+        temporary.replace(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

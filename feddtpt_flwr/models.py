@@ -1,0 +1,56 @@
+"""The models that a configuration names, each built once per process."""
+
+from functools import cache
+
+from feddtpt_flwr.assets import EMBEDDED
+from feddtpt_flwr.config import RunConfig
+from feddtpt_flwr.data import Task
+from feddtpt_flwr.language_model import LanguageModel
+from feddtpt_flwr.language_model.local import LocalLanguageModel
+from feddtpt_flwr.masked_lm import (
+    CausalInfiller,
+    EncoderEmbedder,
+    HuggingFaceMaskedLM,
+    MaskedLM,
+    TokenEmbedder,
+)
+from feddtpt_flwr.proposer import MaskedLMProposer, Proposer
+
+
+def language_model(config: RunConfig) -> LanguageModel:
+    """Return the black box."""
+    return _language_model(config.language_model, config.chat, config.device, config.dtype)
+
+
+def masked_lm(config: RunConfig, task: Task) -> MaskedLM:
+    """Return the model that proposes tokens."""
+    excluded = task.answers if config.exclude_answer_words else ()
+    return _masked_lm(config.masked_lm, excluded, config.device, config.dtype)
+
+
+def token_embedder(config: RunConfig, task: Task) -> TokenEmbedder:
+    """Return the model that embeds tokens on the server."""
+    model = masked_lm(config, task)
+    if isinstance(model, HuggingFaceMaskedLM):
+        return model
+    return EncoderEmbedder(model.vocabulary)
+
+
+def proposer(config: RunConfig, task: Task) -> Proposer:
+    """Return what proposes the client's changes."""
+    model = masked_lm(config, task)
+    return MaskedLMProposer(
+        model, max_tokens=config.max_prompt_tokens, use_feedback=config.feedback
+    )
+
+
+@cache
+def _language_model(model: str, chat: bool, device: str, dtype: str) -> LanguageModel:
+    return LocalLanguageModel(model, chat=chat, device=device, dtype=dtype)
+
+
+@cache
+def _masked_lm(model: str, excluded: tuple[str, ...], device: str, dtype: str) -> MaskedLM:
+    if model == EMBEDDED:
+        return CausalInfiller(model, excluded_words=excluded, device=device, dtype=dtype)
+    return HuggingFaceMaskedLM(model, excluded_words=excluded, device=device)

@@ -1,0 +1,154 @@
+"""Proposals: which change of the prompt to pay for next."""
+
+from collections import Counter
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from feddtpt_flwr.feedback import Feedback, site_tokens
+from feddtpt_flwr.masked_lm import MaskedLM
+from strategies.candidates import Tokens
+from strategies.edits import Edit, Operator
+
+_TO_FILL = (-1,)  # stands for tokens that the masked language model has yet to choose
+
+
+class Proposer(Protocol):
+    """Proposes a change of a prompt, given the feedback so far."""
+
+    def propose(self, tokens: Tokens, feedback: Feedback, rng: np.random.Generator) -> Edit:
+        """Return one edit of the prompt ``tokens``."""
+        ...
+
+
+class MaskedLMProposer:
+    """The masked language model says what fits, the feedback says where and bends the choice.
+
+    *Where* is a bandit: each place and operator has a Beta posterior over "a change here helps",
+    shrunk towards its operator's rate, and a draw from it is the place's chance of being picked.
+    *What* is drawn from the masked language model's distribution for the gap, each token's
+    log-probability raised by what tokens of similar meaning gained when they were tried.
+
+    Parameters
+    ----------
+    masked_lm : MaskedLM
+        Fills the gap.
+    max_tokens : int
+        Longest prompt, in tokens.
+    use_feedback : bool
+        Off is the paper's ablation: any place, tokens by the language model alone.
+    temperature : float
+        Flattens (above 1) or sharpens the language model's distribution.
+    feedback_strength : float
+        How many nats of log-probability a gain of one answer in ten is worth.
+    max_span : int
+        Most words that one change replaces or deletes.
+    phrase_probability : float
+        How often two tokens are put in instead of one.
+    """
+
+    def __init__(
+        self,
+        masked_lm: MaskedLM,
+        *,
+        max_tokens: int,
+        use_feedback: bool = True,
+        temperature: float = 1.5,
+        feedback_strength: float = 1.0,
+        max_span: int = 3,
+        phrase_probability: float = 0.25,
+    ) -> None:
+        self._masked_lm = masked_lm
+        self._max_tokens = max_tokens
+        self._use_feedback = use_feedback
+        self._temperature = temperature
+        self._strength = feedback_strength
+        self._max_span = max_span
+        self._phrase_probability = phrase_probability
+
+    def propose(self, tokens: Tokens, feedback: Feedback, rng: np.random.Generator) -> Edit:
+        """Return one edit of the prompt ``tokens``."""
+        site = self._choose_site(tokens, feedback, rng)
+        if site.operator == "delete":
+            return site
+        left, right = tokens[: site.start], tokens[site.stop :]
+        replaced = tokens[site.start : site.stop]
+        filling: Tokens = (self._choose_token(left, right, replaced, feedback, rng),)
+        room = self._max_tokens - len(left) - len(right)
+        if room > 1 and rng.random() < self._phrase_probability:
+            following = self._choose_token(left + filling, right, filling, feedback, rng)
+            filling = (*filling, following)
+        return Edit(site.start, site.stop, filling)
+
+    def _sites(self, tokens: Tokens) -> list[tuple[Edit, float]]:
+        """Return every place that a change may go to, and its weight before any feedback."""
+        words = self._masked_lm.vocabulary.words(tokens)
+        sites: list[tuple[Edit, float]] = []
+        for first in range(len(words)):
+            for last in range(first, min(first + self._max_span, len(words))):
+                start, stop = words[first][0], words[last][1]
+                weight = 0.5 ** (last - first)
+                sites.append((Edit(start, stop, _TO_FILL), weight))
+                if stop - start < len(tokens):
+                    sites.append((Edit(start, stop, ()), weight))
+        if len(tokens) < self._max_tokens:
+            gaps = [start for start, _ in words] + [len(tokens)]
+            sites += [(Edit(gap, gap, _TO_FILL), 1.0) for gap in gaps]
+        return sites
+
+    def _choose_site(self, tokens: Tokens, feedback: Feedback, rng: np.random.Generator) -> Edit:
+        sites = self._sites(tokens)
+        weights = np.array([weight for _, weight in sites])
+        if self._use_feedback:
+            edits = [edit for edit, _ in sites]
+            weights = weights * self._beliefs(tokens, edits, feedback, rng) ** 2
+        return sites[int(rng.choice(len(sites), p=weights / weights.sum()))][0]
+
+    def _beliefs(
+        self, tokens: Tokens, sites: list[Edit], feedback: Feedback, rng: np.random.Generator
+    ) -> NDArray[np.float64]:
+        """Draw for each place how likely a change there helps, from its Beta posterior."""
+        counts = feedback.site_counts()
+        won: Counter[Operator] = Counter()
+        lost: Counter[Operator] = Counter()
+        for (operator, _), (successes, failures) in counts.items():
+            won[operator] += successes
+            lost[operator] += failures
+        draws = []
+        for edit in sites:
+            operator = edit.operator
+            rate = (won[operator] + 1) / (won[operator] + lost[operator] + 6)
+            successes, failures = counts.get((operator, site_tokens(edit, tokens)), (0, 0))
+            draws.append(rng.beta(3 * rate + successes, 3 * (1 - rate) + failures))
+        return np.array(draws)
+
+    def _choose_token(
+        self,
+        left: Tokens,
+        right: Tokens,
+        avoid: Tokens,
+        feedback: Feedback,
+        rng: np.random.Generator,
+    ) -> int:
+        fillings = self._masked_lm.fill(left, right)
+        scores = fillings.log_probs / self._temperature
+        if self._use_feedback:
+            scores = scores + self._strength * self._token_bonus(fillings.tokens, feedback)
+        scores = np.where(np.isin(fillings.tokens, avoid), -np.inf, scores)
+        # Adding Gumbel noise and taking the best is sampling from the softmax of the scores.
+        return int(fillings.tokens[np.argmax(scores + rng.gumbel(size=len(scores)))])
+
+    def _token_bonus(self, tokens: NDArray[np.int64], feedback: Feedback) -> NDArray[np.float64]:
+        """Return the smoothed gain of each token's neighbours in meaning, in answers in ten."""
+        tried, gains = feedback.token_gains()
+        if not len(tried):
+            return np.zeros(len(tokens))
+        embeddings = self._masked_lm.token_embeddings
+        if embeddings is None:  # then a token tells nothing about others
+            kernel = (tokens[:, None] == tried[None, :]).astype(np.float64)
+        else:
+            cosine = embeddings[tokens] @ embeddings[tried].T
+            kernel = np.exp((cosine - 1) / 0.15).astype(np.float64)
+        bonus: NDArray[np.float64] = 10 * (kernel @ gains) / (kernel.sum(1) + 1.0)
+        return bonus

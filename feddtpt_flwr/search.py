@@ -1,0 +1,156 @@
+"""The client's search (paper, Algorithm 1): propose, ask, remember, keep what is better."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from feddtpt_flwr.data import Example
+from feddtpt_flwr.evaluation import BudgetExhaustedError, Evaluator
+from feddtpt_flwr.feedback import Feedback, Trial
+from feddtpt_flwr.proposer import Proposer
+from strategies.candidates import Tokens
+from strategies.edits import Edit
+
+FIRST_BATCH = 8
+MAX_ATTEMPTS = 50
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A prompt and which examples it answers correctly, in the search's order of examples."""
+
+    tokens: Tokens
+    correct: NDArray[np.bool_]
+
+    @property
+    def accuracy(self) -> float:
+        """Share of correct answers, in [0, 1]."""
+        return float(self.correct.mean())
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """What a search found.
+
+    Parameters
+    ----------
+    tokens : Tokens
+        The best prompt; the one it was given if nothing better was found.
+    accuracy, start_accuracy : float
+        Accuracy of this prompt and of the one it was given, on the same examples, in [0, 1];
+        zero if the budget did not even cover the first.
+    accepted : tuple[Trial, ...]
+        The changes that led there, in order.
+    num_trials : int
+        Changes that were tried.
+    """
+
+    tokens: Tokens
+    accuracy: float
+    start_accuracy: float
+    accepted: tuple[Trial, ...]
+    num_trials: int
+
+
+class PromptSearch:
+    """Token-level search with inference feedback, one client's part of a round.
+
+    Parameters
+    ----------
+    evaluator : Evaluator
+        Asks the black box; its budget ends the search.
+    proposer : Proposer
+        Proposes changes, given the feedback.
+    decode : Callable[[Tokens], str]
+        Tokens to text.
+    examples : Sequence[Example]
+        Private batch and public set together; prefixes should hold the classes in proportion.
+    rng : numpy.random.Generator
+        Source of all randomness.
+    on_accept : Callable[[Trial, SearchResult], None], optional
+        Called after every accepted change.
+    """
+
+    def __init__(
+        self,
+        evaluator: Evaluator,
+        proposer: Proposer,
+        decode: Callable[[Tokens], str],
+        examples: Sequence[Example],
+        rng: np.random.Generator,
+        on_accept: Callable[[Trial], None] | None = None,
+    ) -> None:
+        self._evaluator = evaluator
+        self._proposer = proposer
+        self._decode = decode
+        self._examples = examples
+        self._rng = rng
+        self._on_accept = on_accept or (lambda _: None)
+
+    def run(self, start: Tokens, feedback: Feedback) -> SearchResult:
+        """Search from ``start`` until the budget is used up; add every trial to ``feedback``.
+
+        The result is never worse than ``start`` on the examples.
+        """
+        accepted: list[Trial] = []
+        tried = {start}
+        try:
+            best = first = self._measure(start)
+        except BudgetExhaustedError:
+            return SearchResult(start, 0.0, 0.0, (), 0)
+        try:
+            while edit := self._propose_new(best.tokens, tried, feedback):
+                candidate, trial = self._race(best, edit)
+                feedback.record(trial)
+                if trial.accepted:
+                    best = candidate
+                    accepted.append(trial)
+                    self._on_accept(trial)
+        except BudgetExhaustedError:
+            pass  # the regular end: the next question would have been one too many
+        return SearchResult(
+            best.tokens, best.accuracy, first.accuracy, tuple(accepted), len(tried) - 1
+        )
+
+    def _propose_new(self, tokens: Tokens, tried: set[Tokens], feedback: Feedback) -> Edit | None:
+        """Return an edit that leads to a prompt not tried yet, or None if none turns up."""
+        for _ in range(MAX_ATTEMPTS):
+            edit = self._proposer.propose(tokens, feedback, self._rng)
+            changed = edit.apply(tokens)
+            if changed not in tried:
+                tried.add(changed)
+                return edit
+        return None
+
+    def _race(self, best: Measured, edit: Edit) -> tuple[Measured, Trial]:
+        """Compare the changed prompt with the best so far, on growing batches of examples.
+
+        Both are judged by the same examples. A change that has lost an answer after the first
+        batch, or has won none after a later one, is dropped, which is the fate of most; what
+        remains has won more answers than it lost over all examples, and is accepted.
+        """
+        changed = edit.apply(best.tokens)
+        for size in self._batches():
+            correct = self._ask(changed, size)
+            gain = int(correct.sum()) - int(best.correct[:size].sum())
+            if gain < (0 if size == FIRST_BATCH else 1):
+                break
+        accepted = gain > 0 and size == len(self._examples)
+        trial = Trial.of(edit, best.tokens, gain=gain, correct=correct, accepted=accepted)
+        return Measured(changed, correct), trial
+
+    def _batches(self) -> Iterator[int]:
+        """Yield how many examples have been asked after each batch; batches double."""
+        size = FIRST_BATCH
+        while size < len(self._examples):
+            yield size
+            size *= 2
+        yield len(self._examples)
+
+    def _measure(self, tokens: Tokens) -> Measured:
+        return Measured(tokens, self._ask(tokens, len(self._examples)))
+
+    def _ask(self, tokens: Tokens, size: int) -> NDArray[np.bool_]:
+        return self._evaluator.correct(self._decode(tokens), self._examples[:size])

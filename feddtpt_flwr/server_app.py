@@ -1,0 +1,87 @@
+"""The server: seed prompt, strategy, central evaluation, run folder."""
+
+import time
+from logging import ERROR, INFO
+from pathlib import Path
+
+import numpy as np
+from flwr.common import Context, log
+from flwr.server import ServerConfig
+from flwr.server.compat import start_grid
+from flwr.serverapp import Grid, ServerApp
+
+from feddtpt_flwr import models
+from feddtpt_flwr.assets import AssetError
+from feddtpt_flwr.config import ConfigError, RunConfig
+from feddtpt_flwr.data import DataError
+from feddtpt_flwr.evaluation import Evaluator, QueryBudget
+from feddtpt_flwr.experiment import load_data, load_task, seed_tokens
+from feddtpt_flwr.recorder import Recorder
+from feddtpt_flwr.run_folder import RunFolder
+from strategies.feddtpt import FedDTPT
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run the federation; a mistake in the configuration ends it before any query."""
+    try:
+        config = RunConfig.from_run_config(context.run_config)
+        strategy, recorder = build(config, _wait_for_clients(grid, config))
+    except (ConfigError, DataError, AssetError) as error:
+        log(ERROR, "%s: %s", type(error).__name__, error)
+        raise SystemExit(1) from None
+    start_grid(
+        grid=grid, config=ServerConfig(num_rounds=config.num_server_rounds), strategy=strategy
+    )
+    print(recorder.close(), flush=True)
+
+
+def build(config: RunConfig, num_clients: int) -> tuple[FedDTPT, Recorder]:
+    """Check everything that a run needs, then put strategy and recorder together."""
+    task = load_task(config)
+    data = load_data(config, num_clients)
+    masked_lm = models.masked_lm(config, task)
+    vocabulary = masked_lm.vocabulary
+    first = seed_tokens(config, task, vocabulary)
+    model = models.language_model(config)
+    # Held-out questions are the experimenter's, not the federation's: counted, but not limited.
+    budget = QueryBudget((config.num_server_rounds + 1) * len(data.test))
+    recorder = Recorder(
+        config,
+        task,
+        vocabulary,
+        Evaluator(model, task, budget),
+        data.test,
+        RunFolder(Path(config.run_folder), f"{task.name}-seed{config.seed}"),
+        model.name,
+    )
+    strategy = FedDTPT(
+        initial_prompt=np.array(first, dtype=np.int64),
+        embed_fn=models.token_embedder(config, task).embed,
+        vocabulary_size=len(vocabulary),
+        vocabulary=vocabulary.fingerprint,
+        max_tokens=config.max_prompt_tokens,
+        aggregation=config.aggregation,
+        min_samples=config.min_samples,
+        guard=config.guard,
+        race_candidates=config.race_candidates,
+        on_round=recorder.round,
+        fraction_fit=config.fraction_fit,
+        min_fit_clients=1,
+        min_evaluate_clients=1,
+        min_available_clients=config.min_available_clients,
+        evaluate_fn=recorder.evaluate,
+        fit_metrics_aggregation_fn=recorder.fit_metrics,
+        evaluate_metrics_aggregation_fn=recorder.evaluate_metrics,
+    )
+    return strategy, recorder
+
+
+def _wait_for_clients(grid: Grid, config: RunConfig) -> int:
+    """Return the number of connected clients once there are enough."""
+    while (connected := len(list(grid.get_node_ids()))) < config.min_available_clients:
+        log(INFO, "%d of %d clients connected", connected, config.min_available_clients)
+        time.sleep(3)
+    return connected

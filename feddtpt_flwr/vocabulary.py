@@ -1,0 +1,97 @@
+"""The token vocabulary in which prompts are written: the masked language model's."""
+
+import hashlib
+import re
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+_WORD_MARKS = ("Ġ", "▁")  # how byte-level BPE and SentencePiece mark a leading space
+_CONTINUATION = "##"  # how WordPiece marks that there is none
+
+
+class Vocabulary:
+    """Text to token ids and back, and which tokens are whole words.
+
+    Parameters
+    ----------
+    tokenizer : transformers.PreTrainedTokenizerFast
+        The masked language model's tokenizer.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._pieces: list[str] = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
+        self._special = frozenset(tokenizer.all_special_ids)
+        # "##" alone proves nothing: to a byte-level vocabulary it is a heading's mark.
+        self._wordpiece = not any(piece.startswith(_WORD_MARKS) for piece in self._pieces)
+
+    def __len__(self) -> int:
+        """Return the number of token ids."""
+        return len(self._pieces)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A short hash by which two nodes tell whether they speak of the same tokens."""
+        return hashlib.sha256("\n".join(self._pieces).encode()).hexdigest()[:16]
+
+    def encode(self, text: str) -> tuple[int, ...]:
+        """Return the token ids of ``text``, each word with its leading space, nothing added."""
+        # Every word carries its space, the first one too, so that words can change places.
+        ids = self._tokenizer(" " + text.strip(), add_special_tokens=False)["input_ids"]
+        return tuple(int(i) for i in ids)
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Return the text of ``tokens`` without leading or trailing space."""
+        return str(self._tokenizer.decode(list(tokens))).strip()
+
+    def spans(self, tokens: Sequence[int]) -> tuple[str, list[tuple[int, int]]]:
+        """Return the text of ``tokens``, and the half-open span of each token in it."""
+        # Token by token, a multi-byte character or a cleaned-up space may come out differently;
+        # the whole text's beginnings are what counts.
+        ends = [len(str(self._tokenizer.decode(list(tokens[: i + 1])))) for i in range(len(tokens))]
+        text = str(self._tokenizer.decode(list(tokens)))
+        return text, list(zip([0, *ends[:-1]], ends, strict=True))
+
+    def starts_word(self, token: int) -> bool:
+        """Return whether ``token`` begins a word or is a mark of its own, such as a full stop."""
+        piece = self._pieces[token]
+        if self._wordpiece:
+            return not piece.startswith(_CONTINUATION)
+        return piece.startswith(_WORD_MARKS) or not piece[:1].isalnum()
+
+    def words(self, tokens: Sequence[int]) -> list[tuple[int, int]]:
+        """Return the half-open token spans of the words in ``tokens``."""
+        starts = [i for i, token in enumerate(tokens) if i == 0 or self.starts_word(token)]
+        return list(zip(starts, [*starts[1:], len(tokens)], strict=True))
+
+    def proposable(self, excluded_words: Iterable[str] = ()) -> NDArray[np.bool_]:
+        """Return which tokens may be proposed: whole words of letters, and simple punctuation.
+
+        Parameters
+        ----------
+        excluded_words : Iterable[str]
+            Words not to propose, whatever their case; the answer words, for instance.
+
+        Returns
+        -------
+        NDArray[np.bool_]
+            Mask of shape ``(len(self),)``.
+        """
+        excluded = {word.casefold() for word in excluded_words}
+        allowed = np.zeros(len(self), dtype=bool)
+        for token, piece in enumerate(self._pieces):
+            if token in self._special or not self.starts_word(token):
+                continue
+            marked = self._wordpiece or piece.startswith(_WORD_MARKS)
+            word = piece.lstrip("".join(_WORD_MARKS))
+            if marked and re.fullmatch(r"[A-Za-z]+", word):
+                allowed[token] = word.casefold() not in excluded and (
+                    len(word) > 1 or word in {"a", "I"}
+                )
+            elif word in {",", ".", ":", "?", ";", "!"}:
+                allowed[token] = not marked or self._wordpiece
+        return allowed

@@ -1,0 +1,133 @@
+"""The server's step: local prompts in, global prompt out (FedDTPT, section 3.4, Algorithm 2)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from strategies.elbow import ELBOWS, ElbowMethod
+from strategies.methods import METHODS, Choice, Settings, Vocabulary
+from strategies.selection import Noise, cut
+from strategies.uploads import Uploads, collect
+
+Method = Literal["feddtpt", "average", "attention", "kmeans", "best", "majority"]
+
+
+@dataclass(frozen=True)
+class Aggregate:
+    """The next global prompt and how it came about.
+
+    Attributes
+    ----------
+    tokens
+        Shape ``(N,)``, ``N`` at least 1: token ids of the global prompt.
+    sources
+        Shape ``(N, 2)``: client and position each token came from, in the caller's order of
+        clients; (-1, -1) for a token of the vocabulary that nobody uploaded.
+    weights
+        Attention weights alpha, one array of shape ``(N_k,)`` per client.
+    labels
+        Cluster of every uploaded token, -1 for noise, one array of shape ``(N_k,)`` per client;
+        ``None`` where the method does not cluster or did not need to.
+    eps
+        The radius the elbow gave DBSCAN, in [0, 2], or ``None``.
+    """
+
+    tokens: NDArray[np.int64]
+    sources: NDArray[np.int64]
+    weights: tuple[NDArray[np.float64], ...]
+    labels: tuple[NDArray[np.int64], ...] | None
+    eps: float | None
+
+
+def aggregate(
+    prompts: Sequence[NDArray[np.integer[Any]]],
+    embeddings: Sequence[NDArray[np.floating[Any]]],
+    *,
+    method: Method = "feddtpt",
+    min_samples: int = 2,
+    elbow_method: ElbowMethod = "split",
+    noise: Noise = "drop",
+    max_tokens: int | None = None,
+    accuracies: Sequence[float] | None = None,
+    client_weights: Sequence[float] | None = None,
+    vocabulary: Vocabulary | None = None,
+    n_clusters: int | None = None,
+) -> Aggregate:
+    """Combine the clients' local prompts into the next global prompt.
+
+    The order of clients changes nothing. One client, or clients who all sent the same prompt,
+    get that prompt back whatever the method, cut to ``max_tokens``.
+
+    Parameters
+    ----------
+    prompts
+        Token ids, one array of shape ``(N_k,)`` per client; lengths may differ.
+    embeddings
+        Contextual token embeddings, one array of shape ``(N_k, d)`` per client.
+    method
+        ``"feddtpt"``, the paper's, or one of its server ablations and baselines: see
+        :data:`strategies.methods.METHODS`.
+    min_samples
+        Tokens, itself included, within ``eps`` of a core point of DBSCAN; at least 1.
+    elbow_method
+        How ``eps`` is read off the sorted neighbour distances: see :func:`elbow`.
+    noise
+        What becomes of tokens in no cluster: ``"drop"`` or ``"keep"``.
+    max_tokens
+        Longest prompt allowed, at least 1. The heaviest clusters stay; ``"average"`` and
+        ``"majority"``, which go by position, stop there.
+    accuracies
+        One per client; only ``"best"`` reads them, and it must have them.
+    client_weights
+        How much each client counts in the others' attention, in k-means, averages and votes.
+    vocabulary
+        Token ids ``(V,)`` and embeddings ``(V, d)`` that ``"average"`` decodes to; without it,
+        to uploaded tokens only.
+    n_clusters
+        For ``"kmeans"``; ``None`` means the mean prompt length.
+
+    Returns
+    -------
+    Aggregate
+        Its prompt is never empty.
+
+    Raises
+    ------
+    ValueError
+        No client, an empty prompt, unfitting shapes, values out of range, or an unknown name.
+    """
+    for name, value, allowed in (
+        ("method", method, METHODS),
+        ("elbow_method", elbow_method, ELBOWS),
+        ("noise", noise, ("drop", "keep")),
+    ):
+        if value not in allowed:
+            raise ValueError(f"unknown {name} {value!r}; allowed: {', '.join(allowed)}")
+    if min_samples < 1 or (max_tokens is not None and max_tokens < 1):
+        raise ValueError("min_samples and max_tokens must be at least 1")
+    uploads = collect(prompts, embeddings, accuracies, client_weights)
+    if all(np.array_equal(prompt, prompts[0]) for prompt in prompts):
+        rows = cut(uploads, uploads.prompt(0), max_tokens)
+        return _report(uploads, Choice(rows, uploads.tokens[rows]))
+    settings = Settings(min_samples, elbow_method, noise, max_tokens, vocabulary, n_clusters)
+    return _report(uploads, METHODS[method](uploads, settings))
+
+
+def _report(uploads: Uploads, choice: Choice) -> Aggregate:
+    """Translate rows in canonical order to the caller's clients and positions."""
+    came_from = np.column_stack([uploads.arrival[uploads.clients], uploads.positions])
+    sources = np.where(choice.rows[:, None] < 0, -1, came_from[choice.rows])
+    ends, back = np.cumsum(uploads.lengths)[:-1], np.argsort(uploads.arrival)
+    alpha = np.exp(uploads.log_weights) / uploads.lengths[uploads.clients]
+    weights = np.split(alpha, ends)
+    labels = None if choice.labels is None else np.split(choice.labels, ends)
+    return Aggregate(
+        tokens=choice.tokens,
+        sources=sources,
+        weights=tuple(weights[k] for k in back),
+        labels=None if labels is None else tuple(labels[k] for k in back),
+        eps=choice.eps,
+    )

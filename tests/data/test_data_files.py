@@ -1,0 +1,249 @@
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from feddtpt_flwr.data import (
+    Cleaning,
+    DataError,
+    FileSource,
+    Task,
+    get_task,
+    glue_files,
+    to_examples,
+)
+
+TASK = Task(
+    name="reviews",
+    template="{prompt} {text}",
+    label_column="label",
+    labels=("bad", "good"),
+    answers=("negative", "positive"),
+    seed_prompt="Judge.",
+)
+
+TRAIN = pd.DataFrame(
+    {
+        "id": [1, 2, 3, 4],
+        "text": ['a "fine" film', "None", "dull, very dull", "007"],
+        "label": ["good", "bad", "bad", "good"],
+    }
+)
+TEST = pd.DataFrame({"id": [5, 6], "text": ["so-so", "élan"], "label": ["bad", "good"]})
+
+WRITERS: dict[str, Callable[[pd.DataFrame, Path], None]] = {
+    ".csv": lambda frame, path: frame.to_csv(path, index=False),
+    ".tsv": lambda frame, path: frame.to_csv(path, index=False, sep="\t", quoting=3),
+    ".jsonl": lambda frame, path: frame.to_json(path, orient="records", lines=True),
+    ".parquet": lambda frame, path: frame.to_parquet(path),
+}
+
+
+def write(folder: Path, name: str, frame: pd.DataFrame) -> Path:
+    path = folder / name
+    WRITERS[path.suffix](frame, path)
+    return path
+
+
+def write_text(folder: Path, name: str, *lines: str) -> Path:
+    path = folder / name
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("suffix", WRITERS)
+def test_every_format_round_trips(tmp_path: Path, suffix: str) -> None:
+    train = write(tmp_path, f"train{suffix}", TRAIN)
+    test = write(tmp_path, f"test{suffix}", TEST)
+    tables = FileSource(train, test).load(TASK)
+    for table, written in ((tables.train, TRAIN), (tables.test, TEST)):
+        assert list(table.columns) == ["text", "label"]
+        assert table["text"].tolist() == written["text"].tolist()
+        assert table["label"].tolist() == written["label"].tolist()
+
+
+@pytest.mark.parametrize("suffix", WRITERS)
+def test_integer_labels_agree_in_every_format(tmp_path: Path, suffix: str) -> None:
+    task = dataclasses.replace(TASK, labels=(0, 1))
+    frame = pd.DataFrame({"text": ["a", "b"], "label": [1, 0]})
+    train = write(tmp_path, f"train{suffix}", frame)
+    test = write(tmp_path, f"test{suffix}", frame.assign(text=["c", "d"]))
+    examples = to_examples(task, FileSource(train, test).load(task).train)
+    assert [(example.input, example.label) for example in examples] == [(" a", 1), (" b", 0)]
+
+
+def test_one_file_is_split_and_stays_split_when_it_grows(tmp_path: Path) -> None:
+    frame = pd.DataFrame({"text": [f"text {i}" for i in range(500)], "label": ["bad"] * 500})
+    half = FileSource(write(tmp_path, "half.csv", frame[:250])).load(TASK)
+    whole = FileSource(write(tmp_path, "whole.csv", frame[::-1])).load(TASK)
+    assert 70 <= len(whole.test) <= 130
+    assert set(half.test["text"]) <= set(whole.test["text"])
+    assert set(half.train["text"]) <= set(whole.train["text"])
+    assert not set(whole.train["text"]) & set(whole.test["text"])
+
+
+def test_repeated_texts_are_dropped(tmp_path: Path) -> None:
+    train = write_text(
+        tmp_path, "train.tsv", "text\tlabel", "a  b\tbad", "a b \tgood", "c\tbad", "d\tgood"
+    )
+    test = write_text(tmp_path, "test.tsv", "text\tlabel", "c \tbad", "e\tgood", " e\tbad")
+    tables = FileSource(train, test).load(TASK)
+    assert tables.train.to_numpy().tolist() == [["a  b", "bad"], ["d", "good"]]
+    assert tables.test.to_numpy().tolist() == [["c ", "bad"], ["e", "good"]]
+
+
+def test_repetition_needs_all_text_columns(tmp_path: Path) -> None:
+    task = dataclasses.replace(TASK, template="{prompt} {one} {two}")
+    train = write_text(
+        tmp_path, "train.csv", "one,two,label", "a,b,bad", "a,c,bad", "a b,c,bad", "a,b,good"
+    )
+    test = write_text(tmp_path, "test.csv", "one,two,label", "a,b c,bad")
+    assert len(FileSource(train, test).load(task).train) == 3
+
+
+def test_columns_and_labels_can_be_renamed(tmp_path: Path) -> None:
+    train = write_text(tmp_path, "train.csv", "0,first,x", "1,second,y")
+    test = write_text(tmp_path, "test.csv", "1,third,z")
+    source = FileSource(
+        train,
+        test,
+        columns=("mark", "text", "rest"),
+        rename={"mark": "label"},
+        label_map={"0": "bad", "1": "good"},
+    )
+    assert source.load(TASK).train.to_numpy().tolist() == [["first", "bad"], ["second", "good"]]
+
+
+def test_cleaning_truncates_strips_and_drops(tmp_path: Path) -> None:
+    train = write_text(
+        tmp_path, "train.csv", "text,label", "one<br />two<BR>three four,bad", ",good", "five,"
+    )
+    test = write_text(tmp_path, "test.csv", "text,label", "six,bad")
+    cleaning = Cleaning(max_words=3, strip_breaks=True, drop_incomplete=True)
+    tables = FileSource(train, test, cleaning=cleaning).load(TASK)
+    assert tables.train.to_numpy().tolist() == [["one two three", "bad"]]
+
+
+def test_negative_max_words_is_refused() -> None:
+    with pytest.raises(DataError, match="max_words is -1: 0 or more is needed"):
+        Cleaning(max_words=-1)
+
+
+@pytest.mark.parametrize(
+    ("name", "lines", "message"),
+    [
+        ("a.csv", ["text,stars", "x,bad"], "column 'label' is missing; columns there: 'text'"),
+        ("a.csv", ["text,label"], "there is no row"),
+        ("a.csv", ["text,label", "x,meh", "y,?"], r"not declare: \['\?', 'meh'\]; declared: "),
+        ("a.csv", ["text,label", "x,bad", '" ",bad'], r"row 2 .* is empty in column 'text'"),
+        ("a.jsonl", ['{"text": null, "label": "bad"}'], r"row 1 .* is empty in column 'text'"),
+        ("a.jsonl", ["{"], "cannot be read as .jsonl"),
+        ("a.parquet", ["x"], "cannot be read as .parquet"),
+        ("a.jsonl", ["[1]"], "every line must be a JSON object"),
+        ("a.csv", [], "cannot be read as .csv"),
+        ("a.csv", ["text,label", "a,bad,c"], "cannot be read as .csv: .* saw 3"),
+        ("a.csv", ["text,label", "a,bad", "b"], "row 2 .* is empty in column 'label'"),
+        ("a.csv", ["text,text,label", "a,b,bad"], "more than one column 'text'"),
+        ("a.xlsx", ["x"], "unknown suffix '.xlsx'; known suffixes: .csv, .tsv, .jsonl, .parquet"),
+    ],
+)
+def test_unusable_file_is_refused(
+    tmp_path: Path, name: str, lines: list[str], message: str
+) -> None:
+    path = write_text(tmp_path, name, *lines)
+    with pytest.raises(DataError, match=message) as caught:
+        FileSource(path).load(TASK)
+    assert str(path) in str(caught.value)
+
+
+def test_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"absent\.csv: there is no such file"):
+        FileSource(tmp_path / "absent.csv").load(TASK)
+
+
+def test_wrong_number_of_column_names_is_refused(tmp_path: Path) -> None:
+    path = write_text(tmp_path, "a.tsv", "x\tbad\t1")
+    with pytest.raises(DataError, match=r"2 column names were given \(text, label\).* 3 columns"):
+        FileSource(path, columns=("text", "label")).load(TASK)
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_column_names_are_for_headerless_files(tmp_path: Path, suffix: str) -> None:
+    path = write(tmp_path, f"a{suffix}", TRAIN)
+    with pytest.raises(DataError, match="files name their own; use rename"):
+        FileSource(path, columns=("text", "label")).load(TASK)
+
+
+def test_train_inside_test_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.csv", TRAIN)
+    with pytest.raises(DataError, match="every text of train is in test as well"):
+        FileSource(path, path).load(TASK)
+
+
+GLUE_FILES = {
+    "rte": (
+        ["index\tsentence1\tsentence2\tlabel"],
+        ['{i}\tHe said "stop.\tHe spoke {i}.\tentailment', "{i}\tOne {i}.\tTwo.\tnot_entailment"],
+    ),
+    "qnli": (
+        ["index\tquestion\tsentence\tlabel"],
+        ["{i}\tWho {i}?\tAnn did.\tentailment", '{i}\tWhy {i}?\tThe "end.\tnot_entailment'],
+    ),
+    "wnli": (
+        ["index\tsentence1\tsentence2\tlabel"],
+        ["{i}\tIt fell {i}.\tThe cup fell.\t0", "{i}\tIt rose {i}.\tThe sun rose.\t1"],
+    ),
+    "cola": ([], ["ab01\t0\t*\tSlept cat {i}.", 'ab01\t1\t\tThe "cat" slept {i}.']),
+    "sst2": (["sentence\tlabel"], ["a bore {i} \t0", "a joy {i} \t1"]),
+    "mrpc": (
+        ["Quality\t#1 ID\t#2 ID\t#1 String\t#2 String"],
+        ["0\t7\t8\tRain {i}.\tSnow.", '1\t7\t8\t"Rain {i}.\tIt rained.'],
+    ),
+    "qqp": (
+        ["id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate"],
+        ["1\t2\t3\tHow {i}?\tWhy?\t0", "1\t2\t3\tWho {i}?\tWho?\t1", "1\t2\t3\t\tNone {i}?\t0"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", GLUE_FILES)
+def test_glue_files_fit_the_hub_task(tmp_path: Path, name: str) -> None:
+    task = get_task(name)
+    header, rows = GLUE_FILES[name]
+    for file, numbers in (("train.tsv", range(3)), ("dev.tsv", range(3, 5))):
+        write_text(tmp_path, file, *header, *(row.format(i=i) for i in numbers for row in rows))
+    tables = glue_files(name, tmp_path).load(task)
+    # Of QQP's three rows a number, the one with an empty question is dropped.
+    assert (len(tables.train), len(tables.test)) == (6, 4)
+    labels = [example.label for example in to_examples(task, tables.test)]
+    assert labels == [0, 1, 0, 1]
+    assert tables.train.map(lambda value: isinstance(value, (str, int))).all(axis=None)
+
+
+def test_quote_marks_in_tsv_are_plain_text(tmp_path: Path) -> None:
+    header, rows = GLUE_FILES["rte"]
+    write_text(tmp_path, "dev.tsv", *header, *(row.format(i=i) for i in range(40) for row in rows))
+    tables = glue_files("rte", tmp_path, train_file="dev.tsv", test_file=None).load(get_task("rte"))
+    assert len(tables.train) + len(tables.test) == 80
+    assert 'He said "stop.' in set(tables.train["sentence1"])
+
+
+def test_only_glue_tasks_have_glue_files(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="'imdb' is not a GLUE task; there are: sst2, rte"):
+        glue_files("imdb", tmp_path)
+
+
+def test_jsonl_keeps_texts_that_look_like_numbers_or_dates(tmp_path: Path) -> None:
+    rows = [{"text": text, "label": "bad"} for text in ("007", "2020-01-01")]
+    path = write_text(tmp_path, "train.jsonl", *map(json.dumps, rows))
+    test = write(tmp_path, "test.jsonl", TEST)
+    assert FileSource(path, test).load(TASK).train["text"].tolist() == ["007", "2020-01-01"]
+
+
+def test_byte_order_mark_is_no_part_of_the_first_column(tmp_path: Path) -> None:
+    train = write_text(tmp_path, "train.csv", "\ufefftext,label", "a,bad")
+    test = write(tmp_path, "test.csv", TEST)
+    assert FileSource(train, test).load(TASK).train["text"].tolist() == ["a"]

@@ -1,0 +1,184 @@
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from feddtpt_flwr.data import (
+    DEFAULT_TASK,
+    SOURCES,
+    TASKS,
+    DataError,
+    EmbeddedSource,
+    HubSource,
+    Task,
+    get_source,
+    get_task,
+)
+
+REVIEWS = Task(
+    name="reviews",
+    template="{prompt}\n\nTitle: {title}\nReview: {text}\nSentiment:",
+    label_column="label",
+    labels=(0, 1),
+    answers=("negative", "positive"),
+    seed_prompt="Judge this review.",
+)
+
+TICKETS = """
+name = "tickets"
+template = "{prompt}\\n\\nTicket: {body}\\nDepartment:"
+label_column = "department"
+labels = ["billing", "technical"]
+answers = ["Billing", "Technical"]
+seed_prompt = "Which department?"
+"""
+
+
+def test_query_is_prefix_prompt_and_input() -> None:
+    row = {"title": " Up ", "text": "A joy.\n", "label": 1}
+    query = REVIEWS.compose("Is it good?") + REVIEWS.render(row)
+    assert query == "Is it good?\n\nTitle: Up\nReview: A joy.\nSentiment:"
+
+
+def test_text_before_the_prompt_belongs_to_compose() -> None:
+    task = dataclasses.replace(REVIEWS, template="Task: {prompt}\n{text}{text} {{x}}:")
+    assert task.compose("go") == "Task: go"
+    assert task.render({"text": "a"}) == "\naa {x}:"
+    assert task.text_columns == ("text",)
+
+
+def test_text_columns_stand_in_template_order() -> None:
+    assert REVIEWS.text_columns == ("title", "text")
+    assert REVIEWS.num_labels == 2
+
+
+@settings(deadline=None)
+@given(prompt=st.text(), text=st.text())
+def test_braces_in_prompt_and_text_are_plain_text(prompt: str, text: str) -> None:
+    task = dataclasses.replace(REVIEWS, template="{prompt}|{text}")
+    assert task.compose(prompt) == prompt
+    assert task.render({"text": text}) == "|" + text.strip()
+
+
+@pytest.mark.parametrize(
+    ("labels", "value", "index"),
+    [((0, 1), 1, 1), ((0, 1), "1", 1), (("0", "1"), 1.0, 1), (("no", "yes"), " yes ", 1)],
+)
+def test_labels_agree_as_strings(labels: tuple[str | int, ...], value: object, index: int) -> None:
+    assert dataclasses.replace(REVIEWS, labels=labels).label_index(value) == index
+
+
+def test_undeclared_label_is_named() -> None:
+    with pytest.raises(DataError, match=r"label '2' is not declared; labels: \['0', '1'\]"):
+        REVIEWS.label_index(2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"name": " "}, "name is ' ': a non-empty string"),
+        ({"name": 3}, "name is 3: a non-empty string"),
+        ({"seed_prompt": ""}, "seed_prompt is '': a non-empty string"),
+        ({"label_column": ""}, "label_column is ''"),
+        ({"template": "Review: {text}"}, "{prompt} is needed exactly once"),
+        ({"template": "{prompt} {prompt} {text}"}, "{prompt} is needed exactly once"),
+        ({"template": "{prompt} only"}, "at least one text column is needed after {prompt}"),
+        ({"template": "{text} {prompt} {title}"}, "{text} must stand after {prompt}"),
+        ({"template": "{prompt} {text} {label}"}, "gives the label column {label} away"),
+        ({"template": "{prompt} {text:>9}"}, "fields must be plain {column} names"),
+        ({"template": "{prompt} {}"}, "fields must be plain {column} names"),
+        ({"template": "{prompt} {text!r}"}, "fields must be plain {column} names"),
+        ({"template": "{prompt} {text"}, "a literal brace is written twice"),
+        ({"labels": [0, 1]}, "labels is [0, 1]: a tuple of strings or integers"),
+        ({"labels": (0.5, 1)}, "a tuple of strings or integers"),
+        ({"labels": (False, True)}, "a tuple of strings or integers"),
+        ({"labels": (0,)}, "two or more values are needed"),
+        ({"labels": (1, "1")}, "different as strings"),
+        ({"answers": ["a", "b"]}, "answers is ['a', 'b']: a tuple of strings"),
+        ({"answers": ("a", 1)}, "a tuple of strings"),
+        ({"answers": ("a", "b", "c")}, "one answer for each of the 2 labels"),
+        ({"answers": ("a", "")}, "every answer must be non-empty"),
+        ({"answers": ("a", " b")}, "without space at its ends"),
+        ({"answers": ("Yes", "yes")}, "the answers must differ"),
+    ],
+)
+def test_invalid_task_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError) as caught:
+        dataclasses.replace(REVIEWS, **changes)
+    assert message in str(caught.value)
+
+
+def test_task_from_toml(tmp_path: Path) -> None:
+    path = tmp_path / "tickets.toml"
+    path.write_text(TICKETS)
+    task = get_task(path)
+    assert task == Task.from_toml(str(path))
+    assert task.labels == ("billing", "technical")
+    assert task.compose("Q") + task.render({"body": "No light."}) == (
+        "Q\n\nTicket: No light.\nDepartment:"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (TICKETS + 'colour = "red"', "unknown key 'colour'; allowed keys: name, template"),
+        (TICKETS.replace("answers =", "labels2 ="), "unknown key 'labels2'"),
+        (TICKETS.replace('seed_prompt = "Which department?"', ""), "key 'seed_prompt' is missing"),
+        (TICKETS.replace("Technical", "Billing"), "the answers must differ"),
+        ("name = ", "cannot read task file"),
+    ],
+)
+def test_invalid_toml_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "task.toml"
+    path.write_text(text)
+    with pytest.raises(DataError, match=message):
+        Task.from_toml(path)
+
+
+def test_missing_toml_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"cannot read task file .*absent\.toml"):
+        get_task(tmp_path / "absent.toml")
+
+
+def test_unknown_task_lists_the_names() -> None:
+    with pytest.raises(DataError, match=r"unknown task 'rotten'; tasks: rotten_tomatoes, imdb"):
+        get_task("rotten")
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_registry_is_consistent(name: str) -> None:
+    task = get_task(name)
+    assert task.name == name
+    assert task.template.startswith("{prompt}\n\n")
+    assert all(" " not in answer for answer in task.answers)
+    assert get_source(name) is next(iter(SOURCES[name].values()))
+
+
+def test_default_task_needs_no_hub() -> None:
+    assert isinstance(get_source(DEFAULT_TASK), EmbeddedSource)
+
+
+def test_glue_is_evaluated_on_validation() -> None:
+    glue = [task for task in TASKS if not isinstance(get_source(task), EmbeddedSource)]
+    assert sorted(glue) == ["cola", "mrpc", "qnli", "qqp", "rte", "sst2", "wnli"]
+    for name in glue:
+        source = get_source(name, "hub")
+        assert isinstance(source, HubSource)
+        assert (source.name, source.config) == ("nyu-mll/glue", name)
+        assert source.test_split == "validation"
+
+
+@pytest.mark.parametrize(
+    ("task", "kind", "message"),
+    [
+        ("tickets", None, "task 'tickets' has no source of its own; tasks that have: rotten"),
+        ("rte", "embedded", "task 'rte' has no source of kind 'embedded'; its kinds: hub"),
+    ],
+)
+def test_unknown_source_is_refused(task: str, kind: str | None, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        get_source(task, kind)

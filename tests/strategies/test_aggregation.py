@@ -1,0 +1,226 @@
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from strategies import METHODS, Aggregate, aggregate, attention_weights
+from strategies.aggregation import Method
+
+Prompts = list[NDArray[np.int64]]
+Embeddings = list[NDArray[np.float32]]
+CLUSTERING: tuple[Method, ...] = ("feddtpt", "attention", "kmeans")
+
+
+def embed(prompts: Prompts, noise: float = 0.1, seed: int = 0) -> Embeddings:
+    """One direction per token, and noise that depends on token, place and prompt, not on order."""
+    table = np.random.default_rng(seed).standard_normal((40, 8))
+    out = []
+    for prompt in prompts:
+        context = np.random.default_rng([seed, *prompt.tolist()])
+        rows = table[prompt] + noise * context.standard_normal((len(prompt), 8))
+        out.append(rows.astype(np.float32))
+    return out
+
+
+def of(*prompts: list[int]) -> Prompts:
+    return [np.array(p) for p in prompts]
+
+
+def run(prompts: Prompts, **options: Any) -> Aggregate:
+    options.setdefault("accuracies", [p.sum() % 7 / 7 for p in prompts])
+    return aggregate(prompts, embed(prompts), **options)
+
+
+federations = st.lists(
+    st.lists(st.integers(0, 12), min_size=1, max_size=7).map(np.array), min_size=1, max_size=6
+)
+every_method = pytest.mark.parametrize("method", METHODS)
+
+
+def test_the_methods_are_those_of_the_signature() -> None:
+    assert set(METHODS) == set(get_args(Method))
+
+
+def test_what_clients_share_comes_back_in_order() -> None:
+    prompts = of([1, 2, 3, 4, 20], [1, 21, 3, 4, 5], [22, 2, 3, 4, 5])
+    result = run(prompts)
+    assert result.tokens.tolist() == [1, 2, 3, 4, 5]
+    assert result.labels is not None
+    noise = [p[labels < 0].tolist() for p, labels in zip(prompts, result.labels, strict=True)]
+    assert noise == [[20], [21], [22]]
+    assert result.eps is not None
+    assert 0 < result.eps < 0.5
+
+
+def test_noise_can_stay() -> None:
+    prompts = of([1, 2, 3, 4, 20], [1, 21, 3, 4, 5], [22, 2, 3, 4, 5])
+    assert set(run(prompts, noise="keep").tokens.tolist()) == {1, 2, 3, 4, 5, 20, 21, 22}
+
+
+def test_unequal_lengths_combine_by_relative_position() -> None:
+    result = run(of([1, 2, 3], [1, 30, 2, 31, 3, 32]))
+    assert result.tokens.tolist() == [1, 2, 3]
+
+
+def test_repetition_survives_if_a_prompt_has_it() -> None:
+    prompts = of([1, 2, 1, 3], [1, 2, 1, 4])
+    rows = [np.eye(6)[[0, 1, 2, 3]], np.eye(6)[[0, 1, 2, 4]]]  # both ones have a place of their own
+    assert aggregate(prompts, rows).tokens.tolist() == [1, 2, 1]
+    prompts = of([1, 2, 8, 3], [8, 2, 1, 4])
+    result = aggregate(prompts, rows, noise="keep")
+    assert sorted(result.tokens.tolist()).count(1) == 1
+
+
+def test_only_noise_falls_back_to_the_typical_prompt() -> None:
+    prompts = of([1, 2], [3, 4], [5, 6])
+    rows = [np.eye(6)[[0, 1]], np.array([[1.0, 1, 1, 1, 1, 1], [0, 0, 1, 1, 0, 1]]), np.eye(6)[4:]]
+    result = aggregate(prompts, rows, min_samples=7)
+    assert result.labels is not None
+    assert all((labels == -1).all() for labels in result.labels)
+    assert result.tokens.tolist() == [3, 4]
+
+
+def test_average_decodes_the_mean_of_each_position() -> None:
+    prompts, eye = of([0, 1], [0, 2], [3, 2]), np.eye(4)
+    rows = [eye[p] for p in prompts]
+    assert aggregate(prompts, rows, method="average").tokens.tolist() == [0, 2]
+    heavy = aggregate(prompts, rows, method="average", client_weights=[1, 1, 5])
+    assert heavy.tokens.tolist() == [3, 2]
+    middle = (np.array([50, 51]), np.array([[2.0, 0, 0, 1], [0, 1, 2, 0]]))
+    decoded = aggregate(prompts, rows, method="average", vocabulary=middle)
+    assert decoded.tokens.tolist() == [50, 51]
+    assert decoded.sources.tolist() == [[-1, -1], [-1, -1]]
+
+
+def test_majority_votes_per_position() -> None:
+    prompts = of([5, 1, 9], [5, 2, 9], [4, 3], [4, 3, 8, 8])
+    assert run(prompts, method="majority").tokens.tolist() == [4, 3, 9]
+    weighed = run(prompts, method="majority", client_weights=[9, 1, 1, 1])
+    assert weighed.tokens.tolist() == [5, 1, 9]
+
+
+def test_best_takes_the_most_accurate_prompt() -> None:
+    prompts = of([1, 2], [3, 4, 3], [5])
+    result = run(prompts, method="best", accuracies=[0.5, 0.9, 0.7])
+    assert result.tokens.tolist() == [3, 4, 3]
+    assert result.sources.tolist() == [[1, 0], [1, 1], [1, 2]]
+    tied = run(prompts, method="best", accuracies=[0.9, 0.9, 0.7])
+    assert tied.tokens.tolist() == [1, 2]
+
+
+def test_attention_has_the_mean_length_and_no_copies() -> None:
+    result = run(of([1, 2, 3, 4], [1, 2, 3, 5], [1, 2, 3, 6, 7, 8]), method="attention")
+    assert len(result.tokens) == 5
+    assert len(set(result.tokens.tolist())) == 5
+
+
+@pytest.mark.parametrize(("n_clusters", "longest"), [(None, 4), (2, 2), (99, 6)])
+def test_kmeans_has_as_many_clusters(n_clusters: int | None, longest: int) -> None:
+    result = run(of([1, 2, 3, 4], [1, 2, 3, 5]), method="kmeans", n_clusters=n_clusters)
+    assert 1 <= len(result.tokens) <= longest
+
+
+@every_method
+@pytest.mark.parametrize("copies", [1, 2, 5])
+def test_one_prompt_comes_back_unchanged(method: Method, copies: int) -> None:
+    prompts = of(*[[4, 1, 4, 2]] * copies)
+    assert run(prompts, method=method).tokens.tolist() == [4, 1, 4, 2]
+    assert len(run(prompts, method=method, max_tokens=3).tokens) == 3
+
+
+@every_method
+@settings(max_examples=40, deadline=None)
+@given(prompts=federations, seed=st.integers(0, 99), limit=st.none() | st.integers(1, 6))
+def test_order_of_clients_does_not_matter(
+    method: Method, prompts: Prompts, seed: int, limit: int | None
+) -> None:
+    order = np.random.default_rng(seed).permutation(len(prompts))
+    weights = [1 + p.sum() % 3 for p in prompts]
+    result = run(prompts, method=method, max_tokens=limit, client_weights=weights)
+    shuffled = run(
+        [prompts[k] for k in order],
+        method=method,
+        max_tokens=limit,
+        client_weights=[weights[k] for k in order],
+    )
+    assert shuffled.tokens.tolist() == result.tokens.tolist()
+    assert shuffled.eps == result.eps
+    for now, before in enumerate(order):
+        assert shuffled.weights[now].tolist() == result.weights[before].tolist()
+
+
+@every_method
+@settings(max_examples=40, deadline=None)
+@given(prompts=federations, copies=st.integers(1, 3), limit=st.none() | st.integers(1, 6))
+def test_output_is_made_of_uploaded_tokens(
+    method: Method, prompts: Prompts, copies: int, limit: int | None
+) -> None:
+    prompts = prompts * copies
+    result = run(prompts, method=method, max_tokens=limit)
+    assert len(result.tokens) >= 1
+    assert limit is None or len(result.tokens) <= limit
+    for token, (client, position) in zip(result.tokens, result.sources, strict=True):
+        assert prompts[client][position] == token
+    assert [len(w) for w in result.weights] == [len(p) for p in prompts]
+    again = run(prompts, method=method, max_tokens=limit)
+    assert again.tokens.tolist() == result.tokens.tolist()
+    assert again.sources.tolist() == result.sources.tolist()
+
+
+@pytest.mark.parametrize("method", CLUSTERING)
+@settings(max_examples=40, deadline=None)
+@given(prompts=federations)
+def test_no_token_repeats_more_than_in_one_prompt(method: Method, prompts: Prompts) -> None:
+    tokens = run(prompts, method=method, noise="keep").tokens.tolist()
+    for token in tokens:
+        assert tokens.count(token) <= max(int((p == token).sum()) for p in prompts)
+
+
+def test_the_weights_are_the_attention_weights() -> None:
+    prompts = of([1, 2, 3], [2, 3], [9])
+    embeddings = embed(prompts)
+    for ours, expected in zip(
+        aggregate(prompts, embeddings).weights, attention_weights(embeddings), strict=True
+    ):
+        np.testing.assert_allclose(ours, expected, atol=1e-8)
+
+
+@every_method
+def test_zero_embeddings_do_not_crash(method: Method) -> None:
+    prompts = of([1, 2], [3, 4])
+    result = aggregate(prompts, [np.zeros((2, 3))] * 2, method=method, accuracies=[0, 1])
+    assert len(result.tokens) >= 1
+
+
+def bad(**changes: Any) -> dict[str, Any]:
+    prompts = of([1, 2], [3])
+    return {"prompts": prompts, "embeddings": [np.ones((2, 3)), np.eye(3)[:1]]} | changes
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (bad(prompts=[], embeddings=[]), "empty"),
+        (bad(prompts=of([1, 2])), "1 prompts but 2"),
+        (bad(prompts=of([1, 2], [])), "prompt 1"),
+        (bad(embeddings=[np.ones((2, 3)), np.ones((2, 3))]), "embeddings 1"),
+        (bad(embeddings=[np.ones((2, 3)), np.ones((1, 4))]), "width"),
+        (bad(embeddings=[np.ones((2, 3)), np.full((1, 3), np.nan)]), "not finite"),
+        (bad(method="mean"), "allowed: feddtpt, average, attention, kmeans, best, majority"),
+        (bad(elbow_method="knee"), "allowed: split"),
+        (bad(noise="some"), "allowed: drop, keep"),
+        (bad(min_samples=0), "at least 1"),
+        (bad(max_tokens=0), "at least 1"),
+        (bad(method="best"), "accuracies"),
+        (bad(accuracies=[0.5]), "accuracies"),
+        (bad(client_weights=[1, 2, 3]), "client weights"),
+        (bad(method="kmeans", n_clusters=0), "n_clusters"),
+        (bad(method="average", vocabulary=(np.arange(2), np.ones((3, 3)))), "vocabulary"),
+    ],
+)
+def test_bad_arguments_are_named(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        aggregate(**arguments)
