@@ -1,7 +1,7 @@
 """The server: seed prompt, strategy, central evaluation, run folder."""
 
 import time
-from logging import ERROR, INFO
+from logging import INFO
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +11,7 @@ from flwr.server.compat import start_grid
 from flwr.serverapp import Grid, ServerApp
 
 from feddtpt_flwr import models
-from feddtpt_flwr.assets import AssetError
-from feddtpt_flwr.config import ConfigError, RunConfig
-from feddtpt_flwr.data import DataError
+from feddtpt_flwr.config import RunConfig
 from feddtpt_flwr.evaluation import Evaluator, QueryBudget
 from feddtpt_flwr.experiment import load_data, load_task, seed_tokens
 from feddtpt_flwr.recorder import Recorder
@@ -26,12 +24,8 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run the federation; a mistake in the configuration ends it before any query."""
-    try:
-        config = RunConfig.from_run_config(context.run_config)
-        strategy, recorder = build(config, _wait_for_clients(grid, config))
-    except (ConfigError, DataError, AssetError) as error:
-        log(ERROR, "%s: %s", type(error).__name__, error)
-        raise SystemExit(1) from None
+    config = RunConfig.from_run_config(context.run_config)
+    strategy, recorder = build(config, _wait_for_clients(grid, config))
     start_grid(
         grid=grid, config=ServerConfig(num_rounds=config.num_server_rounds), strategy=strategy
     )
@@ -39,7 +33,14 @@ def main(grid: Grid, context: Context) -> None:
 
 
 def build(config: RunConfig, num_clients: int) -> tuple[FedDTPT, Recorder]:
-    """Check everything that a run needs, then put strategy and recorder together."""
+    """Check everything that a run needs, then put strategy and recorder together.
+
+    Raises
+    ------
+    ConfigError, DataError, AssetError
+        If a setting, the data or an embedded asset is not what it has to be; the message says
+        which, and what is allowed.
+    """
     task = load_task(config)
     data = load_data(config, num_clients)
     masked_lm = models.masked_lm(config, task)

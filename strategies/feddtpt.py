@@ -272,6 +272,9 @@ class FedDTPT(FedAvg):
                 scores[key] = Score(total.correct + count.correct, total.total + count.total)
         failed = len(failures) + len(results) - len(valid)
         self._failures += failed
+        metrics: dict[str, Scalar] = {}
+        if self.evaluate_metrics_aggregation_fn and valid:
+            metrics = self.evaluate_metrics_aggregation_fn(valid)
         chosen, score = choose(self._candidates, scores)
         if len(self._candidates) > 1:
             if failed and not self.accept_failures:
@@ -279,11 +282,9 @@ class FedDTPT(FedAvg):
             self._settle(server_round, chosen, scores)
         if not valid:
             return None, {}
-        metrics: dict[str, Scalar] = {"accuracy": score.accuracy}
+        metrics["accuracy"] = score.accuracy
         if self._central:
             metrics |= {f"central-{key}": value for key, value in self._central[1].items()}
-        if self.evaluate_metrics_aggregation_fn:
-            metrics |= self.evaluate_metrics_aggregation_fn(valid)
         return 1.0 - score.accuracy, metrics
 
     def evaluate(

@@ -136,7 +136,7 @@ def draw(
             raise DataError(
                 f"class {names[label]!r}: {needed} training examples are needed for "
                 f"{num_clients} clients (train and validation) and the public set, "
-                f"{len(examples)} are available; lower num_clients, k_shot or public_per_class"
+                f"{len(examples)} are available; lower num-clients, k-shot or public-per-class"
             )
     # Clients are served from the front of each class and the public set from the back, so that
     # neither moves the other.
