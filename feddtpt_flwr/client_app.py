@@ -23,6 +23,7 @@ from strategies.wire import (
     GAIN_KEY,
     QUERIES_KEY,
     ROUND_KEY,
+    SCORED_KEY,
     VOCABULARY_KEY,
     correct_key,
     read_prompt,
@@ -74,15 +75,16 @@ class PromptTuningClient(NumPyClient):
         examples = stratified_order([*self._data.train, *self._public], rng)
         feedback, evaluator = self._feedback(), self._evaluator(self._config.queries_per_round)
 
-        def progress(trial: Trial) -> None:
+        def progress(accuracy: float, what: str) -> None:
             log(
                 INFO,
-                "round %d, client %s: %d of %d queries, accuracy %.3f",
+                "round %d, client %s: %d of %d queries, best accuracy %.3f (%s)",
                 server_round,
                 self._name,
                 evaluator.budget.used,
                 evaluator.budget.limit,
-                trial.accuracy,
+                accuracy,
+                what,
             )
 
         search = PromptSearch(
@@ -91,9 +93,10 @@ class PromptTuningClient(NumPyClient):
             self._vocabulary.decode,
             examples,
             rng,
-            on_accept=progress,
+            on_accept=lambda trial: progress(trial.accuracy, trial.operator),
         )
         result = search.run(self._read(parameters)[0], feedback)
+        progress(result.accuracy, f"done, {result.num_trials} changes tried")
         self._save(feedback, evaluator)
         metrics: dict[str, Scalar] = {
             CLIENT_KEY: self._name,
@@ -110,23 +113,32 @@ class PromptTuningClient(NumPyClient):
     def evaluate(
         self, parameters: NDArrays, config: Mapping[str, Scalar]
     ) -> tuple[float, int, dict[str, Scalar]]:
-        """Count correct answers of every prompt sent, on validation examples no search has seen."""
+        """Count every prompt's right answers on all private examples of this client.
+
+        The accuracy is the first prompt's on the validation examples, which no search sees. The
+        counts, by which the server compares prompts, are over the training examples too: a prompt
+        from another client has seen none of either.
+        """
         prompts = self._read(parameters)
-        examples = self._data.validation
+        validation = self._data.validation
+        examples = [*validation, *self._data.train]
         evaluator = self._evaluator(len(prompts) * len(examples))
-        counts = [
-            int(evaluator.correct(self._vocabulary.decode(tokens), examples).sum())
-            for tokens in prompts
+        correct = [
+            evaluator.correct(self._vocabulary.decode(tokens), examples) for tokens in prompts
         ]
         self._save(self._feedback(), evaluator)
-        metrics: dict[str, Scalar] = {correct_key(i): count for i, count in enumerate(counts)}
+        accuracy = float(correct[0][: len(validation)].mean())
+        metrics: dict[str, Scalar] = {
+            correct_key(index): int(answers.sum()) for index, answers in enumerate(correct)
+        }
         metrics |= {
             CLIENT_KEY: self._name,
             ROUND_KEY: int(config[ROUND_KEY]),
             QUERIES_KEY: evaluator.budget.used,
-            "accuracy": counts[0] / len(examples),
+            SCORED_KEY: len(examples),
+            "accuracy": accuracy,
         }
-        return 1.0 - counts[0] / len(examples), len(examples), metrics
+        return 1.0 - accuracy, len(validation), metrics
 
     def _read(self, parameters: NDArrays) -> list[Tokens]:
         return [

@@ -1,6 +1,7 @@
 """What a configuration stands for: its task, its examples, its first prompt; all checked."""
 
 from functools import cache
+from pathlib import Path
 
 from feddtpt_flwr.config import ConfigError, RunConfig
 from feddtpt_flwr.data import (
@@ -10,8 +11,10 @@ from feddtpt_flwr.data import (
     Task,
     get_source,
     get_task,
+    glue_files,
     load_federated_data,
 )
+from feddtpt_flwr.data.tasks import GLUE_LAYOUTS
 from feddtpt_flwr.vocabulary import Vocabulary
 from strategies.candidates import Tokens
 
@@ -70,5 +73,9 @@ def seed_tokens(config: RunConfig, task: Task, vocabulary: Vocabulary) -> Tokens
 
 def _source(config: RunConfig, task: Task) -> Source:
     if config.data_source == "files":
-        return FileSource(config.train_file, config.test_file or None)
+        train = Path(config.train_file).resolve()
+        test = str(Path(config.test_file).resolve()) if config.test_file else None
+        if task.name in GLUE_LAYOUTS and train.suffix == ".tsv":
+            return glue_files(task.name, train.parent, train_file=train.name, test_file=test)
+        return FileSource(train, test)
     return get_source(task.name, None if config.data_source == "default" else config.data_source)

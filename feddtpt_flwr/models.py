@@ -1,9 +1,11 @@
 """The models that a configuration names, each built once per process."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 
-from feddtpt_flwr.assets import EMBEDDED
-from feddtpt_flwr.config import RunConfig
+from feddtpt_flwr.assets import EMBEDDED, AssetError
+from feddtpt_flwr.config import ConfigError, RunConfig
 from feddtpt_flwr.data import Task
 from feddtpt_flwr.language_model import LanguageModel
 from feddtpt_flwr.language_model.local import LocalLanguageModel
@@ -18,14 +20,28 @@ from feddtpt_flwr.proposer import MaskedLMProposer, Proposer
 
 
 def language_model(config: RunConfig) -> LanguageModel:
-    """Return the black box."""
-    return _language_model(config.language_model, config.chat, config.device, config.dtype)
+    """Return the black box.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such model.
+    """
+    with _named("language-model", config.language_model):
+        return _language_model(config.language_model, config.chat, config.device, config.dtype)
 
 
 def masked_lm(config: RunConfig, task: Task) -> MaskedLM:
-    """Return the model that proposes tokens."""
+    """Return the model that proposes tokens.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such model.
+    """
     excluded = task.answers if config.exclude_answer_words else ()
-    return _masked_lm(config.masked_lm, excluded, config.device, config.dtype)
+    with _named("masked-lm", config.masked_lm):
+        return _masked_lm(config.masked_lm, excluded, config.device, config.dtype)
 
 
 def token_embedder(config: RunConfig, task: Task) -> TokenEmbedder:
@@ -42,6 +58,20 @@ def proposer(config: RunConfig, task: Task) -> Proposer:
     return MaskedLMProposer(
         model, max_tokens=config.max_prompt_tokens, use_feedback=config.feedback
     )
+
+
+@contextmanager
+def _named(key: str, value: str) -> Iterator[None]:
+    """Say which setting a model that cannot be loaded comes from."""
+    try:
+        yield
+    except AssetError:
+        raise
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"{key} = {value!r}: no model can be loaded from this; allowed are 'embedded', a name "
+            f"on the Hugging Face hub, a folder with a model, or a .gguf file ({error})"
+        ) from error
 
 
 @cache

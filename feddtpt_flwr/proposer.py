@@ -45,7 +45,7 @@ class MaskedLMProposer:
     max_span : int
         Most words that one change replaces or deletes.
     phrase_probability : float
-        How often two tokens are put in instead of one.
+        How often, at least, another token follows one that was put in.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class MaskedLMProposer:
         use_feedback: bool = True,
         temperature: float = 1.5,
         feedback_strength: float = 1.0,
-        max_span: int = 3,
+        max_span: int = 8,
         phrase_probability: float = 0.25,
     ) -> None:
         self._masked_lm = masked_lm
@@ -65,7 +65,7 @@ class MaskedLMProposer:
         self._temperature = temperature
         self._strength = feedback_strength
         self._max_span = max_span
-        self._phrase_probability = phrase_probability
+        self._phrase = phrase_probability
 
     def propose(self, tokens: Tokens, feedback: Feedback, rng: np.random.Generator) -> Edit:
         """Return one edit of the prompt ``tokens``."""
@@ -74,11 +74,13 @@ class MaskedLMProposer:
             return site
         left, right = tokens[: site.start], tokens[site.stop :]
         replaced = tokens[site.start : site.stop]
-        filling: Tokens = (self._choose_token(left, right, replaced, feedback, rng),)
+        filling: Tokens = ()
         room = self._max_tokens - len(left) - len(right)
-        if room > 1 and rng.random() < self._phrase_probability:
-            following = self._choose_token(left + filling, right, filling, feedback, rng)
-            filling = (*filling, following)
+        # Long spans are rewritten by phrases, short ones mostly by single words.
+        go_on = 1 - 1 / (1 + len(self._masked_lm.vocabulary.words(replaced)))
+        while len(filling) < room and (not filling or rng.random() < max(go_on, self._phrase)):
+            avoid = filling[-1:] if filling else replaced
+            filling += (self._choose_token(left + filling, right, avoid, feedback, rng),)
         return Edit(site.start, site.stop, filling)
 
     def _sites(self, tokens: Tokens) -> list[tuple[Edit, float]]:
@@ -88,7 +90,7 @@ class MaskedLMProposer:
         for first in range(len(words)):
             for last in range(first, min(first + self._max_span, len(words))):
                 start, stop = words[first][0], words[last][1]
-                weight = 0.5 ** (last - first)
+                weight = 0.6 ** (last - first)
                 sites.append((Edit(start, stop, _TO_FILL), weight))
                 if stop - start < len(tokens):
                     sites.append((Edit(start, stop, ()), weight))

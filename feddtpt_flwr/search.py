@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import betaincc
 
 from feddtpt_flwr.data import Example
 from feddtpt_flwr.evaluation import BudgetExhaustedError, Evaluator
@@ -69,7 +70,10 @@ class PromptSearch:
         Private batch and public set together; prefixes should hold the classes in proportion.
     rng : numpy.random.Generator
         Source of all randomness.
-    on_accept : Callable[[Trial, SearchResult], None], optional
+    confidence : float
+        How likely a change must be to help, in [0.5, 1), before the search goes on from it: see
+        `probability_of_gain`.
+    on_accept : Callable[[Trial], None], optional
         Called after every accepted change.
     """
 
@@ -80,6 +84,8 @@ class PromptSearch:
         decode: Callable[[Tokens], str],
         examples: Sequence[Example],
         rng: np.random.Generator,
+        *,
+        confidence: float = 0.8,
         on_accept: Callable[[Trial], None] | None = None,
     ) -> None:
         self._evaluator = evaluator
@@ -87,6 +93,7 @@ class PromptSearch:
         self._decode = decode
         self._examples = examples
         self._rng = rng
+        self._confidence = confidence
         self._on_accept = on_accept or (lambda _: None)
 
     def run(self, start: Tokens, feedback: Feedback) -> SearchResult:
@@ -127,18 +134,20 @@ class PromptSearch:
     def _race(self, best: Measured, edit: Edit) -> tuple[Measured, Trial]:
         """Compare the changed prompt with the best so far, on growing batches of examples.
 
-        Both are judged by the same examples. A change that has lost an answer after the first
-        batch, or has won none after a later one, is dropped, which is the fate of most; what
-        remains has won more answers than it lost over all examples, and is accepted.
+        Both are judged by the same examples. A change that more likely hurts than helps is
+        dropped at once, one that has done nothing after the first batch a little later: the fate
+        of most. What is left at the end must be likely enough to help.
         """
         changed = edit.apply(best.tokens)
         for size in self._batches():
             correct = self._ask(changed, size)
-            gain = int(correct.sum()) - int(best.correct[:size].sum())
-            if gain < (0 if size == FIRST_BATCH else 1):
+            before = best.correct[:size]
+            won, lost = int((correct & ~before).sum()), int((before & ~correct).sum())
+            helps = probability_of_gain(won, lost)
+            if helps < 0.5 or (helps == 0.5 and size > FIRST_BATCH):
                 break
-        accepted = gain > 0 and size == len(self._examples)
-        trial = Trial.of(edit, best.tokens, gain=gain, correct=correct, accepted=accepted)
+        accepted = size == len(self._examples) and helps >= self._confidence
+        trial = Trial.of(edit, best.tokens, gain=won - lost, correct=correct, accepted=accepted)
         return Measured(changed, correct), trial
 
     def _batches(self) -> Iterator[int]:
@@ -154,3 +163,23 @@ class PromptSearch:
 
     def _ask(self, tokens: Tokens, size: int) -> NDArray[np.bool_]:
         return self._evaluator.correct(self._decode(tokens), self._examples[:size])
+
+
+def probability_of_gain(won: int, lost: int) -> float:
+    """Return how likely a change helps, given the answers it won and lost on the same examples.
+
+    Examples that both prompts answer alike tell nothing about the difference. Among the others,
+    the chance of a win has a uniform prior, hence the posterior Beta(1 + won, 1 + lost); the
+    result is its mass above one half: 0.5 without evidence, 0.75 after one win, 0.94 after three.
+
+    Parameters
+    ----------
+    won, lost : int
+        Answers that turned right and wrong, at least 0.
+
+    Returns
+    -------
+    float
+        A probability in (0, 1).
+    """
+    return float(betaincc(1 + won, 1 + lost, 0.5))

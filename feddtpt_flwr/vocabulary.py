@@ -4,6 +4,7 @@ import hashlib
 import re
 from collections.abc import Iterable, Sequence
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -66,7 +67,7 @@ class Vocabulary:
     def words(self, tokens: Sequence[int]) -> list[tuple[int, int]]:
         """Return the half-open token spans of the words in ``tokens``."""
         starts = [i for i, token in enumerate(tokens) if i == 0 or self.starts_word(token)]
-        return list(zip(starts, [*starts[1:], len(tokens)], strict=True))
+        return list(pairwise([*starts, len(tokens)]))
 
     def proposable(self, excluded_words: Iterable[str] = ()) -> NDArray[np.bool_]:
         """Return which tokens may be proposed: whole words of letters, and simple punctuation.

@@ -262,7 +262,7 @@ class FedDTPT(FedAvg):
         valid: list[tuple[int, dict[str, Scalar]]] = []
         for proxy, result in results:
             try:
-                counts = read_scores(result.metrics, result.num_examples, tokens)
+                counts = read_scores(result.metrics, tokens)
             except UploadError as error:
                 log(WARNING, "round %d: scores of %s rejected: %s", server_round, proxy.cid, error)
                 continue

@@ -14,6 +14,7 @@ VOCABULARY_KEY = "vocabulary"
 ROUND_KEY = "server-round"
 GAIN_KEY = "gain"
 QUERIES_KEY = "queries"
+SCORED_KEY = "num-scored"
 CLIENT_KEY = "client"
 
 
@@ -105,22 +106,24 @@ def read_upload(
     return LocalPrompt(client, tokens, float(gain))
 
 
-def read_scores(
-    metrics: Mapping[str, Scalar], num_examples: int, candidates: Sequence[Tokens]
-) -> dict[Tokens, Score]:
+def read_scores(metrics: Mapping[str, Scalar], candidates: Sequence[Tokens]) -> dict[Tokens, Score]:
     """Return one client's counts for every candidate.
 
     Raises
     ------
     UploadError
-        If a count is missing, no integer, or outside ``[0, num_examples]``.
+        If the number of examples is no positive integer, or a count is missing, no integer, or
+        larger than that number.
     """
+    total = metrics.get(SCORED_KEY)
+    if not isinstance(total, int) or total < 1:
+        raise UploadError(f"{SCORED_KEY} must be a positive count, got {total!r}")
     scores: dict[Tokens, Score] = {}
     for index, tokens in enumerate(candidates):
         correct = metrics.get(correct_key(index))
-        if not isinstance(correct, int) or not 0 <= correct <= num_examples:
+        if not isinstance(correct, int) or not 0 <= correct <= total:
             raise UploadError(
-                f"{correct_key(index)} must be a count in [0, {num_examples}], got {correct!r}"
+                f"{correct_key(index)} must be a count in [0, {total}], got {correct!r}"
             )
-        scores[tokens] = Score(correct, num_examples)
+        scores[tokens] = Score(correct, total)
     return scores

