@@ -1,14 +1,18 @@
 """The ``feddtpt-flwr`` command."""
 
+import re
 import tomllib
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from click import ClickException
 from flwr.common.config import parse_config_args
 
 from feddtpt_flwr.config import ConfigError, RunConfig
 from feddtpt_flwr.private_flower import FlowerError, private_flower
+
+_SETTING = re.compile(r"""[^\s=]+=('[^']*'|"[^"]*"|\S+)""")
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
 
@@ -63,18 +67,37 @@ def simulate(
 
 def _check(folder: Path, run_config: list[str]) -> None:
     """Find mistakes in the settings at once: Flower starts for many seconds, then tells less."""
-    file = folder / "pyproject.toml"
     try:
-        app_config = tomllib.loads(file.read_text(encoding="utf-8"))["tool"]["flwr"]["app"]
-        overrides = parse_config_args(run_config)
-    except FileNotFoundError as error:
-        raise typer.BadParameter(f"{error.filename} does not exist") from None
-    except KeyError:
-        raise typer.BadParameter(f"{file} describes no Flower app") from None
-    try:
-        RunConfig.from_run_config({**app_config["config"], **overrides})
+        RunConfig.from_run_config(
+            {**_defaults(folder / "pyproject.toml"), **_overrides(run_config)}
+        )
     except ConfigError as error:
         raise typer.BadParameter(str(error)) from None
+
+
+def _defaults(file: Path) -> dict[str, Any]:
+    try:
+        text = file.read_text(encoding="utf-8")
+        return dict(tomllib.loads(text)["tool"]["flwr"]["app"]["config"])
+    except OSError:
+        raise typer.BadParameter(f"{file} does not exist") from None
+    except KeyError:
+        raise typer.BadParameter(f"{file} describes no Flower app with settings") from None
+    except ValueError as error:
+        raise typer.BadParameter(f"{file}: {error}") from None
+
+
+def _overrides(run_config: list[str]) -> dict[str, Any]:
+    for text in run_config:
+        if not text.endswith(".toml") and (rest := _SETTING.sub("", text).strip()):
+            # Flower would leave it out without a word.
+            raise typer.BadParameter(f"{rest!r} in {text!r} is not of the form key=value")
+    try:
+        return dict(parse_config_args(run_config))
+    except OSError as error:
+        raise typer.BadParameter(f"{error.filename} does not exist") from None
+    except (ValueError, ClickException) as error:
+        raise typer.BadParameter(f"{' '.join(run_config)}: {error}") from None
 
 
 if __name__ == "__main__":

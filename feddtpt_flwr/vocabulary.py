@@ -55,7 +55,7 @@ class Vocabulary:
         # the whole text's beginnings are what counts.
         ends = [len(str(self._tokenizer.decode(list(tokens[: i + 1])))) for i in range(len(tokens))]
         text = str(self._tokenizer.decode(list(tokens)))
-        return text, list(zip([0, *ends[:-1]], ends, strict=True))
+        return text, list(zip([0, *ends][: len(ends)], ends, strict=True))
 
     def starts_word(self, token: int) -> bool:
         """Return whether ``token`` begins a word or is a mark of its own, such as a full stop."""

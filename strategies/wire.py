@@ -1,6 +1,5 @@
 """Reading what clients sent: nothing that comes over the network is believed."""
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -91,6 +90,9 @@ def read_upload(
         arrays = parameters_to_ndarrays(parameters)
     except Exception as error:
         raise UploadError(f"unreadable arrays: {error}") from error
+    # What numpy reads from a zip file is no array but an archive of arrays.
+    if not all(isinstance(array, np.ndarray) for array in arrays):
+        raise UploadError("unreadable arrays: an archive")
     if len(arrays) != 1:
         raise UploadError(f"an upload is one array, got {len(arrays)}")
     theirs = metrics.get(VOCABULARY_KEY, vocabulary)
@@ -101,7 +103,7 @@ def read_upload(
         )
     tokens = read_prompt(arrays[0], vocabulary_size=vocabulary_size, max_tokens=max_tokens)
     gain = metrics.get(GAIN_KEY, 0.0)
-    if isinstance(gain, (str, bytes)) or not math.isfinite(gain) or not -1 <= gain <= 1:
+    if not isinstance(gain, (int, float)) or not -1 <= gain <= 1:
         raise UploadError(f"{GAIN_KEY} must be a number in [-1, 1], got {gain!r}")
     return LocalPrompt(client, tokens, float(gain))
 

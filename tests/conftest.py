@@ -14,6 +14,10 @@ from feddtpt_flwr.vocabulary import Vocabulary
 
 @pytest.fixture(scope="session")
 def embedded_assets() -> None:
+    import torch
+
+    # Two threads that wait for each other on a busy machine take twenty times as long as one.
+    torch.set_num_threads(1)
     try:
         embedded_language_model()
         embedded_encoder()

@@ -29,10 +29,12 @@ def piece(vocabulary: Vocabulary, token: int) -> str:
 
 @pytest.mark.parametrize("text", TEXTS)
 def test_text_survives(text: str, either: Vocabulary, wordpiece: Vocabulary) -> None:
-    expected = text.lower() if either is wordpiece else text
     tokens = either.encode(text)
     assert all(0 <= token < len(either) for token in tokens)
-    assert either.decode(tokens) == expected
+    if either is wordpiece:  # it knows no capitals, and where spaces stood only by rule
+        assert either.decode(tokens).replace(" ", "") == text.lower().replace(" ", "")
+    else:
+        assert either.decode(tokens) == text
     assert either.encode(either.decode(tokens)) == tokens
     assert either.encode(f"  {text} ") == tokens
 

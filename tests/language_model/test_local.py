@@ -74,6 +74,15 @@ def test_answers_are_those_of_a_plain_forward_pass(
     assert set(answers) <= set(task.answers)
 
 
+def test_a_choice_that_begins_another_can_win(language_model: LocalLanguageModel) -> None:
+    """The end of the text is among the options then, and is compared with going on."""
+    query = "<|im_start|>user\nSay good.<|im_end|>\n<|im_start|>assistant\nGood"
+    choices = ["movie", "movie star", "movies"]
+    for text in ("I saw a good", "He became a famous", query):
+        expected, _ = reference(text, choices)
+        assert language_model.answer("", [text], choices) == [expected]
+
+
 @pytest.mark.slow
 def test_both_answers_occur(
     language_model: LocalLanguageModel, reviews: tuple[Example, ...]
@@ -97,8 +106,6 @@ def test_long_choices_are_decoded_greedily(
 @pytest.mark.parametrize(
     ("query", "choices", "expected"),
     [
-        ("Good better best. Good better", ["best", "best of all"], "best"),
-        ("New York City, New York City, New York", ["City", "City Hall", "State"], "City"),
         ("The capital of France is", ["Paris", "Berlin", "Rome"], "Paris"),
         ("One two three four five. One two three", ["four five", "four six"], "four five"),
         ("The answer is:\n", ["Paris"], "Paris"),
@@ -160,7 +167,7 @@ def test_chat_wraps_the_query_in_the_template(
     assert chat.name != language_model.name
 
 
-def test_free_text_is_greedy_generation() -> None:
+def test_free_text_is_greedy_generation(embedded_assets: None) -> None:
     model = LocalLanguageModel("embedded", dtype="float32", max_new_tokens=4)
     _, tokenizer = load_causal_lm("embedded", "cpu", "float32")
     queries = ["The capital of France is", "One, two, three,"]

@@ -108,11 +108,17 @@ def test_cache_folder(
 
 @pytest.mark.parametrize(
     ("device", "gpu", "expected"),
-    [("auto", True, "cuda"), ("auto", False, "cpu"), ("cpu", True, "cpu"), ("cuda:1", 0, "cuda:1")],
+    [("auto", True, "cuda"), ("auto", False, "cpu"), ("cpu", True, "cpu")],
 )
 def test_device(device: str, gpu: bool, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
     assert resolve_device(device) == expected
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "toaster"])
+def test_a_missing_device_is_named(device: str) -> None:
+    with pytest.raises(ValueError, match=f"device = '{device}' is not available"):
+        resolve_device(device)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,132 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from strategies.candidates import (
+    Candidate,
+    LocalPrompt,
+    Score,
+    Tokens,
+    choose,
+    propose_candidates,
+)
+
+INCUMBENT = (1, 2, 3, 4, 5)
+A, B, C = (9, 2, 3, 4, 5), (1, 2, 8, 4, 5), (1, 2, 3, 4, 7)
+
+prompts = st.lists(st.integers(0, 9), min_size=1, max_size=7).map(tuple)
+
+
+def uploads(*gains: tuple[Tokens, float]) -> list[LocalPrompt]:
+    return [LocalPrompt(str(i), tokens, gain) for i, (tokens, gain) in enumerate(gains)]
+
+
+def origins(candidates: tuple[Candidate, ...]) -> dict[str, Tokens]:
+    return {candidate.origin: candidate.tokens for candidate in candidates}
+
+
+def test_who_is_compared() -> None:
+    found = propose_candidates(
+        INCUMBENT,
+        uploads((A, 0.1), (B, 0.3), (C, 0.2)),
+        (6, 6),
+        limit=10,
+        max_tokens=9,
+    )
+    assert found[0] == Candidate(INCUMBENT, "incumbent")
+    assert origins(found) == {
+        "incumbent": INCUMBENT,
+        "client 1": B,
+        "merge of 2": (1, 2, 8, 4, 7),
+        "aggregate": (6, 6),
+        "client 2": C,
+        "merge of 3": (9, 2, 8, 4, 7),
+        "client 0": A,
+    }
+
+
+def test_the_best_come_first() -> None:
+    some = uploads((A, 0.1), (B, 0.3), (C, 0.2))
+    by_limit = [
+        set(origins(propose_candidates(INCUMBENT, some, (6, 6), limit=limit, max_tokens=9)))
+        for limit in (1, 2, 3)
+    ]
+    assert by_limit[0] == {"incumbent", "client 1"}
+    assert by_limit[1] == by_limit[0] | {"merge of 2"}
+    assert by_limit[2] == by_limit[1] | {"aggregate"}
+
+
+def test_without_aggregate() -> None:
+    found = propose_candidates(INCUMBENT, uploads((A, 0.1)), None, limit=4, max_tokens=9)
+    assert origins(found) == {"incumbent": INCUMBENT, "client 0": A}
+
+
+def test_unchanged_prompts_leave_only_the_incumbent() -> None:
+    same = uploads((INCUMBENT, 0.0), (INCUMBENT, 0.0))
+    found = propose_candidates(INCUMBENT, same, INCUMBENT, limit=4, max_tokens=9)
+    assert found == (Candidate(INCUMBENT, "incumbent"),)
+
+
+def test_a_merge_that_deletes_all_is_left_out() -> None:
+    found = propose_candidates((1, 2), uploads(((1,), 0.2), ((2,), 0.1)), None, limit=9, max_tokens=9)
+    assert () not in [candidate.tokens for candidate in found]
+    assert {candidate.tokens for candidate in found} == {(1, 2), (1,), (2,)}
+
+
+@given(
+    incumbent=prompts,
+    local=st.lists(st.tuples(prompts, st.floats(-1, 1)), max_size=6),
+    aggregated=st.none() | prompts,
+    limit=st.integers(1, 6),
+    max_tokens=st.integers(1, 9),
+)
+def test_candidates_are_distinct_few_and_short(
+    incumbent: Tokens,
+    local: list[tuple[Tokens, float]],
+    aggregated: Tokens | None,
+    limit: int,
+    max_tokens: int,
+) -> None:
+    found = propose_candidates(
+        incumbent, uploads(*local), aggregated, limit=limit, max_tokens=max_tokens
+    )
+    tokens = [candidate.tokens for candidate in found]
+    assert tokens[0] == incumbent
+    assert len(set(tokens)) == len(tokens) <= limit + 1
+    assert all(1 <= len(prompt) <= max_tokens for prompt in tokens[1:])
+
+
+@given(
+    order=st.permutations(uploads((A, 0.1), (B, 0.3), (C, 0.2))), limit=st.integers(1, 6)
+)
+def test_the_order_of_arrival_does_not_matter(order: list[LocalPrompt], limit: int) -> None:
+    some = uploads((A, 0.1), (B, 0.3), (C, 0.2))
+    one, other = (
+        propose_candidates(INCUMBENT, local, (6, 6), limit=limit, max_tokens=9)
+        for local in (some, order)
+    )
+    assert one == other
+
+
+@pytest.mark.parametrize(
+    ("counts", "best"),
+    [
+        ({A: 5, B: 5, C: 5}, A),
+        ({A: 5, B: 6, C: 6}, B),
+        ({A: 5, B: 4, C: 6}, C),
+        ({A: 0, B: 0, C: 0}, A),
+        ({B: 1}, B),
+        ({}, A),
+    ],
+)
+def test_the_first_with_the_most_answers_is_chosen(counts: dict[Tokens, int], best: Tokens) -> None:
+    candidates = [Candidate(tokens, "?") for tokens in (A, B, C)]
+    scores = {tokens: Score(count, 10) for tokens, count in counts.items()}
+    chosen, score = choose(candidates, scores)
+    assert chosen.tokens == best
+    assert score == scores.get(best, Score())
+
+
+def test_score() -> None:
+    assert Score(3, 4).accuracy == 0.75
+    assert Score().accuracy == 0.0

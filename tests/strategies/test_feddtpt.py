@@ -1,0 +1,395 @@
+from collections.abc import Sequence
+from typing import Any, cast
+
+import numpy as np
+import pytest
+from flwr.common import (
+    Code,
+    EvaluateRes,
+    FitRes,
+    Parameters,
+    Scalar,
+    Status,
+    ndarrays_to_parameters,
+    parameters_to_ndarrays,
+)
+from flwr.server.client_manager import ClientManager
+from flwr.server.client_proxy import ClientProxy
+from numpy.typing import NDArray
+
+from strategies import aggregate
+from strategies.candidates import Tokens
+from strategies.feddtpt import FedDTPT, RoundResult
+from strategies.wire import (
+    CLIENT_KEY,
+    GAIN_KEY,
+    ROUND_KEY,
+    SCORED_KEY,
+    VOCABULARY_KEY,
+    correct_key,
+)
+
+SEED = (1, 2, 3, 4, 5)
+A, B, C = (9, 2, 3, 4, 5), (1, 2, 8, 4, 5), (1, 2, 3, 4, 7)
+OK = Status(Code.OK, "")
+
+Fit = tuple[ClientProxy, FitRes]
+Evaluate = tuple[ClientProxy, EvaluateRes]
+
+
+class Proxy:
+    """A double of a client that is only ever told apart from others."""
+
+    def __init__(self, cid: str) -> None:
+        self.cid = cid
+
+
+class Clients:
+    """A double of Flower's client manager that gives out the first clients it has."""
+
+    def __init__(self, number: int) -> None:
+        self.proxies = [Proxy(str(i)) for i in range(number)]
+
+    def num_available(self) -> int:
+        return len(self.proxies)
+
+    def sample(self, num_clients: int, min_num_clients: int) -> list[Proxy]:
+        return self.proxies[:num_clients] if len(self.proxies) >= min_num_clients else []
+
+
+def manager(number: int = 3) -> ClientManager:
+    return cast(ClientManager, Clients(number))
+
+
+def embed(prompts: Sequence[NDArray[np.int64]]) -> list[NDArray[np.float64]]:
+    return [np.eye(20)[prompt] for prompt in prompts]
+
+
+class Central:
+    """Central evaluation that writes down what it was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[int, Tokens]] = []
+
+    def __call__(
+        self, server_round: int, arrays: list[NDArray[Any]], _: dict[str, Scalar]
+    ) -> tuple[float, dict[str, Scalar]]:
+        self.asked.append((server_round, tuple(int(token) for token in arrays[0])))
+        return 0.25, {"accuracy": 0.75}
+
+
+class Server:
+    """A strategy with everything that it calls, and Flower's order of calls."""
+
+    def __init__(self, **options: Any) -> None:
+        self.central = Central()
+        self.rounds: list[RoundResult] = []
+        self.strategy = FedDTPT(
+            initial_prompt=np.array(SEED),
+            embed_fn=embed,
+            vocabulary_size=20,
+            vocabulary="abc",
+            max_tokens=6,
+            evaluate_fn=self.central,
+            on_round=self.rounds.append,
+            **options,
+        )
+
+    def fit(self, *results: Fit, failures: int = 0) -> tuple[Tokens, ...]:
+        lost = [cast(Any, RuntimeError("lost")) for _ in range(failures)]
+        parameters, self.metrics = self.strategy.aggregate_fit(1, list(results), lost)
+        assert parameters is not None
+        return prompts_in(parameters)
+
+    def score(self, *results: Evaluate, failures: int = 0) -> tuple[float | None, dict[str, Any]]:
+        lost = [cast(Any, RuntimeError("lost")) for _ in range(failures)]
+        return self.strategy.aggregate_evaluate(1, list(results), lost)
+
+
+def prompts_in(parameters: Parameters) -> tuple[Tokens, ...]:
+    return tuple(tuple(int(t) for t in array) for array in parameters_to_ndarrays(parameters))
+
+
+def uploads(*tokens: Tokens, gain: float = 0.1) -> list[Fit]:
+    return [upload(t, client=str(i), gain=gain) for i, t in enumerate(tokens)]
+
+
+def upload(tokens: Any, client: str = "0", gain: Any = 0.1, **metrics: Any) -> Fit:
+    if not isinstance(tokens, Parameters):
+        tokens = ndarrays_to_parameters([np.array(tokens)])
+    known = {CLIENT_KEY: client, GAIN_KEY: gain, VOCABULARY_KEY: "abc"} | metrics
+    return cast(ClientProxy, Proxy(client)), FitRes(OK, tokens, 10, known)
+
+
+def scores(candidates: Sequence[Tokens], correct: dict[Tokens, Any], of: Any = 10) -> Evaluate:
+    metrics: dict[str, Any] = {
+        correct_key(i): correct.get(tokens, 0) for i, tokens in enumerate(candidates)
+    }
+    result = EvaluateRes(OK, 0.5, 10, metrics | {SCORED_KEY: of})
+    return cast(ClientProxy, Proxy("0")), result
+
+
+MALFORMED = [
+    upload([1.5, 2.0]),
+    upload([[1, 2]]),
+    upload(np.array([], dtype=np.int64)),
+    upload([1, 2, 3, 4, 5, 6, 7]),
+    upload([1, 20]),
+    upload([-1]),
+    upload(Parameters([b"garbage"], "numpy.ndarray")),
+    upload(Parameters([], "numpy.ndarray")),
+    upload(A, gain=float("nan")),
+    upload(A, gain=2.0),
+    upload(A, vocabulary="xyz"),
+]
+
+
+def test_round_zero_is_evaluated_once() -> None:
+    server = Server()
+    parameters = server.strategy.initialize_parameters(manager())
+    assert parameters is not None
+    assert prompts_in(parameters) == (SEED,)
+    assert server.strategy.evaluate(0, parameters) == (0.25, {"accuracy": 0.75})
+    assert server.central.asked == [(0, SEED)]
+
+
+def test_a_guarded_round() -> None:
+    server = Server()
+    candidates = server.fit(*uploads(A, B))
+    assert candidates[0] == SEED
+    assert {A, B} < set(candidates)
+    assert server.strategy.evaluate(1, ndarrays_to_parameters([])) is None
+    assert server.central.asked == [], "nothing is settled before the clients have counted"
+
+    best = candidates[2]
+    loss, metrics = server.score(
+        scores(candidates, {best: 9, SEED: 5}), scores(candidates, {best: 6, SEED: 8}, of=20)
+    )
+    assert loss == pytest.approx(1 - 15 / 30)
+    assert metrics["accuracy"] == pytest.approx(15 / 30)
+    assert metrics["central-accuracy"] == 0.75
+    assert server.strategy.prompt == best
+    assert server.central.asked == [(1, best)]
+
+    (record,) = server.rounds
+    assert record.server_round == 1
+    assert record.chosen.tokens == best
+    assert [candidate.tokens for candidate in record.candidates] == list(candidates)
+    assert record.candidates[0].origin == "incumbent"
+    assert (record.scores[best].correct, record.scores[best].total) == (15, 30)
+    assert (record.scores[SEED].correct, record.scores[SEED].total) == (13, 30)
+    assert record.failures == 0
+    assert record.num_bytes > 0
+    assert record.central == (0.25, {"accuracy": 0.75})
+
+
+def test_clients_weigh_by_their_examples() -> None:
+    server = Server()
+    candidates = server.fit(*uploads(A, B))
+    server.score(
+        scores(candidates, {A: 4, B: 1}, of=4), scores(candidates, {A: 10, B: 20}, of=40)
+    )
+    assert server.strategy.prompt == B
+
+
+@pytest.mark.parametrize("counts", [{}, {SEED: 5, A: 5, B: 5}, {SEED: 5, A: 4}])
+def test_nothing_replaces_the_prompt_that_is_not_better(counts: dict[Tokens, int]) -> None:
+    server = Server()
+    candidates = server.fit(*uploads(A, B))
+    server.score(scores(candidates, {t: counts.get(t, 0) for t in candidates}))
+    assert server.strategy.prompt == SEED
+    assert server.rounds[0].chosen.origin == "incumbent"
+    assert server.central.asked == [(1, SEED)]
+
+
+@pytest.mark.parametrize("bad", MALFORMED, ids=lambda bad: str(bad[1].metrics)[:60])
+def test_a_malformed_upload_is_a_failure_and_the_round_goes_on(bad: Fit) -> None:
+    server = Server()
+    candidates = server.fit(bad, upload(B, client="1"), failures=1)
+    assert set(candidates) == {SEED, B}
+    server.score(scores(candidates, {B: 9, SEED: 1}))
+    assert server.strategy.prompt == B
+    assert server.rounds[0].failures == 2
+
+
+@pytest.mark.parametrize("guard", [True, False])
+@pytest.mark.parametrize("results", [[], MALFORMED])
+def test_without_a_usable_upload_the_prompt_stays(guard: bool, results: list[Fit]) -> None:
+    server = Server(guard=guard)
+    assert server.fit(*results, failures=3) == (SEED,)
+    assert server.strategy.prompt == SEED
+    (record,) = server.rounds
+    assert record.chosen.tokens == SEED
+    assert record.failures == 3 + len(results)
+    assert server.strategy.evaluate(1, ndarrays_to_parameters([])) == (0.25, {"accuracy": 0.75})
+    assert server.central.asked == [(1, SEED)]
+
+
+@pytest.mark.parametrize("aggregation", ["feddtpt", "majority", "best", "average"])
+def test_without_a_guard_the_papers_aggregate_is_the_prompt(aggregation: Any) -> None:
+    server = Server(guard=False, aggregation=aggregation)
+    results = [upload(A, "0", 0.1), upload(B, "1", 0.3), upload(C, "2", 0.2)]
+    prompts = [np.array(p) for p in (A, B, C)]
+    expected = aggregate(
+        prompts, embed(prompts), method=aggregation, max_tokens=6, accuracies=[0.1, 0.3, 0.2]
+    )
+    settled = tuple(int(token) for token in expected.tokens)
+    assert server.fit(*results) == (settled,)
+    assert server.strategy.prompt == settled
+    assert server.strategy.evaluate(1, ndarrays_to_parameters([])) == (0.25, {"accuracy": 0.75})
+    loss, metrics = server.score(scores([settled], {settled: 7}))
+    assert server.central.asked == [(1, settled)]
+    assert loss == pytest.approx(0.3)
+    assert metrics["accuracy"] == pytest.approx(0.7)
+    (record,) = server.rounds
+    assert record.chosen.origin == "aggregate"
+    assert record.scores == {}
+
+
+def test_unchanged_uploads_settle_the_round_at_once() -> None:
+    server = Server()
+    assert server.fit(*uploads(SEED, SEED)) == (SEED,)
+    server.score(scores([SEED], {SEED: 5}))
+    assert len(server.rounds) == 1
+    assert server.central.asked == [(1, SEED)]
+
+
+@pytest.mark.parametrize(
+    ("count", "of"), [(11, 10), (10**6, 10), (-1, 10), (9.0, 10), ("9", 10), (9, 0), (9, None)]
+)
+def test_liars_are_not_counted(count: Any, of: Any) -> None:
+    server = Server()
+    candidates = server.fit(*uploads(A, B))
+    honest = scores(candidates, {A: 6, B: 4, SEED: 5})
+    loss, _ = server.score(scores(candidates, {B: count}, of=of), honest)
+    assert server.strategy.prompt == A
+    assert loss == pytest.approx(0.4)
+    assert server.rounds[0].scores[B].total == 10
+    # What fails after the round is settled is still part of its record.
+    assert server.rounds[0].failures == 1
+
+
+@pytest.mark.parametrize("failures", [0, 2])
+def test_without_any_count_the_prompt_stays(failures: int) -> None:
+    server = Server()
+    candidates = server.fit(*uploads(A, B))
+    liar = scores(candidates, {A: 11})
+    assert server.score(liar, failures=failures) == (None, {})
+    assert server.strategy.prompt == SEED
+    assert server.rounds[0].failures == 1 + failures
+
+
+@pytest.mark.parametrize(("bad", "failures"), [(True, 0), (False, 1)])
+def test_failures_can_be_refused_in_the_search(bad: bool, failures: int) -> None:
+    server = Server(accept_failures=False)
+    results = [*uploads(A, B), *([MALFORMED[0]] if bad else [])]
+    assert server.fit(*results, failures=failures) == (SEED,)
+    assert server.strategy.prompt == SEED
+    assert server.rounds[0].failures == 1
+
+
+@pytest.mark.parametrize(("liar", "failures"), [(True, 0), (False, 1)])
+def test_failures_can_be_refused_in_the_count(liar: bool, failures: int) -> None:
+    server = Server(accept_failures=False)
+    candidates = server.fit(*uploads(A, B))
+    results = [scores(candidates, {A: 9})]
+    results += [scores(candidates, {A: 99})] if liar else []
+    server.score(*results, failures=failures)
+    assert server.strategy.prompt == SEED
+    assert server.rounds[0].chosen.origin == "incumbent"
+    assert server.rounds[0].failures == 1
+
+
+def test_all_is_well_without_failures_when_they_are_refused() -> None:
+    server = Server(accept_failures=False)
+    candidates = server.fit(*uploads(A, B))
+    server.score(scores(candidates, {A: 9}))
+    assert server.strategy.prompt == A
+
+
+def test_the_settled_prompt_is_sent_not_the_candidates() -> None:
+    server = Server()
+    candidates = server.fit(*uploads(A, B))
+    server.score(scores(candidates, {A: 9}))
+    # Flower's server still holds what aggregate_fit returned.
+    stale = ndarrays_to_parameters([np.array(tokens) for tokens in candidates])
+    instructions = server.strategy.configure_fit(2, stale, manager())
+    assert len(instructions) == 3
+    for _, instruction in instructions:
+        assert prompts_in(instruction.parameters) == (A,)
+        assert instruction.config[ROUND_KEY] == 2
+        assert instruction.config[VOCABULARY_KEY] == "abc"
+
+
+def test_the_candidates_are_sent_to_be_counted() -> None:
+    server = Server(on_evaluate_config_fn=lambda server_round: {"extra": server_round})
+    candidates = server.fit(*uploads(A, B))
+    sent = ndarrays_to_parameters([np.array(tokens) for tokens in candidates])
+    for _, instruction in server.strategy.configure_evaluate(1, sent, manager()):
+        assert prompts_in(instruction.parameters) == candidates
+        assert instruction.config == {"extra": 1, ROUND_KEY: 1, VOCABULARY_KEY: "abc"}
+
+
+@pytest.mark.parametrize(("fraction", "clients"), [(1.0, 10), (0.5, 5), (0.01, 2)])
+def test_a_fraction_of_the_clients_searches(fraction: float, clients: int) -> None:
+    server = Server(fraction_fit=fraction)
+    sent = server.strategy.configure_fit(1, ndarrays_to_parameters([]), manager(10))
+    assert len(sent) == clients
+
+
+def test_bytes_grow_with_every_message() -> None:
+    server = Server()
+    server.strategy.configure_fit(1, ndarrays_to_parameters([]), manager(2))
+    candidates = server.fit(*uploads(A, B))
+    sent = ndarrays_to_parameters([np.array(tokens) for tokens in candidates])
+    server.strategy.configure_evaluate(1, sent, manager(2))
+    server.score(scores(candidates, {A: 9}))
+    alone = Server()
+    alone.fit(*uploads(A, B))
+    alone.score(scores(candidates, {A: 9}))
+    tokens = sum(map(len, candidates)) + len(SEED)
+    assert server.rounds[0].num_bytes - alone.rounds[0].num_bytes > 2 * 8 * tokens
+    server.strategy.configure_fit(2, ndarrays_to_parameters([]), manager(2))
+    server.fit(*uploads(A, A))
+    server.score(scores([A], {A: 9}))
+    assert server.rounds[1].num_bytes < server.rounds[0].num_bytes, "each round counts anew"
+
+
+def test_metrics_of_valid_clients_are_handed_on() -> None:
+    seen: list[list[tuple[int, dict[str, Any]]]] = []
+
+    def collect(metrics: list[tuple[int, dict[str, Any]]]) -> dict[str, Scalar]:
+        seen.append(metrics)
+        return {"clients": len(metrics)}
+
+    server = Server(fit_metrics_aggregation_fn=collect, evaluate_metrics_aggregation_fn=collect)
+    candidates = server.fit(*uploads(A, B), MALFORMED[0])
+    assert server.metrics == {"clients": 2}
+    liar = scores(candidates, {B: 11})
+    _, metrics = server.score(scores(candidates, {A: 9}), liar)
+    assert metrics["clients"] == 1
+    assert [len(part) for part in seen] == [2, 1]
+    assert seen[0][1][1][CLIENT_KEY] == "1"
+
+
+def test_the_order_of_arrival_does_not_matter() -> None:
+    results = [upload(A, "0", 0.1), upload(B, "1", 0.3), upload(C, "2", 0.2)]
+    assert Server().fit(*results) == Server().fit(*results[::-1])
+
+
+def test_more_rounds_start_from_the_settled_prompt() -> None:
+    server = Server()
+    candidates = server.fit(*uploads(A, B))
+    server.score(scores(candidates, {A: 9}))
+    candidates = server.fit(upload((9, 2, 8, 4, 5)))
+    assert candidates == (A, (9, 2, 8, 4, 5))
+    server.score(scores(candidates, {A: 9, (9, 2, 8, 4, 5): 8}))
+    assert server.strategy.prompt == A
+    assert [record.chosen.tokens for record in server.rounds] == [A, A]
+
+
+def test_repr_names_the_settings() -> None:
+    text = repr(Server(aggregation="kmeans", guard=False, race_candidates=7).strategy)
+    assert text == (
+        "FedDTPT(aggregation='kmeans', min_samples=2, guard=False, race_candidates=7, max_tokens=6)"
+    )

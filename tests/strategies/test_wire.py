@@ -1,0 +1,167 @@
+import io
+import pickle
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.common import Parameters, Scalar, ndarrays_to_parameters
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from strategies.candidates import LocalPrompt, Score
+from strategies.wire import (
+    GAIN_KEY,
+    SCORED_KEY,
+    VOCABULARY_KEY,
+    UploadError,
+    correct_key,
+    payload_bytes,
+    read_prompt,
+    read_scores,
+    read_upload,
+)
+
+GOOD: dict[str, Scalar] = {GAIN_KEY: 0.25, VOCABULARY_KEY: "abc"}
+
+
+def of(*tokens: int) -> NDArray[np.int64]:
+    return np.array(tokens, dtype=np.int64)
+
+
+def read(parameters: Parameters, metrics: Any = GOOD) -> LocalPrompt:
+    return read_upload(
+        parameters, metrics, client="7", vocabulary="abc", vocabulary_size=100, max_tokens=4
+    )
+
+
+def raw(content: bytes) -> Parameters:
+    return Parameters(tensors=[content], tensor_type="numpy.ndarray")
+
+
+def pickled() -> bytes:
+    file = io.BytesIO()
+    np.save(file, np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    return file.getvalue()
+
+
+def zipped() -> bytes:
+    file = io.BytesIO()
+    np.savez(file, prompt=of(1, 2))
+    return file.getvalue()
+
+
+def huge() -> bytes:
+    """A header that promises more than any memory holds."""
+    file = io.BytesIO()
+    header = {"descr": "<i8", "fortran_order": False, "shape": (2**50,)}
+    np.lib.format.write_array_header_1_0(file, header)
+    return file.getvalue()
+
+
+@given(st.lists(st.integers(0, 99), min_size=1, max_size=4), st.sampled_from("bhilBHIL"))
+def test_a_good_upload(tokens: list[int], kind: str) -> None:
+    upload = read(ndarrays_to_parameters([np.array(tokens, dtype=kind)]))
+    assert upload == LocalPrompt("7", tuple(tokens), 0.25)
+    assert all(type(token) is int for token in upload.tokens)
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.array([1.0, 2.0]), "float64"),
+        (np.array([True, False]), "bool"),
+        (np.array(["1", "2"]), "<U1"),
+        (np.array([(1,)], dtype=[("token", "i8")]), "token"),
+        (np.array(3), r"shape \(\)"),
+        (np.array([[1, 2]]), r"shape \(1, 2\)"),
+        (of(), "1 to 4 tokens, got 0"),
+        (of(1, 2, 3, 4, 5), "1 to 4 tokens, got 5"),
+        (of(1, -1), r"\[0, 100\), got -1 to 1"),
+        (of(1, 100), r"\[0, 100\), got 1 to 100"),
+        (np.array([2**64 - 1], dtype=np.uint64), "18446744073709551615"),
+    ],
+)
+def test_a_malformed_prompt_is_named(array: NDArray[Any], message: str) -> None:
+    with pytest.raises(UploadError, match=message):
+        read(ndarrays_to_parameters([array]))
+    with pytest.raises(UploadError, match=message):
+        read_prompt(array, vocabulary_size=100, max_tokens=4)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"garbage", pickled(), zipped(), huge(), pickle.dumps([1, 2]), b"\x93NUMPY"]
+)
+def test_unreadable_bytes_are_rejected(content: bytes) -> None:
+    with pytest.raises(UploadError, match="array"):
+        read(raw(content))
+
+
+def test_object_arrays_are_never_unpickled() -> None:
+    class Trap:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return pytest.fail, ("code from the network was run",)
+
+    file = io.BytesIO()
+    np.save(file, np.array([Trap()], dtype=object), allow_pickle=True)
+    with pytest.raises(UploadError, match="unreadable arrays"):
+        read(raw(file.getvalue()))
+
+
+@pytest.mark.parametrize("number", [0, 2])
+def test_an_upload_is_one_array(number: int) -> None:
+    with pytest.raises(UploadError, match=f"one array, got {number}"):
+        read(ndarrays_to_parameters([of(1)] * number))
+
+
+@pytest.mark.parametrize(
+    "gain",
+    [float("nan"), float("inf"), -1.5, 1.01, "0.5", b"0", [0.5], [], None, 10**400, {"a": 1}],
+)
+def test_a_bad_gain_is_named(gain: Any) -> None:
+    with pytest.raises(UploadError, match=r"gain must be a number in \[-1, 1\]"):
+        read(ndarrays_to_parameters([of(1)]), GOOD | {GAIN_KEY: gain})
+
+
+def test_another_vocabulary_is_named() -> None:
+    with pytest.raises(UploadError, match="'xyz' is not the server's 'abc'.*same masked-lm"):
+        read(ndarrays_to_parameters([of(1)]), GOOD | {VOCABULARY_KEY: "xyz"})
+
+
+def test_what_a_client_may_leave_out() -> None:
+    assert read(ndarrays_to_parameters([of(1)]), {}) == LocalPrompt("7", (1,), 0.0)
+
+
+CANDIDATES = [(1, 2), (3,)]
+
+
+def counts(*correct: Any, scored: Any = 8) -> dict[str, Any]:
+    return {SCORED_KEY: scored} | {correct_key(i): count for i, count in enumerate(correct)}
+
+
+def test_good_scores() -> None:
+    scores = read_scores(counts(0, 8), CANDIDATES)
+    assert scores == {(1, 2): Score(0, 8), (3,): Score(8, 8)}
+
+
+@pytest.mark.parametrize("count", [9, -1, 2.0, "2", None, float("nan"), [2]])
+def test_a_bad_count_is_named(count: Any) -> None:
+    with pytest.raises(UploadError, match=r"correct-1 must be a count in \[0, 8\]"):
+        read_scores(counts(3, count), CANDIDATES)
+
+
+def test_a_missing_count_is_named() -> None:
+    with pytest.raises(UploadError, match="correct-1 .* got None"):
+        read_scores(counts(3), CANDIDATES)
+
+
+@pytest.mark.parametrize("scored", [0, -8, 8.0, "8", None])
+def test_a_bad_number_of_examples_is_named(scored: Any) -> None:
+    with pytest.raises(UploadError, match="num-scored must be a positive count"):
+        read_scores(counts(0, 0, scored=scored), CANDIDATES)
+
+
+def test_payload_counts_what_travels() -> None:
+    scalars: dict[str, Scalar] = {"a": 1, "bc": 0.5, "d": "é", "e": b"xyz", "f": True}
+    assert payload_bytes(raw(b"12345"), {}) == 5
+    assert payload_bytes(raw(b""), scalars) == (1 + 8) + (2 + 8) + (1 + 2) + (1 + 3) + (1 + 8)

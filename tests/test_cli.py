@@ -1,0 +1,158 @@
+import re
+import shutil
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from feddtpt_flwr import cli
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> NoReturn:
+        raise AssertionError("Flower was started")
+
+    monkeypatch.setattr(cli, "private_flower", fail)
+
+
+@pytest.fixture
+def app_folder(tmp_path: Path) -> Path:
+    shutil.copy(REPOSITORY / "pyproject.toml", tmp_path)
+    return tmp_path
+
+
+def simulate(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(cli.app, ["simulate", *map(str, arguments)], env={"COLUMNS": "300"})
+
+
+def said(result: Result) -> str:
+    """What was printed, without the frame and the line breaks that typer puts into it."""
+    return re.sub(r"[\s│╭╮╰╯─]+", " ", result.output)
+
+
+def expect_refusal(result: Result, *words: str) -> None:
+    assert result.exit_code == 2, (result.output, result.exception)
+    for word in words:
+        assert word in said(result)
+
+
+def test_without_a_mistake_flower_is_started(app_folder: Path) -> None:
+    result = simulate(app_folder, "-c", "seed=1 k-shot=8", "-c", 'partition="dirichlet"')
+    assert isinstance(result.exception, AssertionError)
+    assert str(result.exception) == "Flower was started"
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("k-shot=0", ["k-shot = 0", "greater than or equal to 1"]),
+        ("kshot=4", ["unknown configuration key 'kshot'", "queries-per-round"]),
+        ('partition="uneven"', ["partition = 'uneven'", "'iid' or 'dirichlet'"]),
+        ('guard="yes"', ["guard = 'yes'", "boolean"]),
+        ("k-shot=0 seed=-1", ["k-shot = 0", "seed = -1"]),
+        ('data-source="files"', ["train-file", "needs a file"]),
+    ],
+)
+def test_a_bad_setting_is_refused(app_folder: Path, override: str, words: list[str]) -> None:
+    expect_refusal(simulate(app_folder, "-c", override), *words)
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["k-shot", "k-shot=", "=3", "k-shot=4 nonsense", "k-shot = 4", "task=imdb", "seed=1 a.toml"],
+)
+def test_an_override_that_is_no_setting_is_refused(app_folder: Path, override: str) -> None:
+    result = simulate(app_folder, "-c", override)
+    expect_refusal(result)
+
+
+def test_settings_can_come_from_a_file(app_folder: Path) -> None:
+    file = app_folder / "more.toml"
+    file.write_text("k-shot = 0\n", encoding="utf-8")
+    expect_refusal(simulate(app_folder, "-c", file), "k-shot = 0")
+
+
+def test_a_missing_file_of_settings_is_named(app_folder: Path) -> None:
+    missing = app_folder / "none.toml"
+    expect_refusal(simulate(app_folder, "-c", missing), "none.toml")
+
+
+def test_a_folder_that_does_not_exist(tmp_path: Path) -> None:
+    expect_refusal(simulate(tmp_path / "nowhere"), "nowhere/pyproject.toml", "does not exist")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        '[project]\nname = "other"\n',
+        '[tool.flwr.app]\npublisher = "me"\n',
+        "this is no TOML",
+    ],
+)
+def test_a_folder_without_an_app(tmp_path: Path, text: str) -> None:
+    (tmp_path / "pyproject.toml").write_text(text, encoding="utf-8")
+    expect_refusal(simulate(tmp_path), "pyproject.toml")
+
+
+@pytest.mark.parametrize("option", ["--num-clients", "--cpus-per-client"])
+def test_numbers_are_at_least_one(app_folder: Path, option: str) -> None:
+    expect_refusal(simulate(app_folder, option, "0"), option)
+
+
+def test_help_names_the_command() -> None:
+    result = CliRunner().invoke(cli.app, ["--help"])
+    assert result.exit_code == 0
+    assert "simulate" in result.output
+
+
+@pytest.mark.parametrize(("status", "exit_code"), [("finished:completed", 0), ("failed", 1)])
+def test_the_exit_status_is_the_runs(
+    app_folder: Path, status: str, exit_code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a double in place of Flower: what it was told, and what becomes of its answer."""
+    told: dict[str, object] = {}
+
+    class Flower:
+        def __enter__(self) -> "Flower":
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            told["closed"] = True
+
+        def start_run(self, app: Path, overrides: list[str], **options: int) -> str:
+            told.update(app=app, overrides=overrides, **options)
+            return "77"
+
+        def stream(self, run_id: str) -> None:
+            told["streamed"] = run_id
+
+        def status(self, run_id: str) -> str:
+            return status
+
+    monkeypatch.setattr(cli, "private_flower", Flower)
+    result = simulate(app_folder, "-c", "seed=1", "--num-clients", "3", "--cpus-per-client", "2")
+    assert result.exit_code == exit_code
+    assert ("the run ended as failed" in result.output) == bool(exit_code)
+    assert told == {
+        "app": app_folder.resolve(),
+        "overrides": ["seed=1"],
+        "num_clients": 3,
+        "cpus_per_client": 2,
+        "streamed": "77",
+        "closed": True,
+    }
+
+
+def test_flowers_refusal_is_passed_on(app_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> NoReturn:
+        raise cli.FlowerError("no SuperLink today")
+
+    monkeypatch.setattr(cli, "private_flower", refuse)
+    result = simulate(app_folder)
+    assert result.exit_code == 1
+    assert "no SuperLink today" in result.output

@@ -1,0 +1,190 @@
+import json
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from feddtpt_flwr.data import Example, Task
+from feddtpt_flwr.evaluation import (
+    AnswerCache,
+    BudgetExhaustedError,
+    Evaluator,
+    QueryBudget,
+    stratified_order,
+)
+from feddtpt_flwr.language_model.local import LocalLanguageModel
+
+
+class CountingModel:
+    """A fake language model, for accounting only: answers by rule and counts what it is asked."""
+
+    def __init__(self, name: str = "fake") -> None:
+        self.name = name
+        self.asked: list[str] = []
+
+    def answer(self, prompt: str, inputs: Sequence[str], choices: Sequence[str]) -> list[str]:
+        self.asked += [prompt + text for text in inputs]
+        return [choices[len(text) % len(choices)] for text in inputs]
+
+
+def examples(*numbers: int) -> list[Example]:
+    return [Example("x" * number, number % 3 % 2) for number in numbers]
+
+
+@given(limit=st.integers(0, 40), wanted=st.lists(st.integers(0, 15), max_size=12))
+def test_budget_is_never_exceeded(limit: int, wanted: list[int]) -> None:
+    budget, booked = QueryBudget(limit), 0
+    for queries in wanted:
+        fits = booked + queries <= limit
+        if fits:
+            budget.spend(queries)
+            booked += queries
+        else:
+            with pytest.raises(BudgetExhaustedError, match=f"{queries} queries wanted"):
+                budget.spend(queries)
+        assert budget.used == booked <= limit
+
+
+@settings(deadline=None)
+@given(
+    limit=st.integers(0, 30),
+    calls=st.lists(
+        st.tuples(
+            st.sampled_from(["a", "b"]), st.lists(st.integers(0, 9), min_size=1, max_size=9)
+        ),
+        max_size=10,
+    ),
+)
+def test_every_question_is_paid_for_once(limit: int, calls: list[tuple[str, list[int]]]) -> None:
+    from feddtpt_flwr.data import get_task
+
+    model, task = CountingModel(), get_task("rotten_tomatoes")
+    evaluator = Evaluator(model, task, QueryBudget(limit))
+    for prompt, numbers in calls:
+        before = len(model.asked)
+        new = {task.compose(prompt) + "x" * number for number in numbers} - set(model.asked)
+        if before + len(new) > limit:
+            with pytest.raises(BudgetExhaustedError):
+                evaluator.correct(prompt, examples(*numbers))
+            assert len(model.asked) == before, "nothing is asked that is not paid for"
+        else:
+            correct = evaluator.correct(prompt, examples(*numbers))
+            assert correct.tolist() == [
+                len(e.input) % task.num_labels == e.label for e in examples(*numbers)
+            ]
+        assert len(set(model.asked)) == len(model.asked) == evaluator.budget.used <= limit
+
+
+def test_cached_answers_cost_nothing(
+    language_model: LocalLanguageModel, task: Task, short_reviews: tuple[Example, ...]
+) -> None:
+    some = short_reviews[:4]
+    first = Evaluator(language_model, task, QueryBudget(4))
+    correct = first.correct(task.seed_prompt, some)
+    assert correct.shape == (4,)
+    assert correct.dtype == bool
+    assert first.budget.used == 4
+    assert first.correct(task.seed_prompt, [*some, some[0]])[:4].tolist() == correct.tolist()
+    with pytest.raises(BudgetExhaustedError, match="1 queries wanted, 0 left"):
+        first.correct(task.seed_prompt, short_reviews[:5])
+
+    cache = AnswerCache.from_json(first.cache.to_json())
+    second = Evaluator(language_model, task, QueryBudget(0), cache)
+    assert second.correct(task.seed_prompt, some).tolist() == correct.tolist()
+    with pytest.raises(BudgetExhaustedError):
+        second.correct("Good or bad?", some)
+
+
+def test_correct_means_equal_to_the_expected_answer(
+    language_model: LocalLanguageModel, task: Task, short_reviews: tuple[Example, ...]
+) -> None:
+    some = short_reviews[:6]
+    answers = language_model.answer(
+        task.compose(task.seed_prompt), [e.input for e in some], task.answers
+    )
+    expected = [a == task.answers[e.label] for a, e in zip(answers, some, strict=True)]
+    evaluator = Evaluator(language_model, task, QueryBudget(6))
+    assert evaluator.correct(task.seed_prompt, some).tolist() == expected
+
+
+def test_one_models_answers_are_not_anothers(task: Task) -> None:
+    one, other = CountingModel("one"), CountingModel("other")
+    cache = AnswerCache()
+    Evaluator(one, task, QueryBudget(9), cache).correct("p", examples(1, 2))
+    Evaluator(other, task, QueryBudget(9), cache).correct("p", examples(1, 2))
+    assert len(other.asked) == 2
+
+
+def test_answers_to_more_questions_than_the_cache_holds(task: Task) -> None:
+    model = CountingModel()
+    evaluator = Evaluator(model, task, QueryBudget(20), AnswerCache(capacity=2))
+    correct = evaluator.correct("p", examples(*range(6)))
+    assert correct.tolist() == [len(e.input) % 2 == e.label for e in examples(*range(6))]
+    assert len(evaluator.cache) == 2
+
+
+@given(st.lists(st.tuples(st.text(max_size=3), st.text(max_size=3))), st.integers(1, 5))
+def test_cache_keeps_the_newest(pairs: list[tuple[str, str]], capacity: int) -> None:
+    cache = AnswerCache(capacity)
+    distinct = dict(pairs)
+    for pair in distinct.items():
+        cache.update([pair])
+    kept = list(distinct)[-capacity:]
+    assert len(cache) == len(kept)
+    for question in distinct:
+        assert cache.get(question) == (distinct[question] if question in kept else None)
+
+
+@given(st.dictionaries(st.text(), st.text(), max_size=20))
+def test_cache_survives_json(answers: dict[str, str]) -> None:
+    cache = AnswerCache()
+    cache.update(answers.items())
+    copy = AnswerCache.from_json(cache.to_json())
+    assert len(copy) == len(cache) == len(answers)
+    assert all(copy.get(question) == answer for question, answer in answers.items())
+
+
+def test_a_stored_cache_holds_no_question(task: Task, short_reviews: tuple[Example, ...]) -> None:
+    evaluator = Evaluator(CountingModel(), task, QueryBudget(20))
+    evaluator.correct("Tell a secret.", short_reviews[:10])
+    text = evaluator.cache.to_json()
+    words = {word for e in short_reviews[:10] for word in e.input.split() if len(word) > 3}
+    assert len(json.loads(text)) == 10
+    assert "secret" not in text
+    assert not [word for word in words if word in text]
+
+
+@given(
+    sizes=st.lists(st.integers(0, 12), min_size=1, max_size=4).filter(any),
+    seed=st.integers(0, 2**32),
+)
+def test_every_prefix_holds_the_classes_in_proportion(sizes: list[int], seed: int) -> None:
+    given_examples = [
+        Example(f"{label} {i}", label) for label, size in enumerate(sizes) for i in range(size)
+    ]
+    ordered = stratified_order(given_examples, np.random.default_rng(seed))
+    assert Counter(ordered) == Counter(given_examples)
+    total = len(ordered)
+    for length in range(1, total + 1):
+        counts = Counter(e.label for e in ordered[:length])
+        for label, size in enumerate(sizes):
+            # Each class is spread evenly with one place of play, so are the others it stands among.
+            assert abs(counts[label] - length * size / total) <= len(sizes)
+
+
+def test_two_equal_classes_stay_within_one() -> None:
+    pool = [Example(f"{label} {i}", label) for label in (0, 1) for i in range(20)]
+    for seed in range(20):
+        labels = [e.label for e in stratified_order(pool, np.random.default_rng(seed))]
+        for length in range(0, 41, 2):
+            assert sum(labels[:length]) == length // 2
+
+
+def test_order_depends_on_the_seed_alone() -> None:
+    pool = [Example(str(i), i % 2) for i in range(20)]
+    orders = [stratified_order(pool, np.random.default_rng(seed)) for seed in (1, 1, 2)]
+    assert orders[0] == orders[1]
+    assert orders[0] != orders[2]

@@ -1,0 +1,212 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from feddtpt_flwr.assets import embedded_encoder
+from feddtpt_flwr.masked_lm import CausalInfiller, EncoderEmbedder, HuggingFaceMaskedLM, MaskedLM
+from feddtpt_flwr.vocabulary import Vocabulary
+from strategies.candidates import Tokens
+
+
+@pytest.fixture(scope="module")
+def tiny_bert(embedded_assets: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A BERT of two small layers with a real WordPiece vocabulary, its weights random."""
+    from transformers import AutoTokenizer, BertConfig, BertForMaskedLM
+
+    folder = tmp_path_factory.mktemp("tiny-bert")
+    tokenizer = AutoTokenizer.from_pretrained(embedded_encoder())
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        initializer_range=0.5,
+    )
+    BertForMaskedLM(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def bert(tiny_bert: Path) -> HuggingFaceMaskedLM:
+    return HuggingFaceMaskedLM(str(tiny_bert), excluded_words=("positive",), device="cpu")
+
+
+def gap(model: MaskedLM, left: str, right: str) -> list[str]:
+    vocabulary = model.vocabulary
+    fillings = model.fill(encode(vocabulary, left), encode(vocabulary, right))
+    return [vocabulary.decode([int(token)]) for token in fillings.tokens]
+
+
+def encode(vocabulary: Vocabulary, text: str) -> Tokens:
+    return vocabulary.encode(text) if text else ()
+
+
+GAPS = [("this", "review"), ("", "the movie"), ("Classify", ""), ("", ""), ("Is it", ", or not?")]
+
+
+@pytest.mark.parametrize(("left", "right"), GAPS)
+@pytest.mark.parametrize("which", ["infiller", "bert"])
+def test_fillings_are_a_distribution_over_allowed_tokens(
+    which: str, left: str, right: str, request: pytest.FixtureRequest
+) -> None:
+    model = request.getfixturevalue(which)
+    vocabulary = model.vocabulary
+    sides = encode(vocabulary, left), encode(vocabulary, right)
+    fillings = model.fill(*sides)
+    assert fillings.tokens.shape == fillings.log_probs.shape == (24,)
+    assert fillings.tokens.dtype == np.int64
+    assert np.exp(fillings.log_probs).sum() == pytest.approx(1, abs=1e-5)
+    assert (np.diff(fillings.log_probs) <= 0).all(), "most likely first"
+    assert len(set(fillings.tokens.tolist())) == 24
+    assert vocabulary.proposable(["positive"])[fillings.tokens].all()
+    again = model._fill(*sides)
+    assert again.tokens.tolist() == fillings.tokens.tolist()
+    assert again.log_probs.tolist() == fillings.log_probs.tolist()
+
+
+def test_a_movie_word_fits_before_review(infiller: CausalInfiller) -> None:
+    words = gap(infiller, "Classify the sentiment of this", "review as good or bad.")
+    about_art = {"movie", "film", "book", "product", "music", "game", "restaurant", "hotel"}
+    assert about_art & set(words[:6])
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "word"),
+    [
+        ("The capital of France is", ".", "Paris"),
+        ("Once upon a", ", there was a king", "time"),
+        ("Monday, Tuesday,", ", Thursday", "Wednesday"),
+    ],
+)
+def test_the_obvious_word_is_among_the_first(
+    left: str, right: str, word: str, infiller: CausalInfiller
+) -> None:
+    assert word in gap(infiller, left, right)[:3]
+
+
+def test_the_right_context_counts(infiller: CausalInfiller) -> None:
+    left, vocabulary = "He wants to", infiller.vocabulary
+    alone = infiller.fill(encode(vocabulary, left), ())
+    drink, bread = (encode(vocabulary, text) for text in ("a glass of water", "a slice of bread"))
+    first = [
+        vocabulary.decode([int(infiller.fill(encode(vocabulary, left), right).tokens[0])])
+        for right in (drink, bread)
+    ]
+    assert first == ["drink", "eat"]
+    assert alone.log_probs.max() < infiller.fill(encode(vocabulary, left), drink).log_probs.max()
+
+
+def test_the_infillers_scores_are_those_of_plain_forward_passes(infiller: CausalInfiller) -> None:
+    """Without a shared prefix and one candidate at a time."""
+    vocabulary = infiller.vocabulary
+    left, right = encode(vocabulary, "Classify this"), encode(vocabulary, "review as good")
+    fillings = infiller.fill(left, right)
+    begin = [*infiller._frame, *left]
+    totals = []
+    for token in fillings.tokens.tolist():
+        ids = [*begin, token, *right]
+        with torch.inference_mode():
+            logits = infiller._model(torch.tensor([ids])).logits[0]
+        log_probs = torch.log_softmax(logits.float(), -1)
+        places = range(len(begin), len(ids))
+        totals.append(sum(float(log_probs[place - 1, ids[place]]) for place in places))
+    expected = torch.log_softmax(torch.tensor(totals), 0).numpy()
+    np.testing.assert_allclose(fillings.log_probs, expected, atol=1e-3)
+
+
+@pytest.mark.parametrize("word", ["paris", "PARIS", "Paris"])
+def test_an_excluded_word_is_never_proposed(word: str, embedded_assets: None) -> None:
+    model = CausalInfiller("embedded", excluded_words=(word,), dtype="float32", device="cpu")
+    assert "paris" not in [w.casefold() for w in gap(model, "The capital of France is", ".")]
+
+
+@pytest.mark.parametrize("which", ["infiller", "bert"])
+def test_token_embeddings_are_unit_rows(which: str, request: pytest.FixtureRequest) -> None:
+    model = request.getfixturevalue(which)
+    rows = model.token_embeddings
+    assert rows.shape[0] == len(model.vocabulary)
+    assert rows.dtype == np.float32
+    norms = np.linalg.norm(rows, axis=1)
+    assert ((abs(norms - 1) < 1e-3) | (norms < 1e-3)).all()
+
+
+def test_embeddings_of_like_words_are_near(infiller: CausalInfiller) -> None:
+    (movie,), (film,), (bread,) = (
+        infiller.vocabulary.encode(word) for word in ("movie", "film", "bread")
+    )
+    rows = infiller.token_embeddings
+    assert rows[movie] @ rows[film] > rows[movie] @ rows[bread] + 0.1
+
+
+def test_bert_reads_both_sides_of_the_gap(bert: HuggingFaceMaskedLM) -> None:
+    """As the model itself answers about its mask, with nothing but the special tokens added."""
+    left, right = bert.vocabulary.encode("this movie"), bert.vocabulary.encode("is good")
+    tokenizer, model = bert._tokenizer, bert._model
+    text = f"this movie {tokenizer.mask_token} is good"
+    ids = tokenizer(text, return_tensors="pt")["input_ids"]
+    place = ids[0].tolist().index(tokenizer.mask_token_id)
+    with torch.inference_mode():
+        logits = model(ids).logits[0, place].numpy()
+    allowed = bert.vocabulary.proposable(["positive"])
+    expected = np.argsort(-np.where(allowed, logits, -np.inf))[:24]
+    assert bert.fill(left, right).tokens.tolist() == expected.tolist()
+
+
+def test_bert_embeds_every_token(bert: HuggingFaceMaskedLM) -> None:
+    prompts = [np.array(bert.vocabulary.encode(text)) for text in ("this movie", "a", "good film !")]
+    embedded = bert.embed(prompts)
+    assert [rows.shape for rows in embedded] == [(2, 32), (1, 32), (3, 32)]
+    assert all(rows.dtype == np.float32 for rows in embedded)
+    alone = bert.embed(prompts[2:])[0]
+    np.testing.assert_allclose(embedded[2], alone, atol=1e-5)
+    other = bert.embed([np.array(bert.vocabulary.encode("bad film !"))])[0]
+    assert not np.allclose(other[1], alone[1]), "the context counts"
+
+
+def cosine(a: np.ndarray, b: np.ndarray) -> float:  # type: ignore[type-arg]
+    return float(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
+
+
+def test_the_encoder_gives_every_token_a_row(
+    embedder: EncoderEmbedder, vocabulary: Vocabulary
+) -> None:
+    texts = ["Classify this movie review.", "unbelievably antidisestablishmentarian", "a", "👍 naïve"]
+    prompts = [np.array(vocabulary.encode(text)) for text in texts]
+    embedded = embedder.embed(prompts)
+    assert [rows.shape for rows in embedded] == [(len(prompt), 384) for prompt in prompts]
+    assert all(rows.dtype == np.float32 for rows in embedded)
+    for rows in embedded[:3]:
+        assert (np.linalg.norm(rows, axis=1) > 0).all()
+    assert np.isfinite(embedded[3]).all()
+    assert embedder.embed([]) == []
+
+
+def test_like_words_in_like_places_are_near(
+    embedder: EncoderEmbedder, vocabulary: Vocabulary
+) -> None:
+    texts = ["Classify this movie review", "Judge this movie review", "Judge this kitchen table"]
+    one, other, third = embedder.embed([np.array(vocabulary.encode(text)) for text in texts])
+    assert cosine(one[-2], other[-2]) > cosine(one[-2], other[-1]) + 0.1
+    assert cosine(one[-2], other[-2]) > cosine(one[-2], third[-2]) + 0.1
+
+
+def test_the_encoder_is_deterministic_and_prompts_do_not_mix(
+    embedder: EncoderEmbedder, vocabulary: Vocabulary
+) -> None:
+    first, second = (np.array(vocabulary.encode(text)) for text in ("good film", "a bad, bad book"))
+    together, alone = embedder.embed([first, second]), embedder.embed([second])
+    np.testing.assert_allclose(together[1], alone[0], atol=1e-6)
+
+
+def test_the_longest_prompt_that_is_allowed_can_be_embedded(
+    embedder: EncoderEmbedder, vocabulary: Vocabulary
+) -> None:
+    tokens = np.array(vocabulary.encode("good movie") * 256)
+    (rows,) = embedder.embed([tokens])
+    assert rows.shape == (512, 384)
+    assert np.isfinite(rows).all()

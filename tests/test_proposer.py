@@ -1,0 +1,238 @@
+from collections import Counter
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from feddtpt_flwr.feedback import Feedback, Trial
+from feddtpt_flwr.masked_lm import CausalInfiller, Fillings
+from feddtpt_flwr.proposer import MaskedLMProposer
+from feddtpt_flwr.vocabulary import Vocabulary
+from strategies.edits import Edit
+
+PROMPT = "Classify the sentiment of this movie review"
+WORDS = ("great", "story", "film", "actor", "table", "judge", "bread", "opinion")
+
+
+class UniformMaskedLM:
+    """A double of a masked language model: eight words, all equally likely, in every gap.
+
+    What a proposer does with feedback then shows by itself.
+    """
+
+    token_embeddings: NDArray[np.float32] | None = None
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self.vocabulary = vocabulary
+        self.words = tuple(vocabulary.encode(word)[0] for word in WORDS)
+
+    def fill(self, left: tuple[int, ...], right: tuple[int, ...]) -> Fillings:
+        size = len(self.words)
+        return Fillings(np.array(self.words), np.full(size, -np.log(size)))
+
+
+@pytest.fixture(scope="module")
+def uniform(vocabulary: Vocabulary) -> UniformMaskedLM:
+    return UniformMaskedLM(vocabulary)
+
+
+@pytest.fixture
+def tokens(vocabulary: Vocabulary) -> tuple[int, ...]:
+    return vocabulary.encode(PROMPT)
+
+
+def tried(edit: Edit, tokens: tuple[int, ...], gain: float) -> Trial:
+    correct = np.ones(20, dtype=bool)
+    return Trial.of(edit, tokens, gain=round(gain * 20), correct=correct, accepted=gain > 0)
+
+
+def proposals(
+    proposer: MaskedLMProposer, tokens: tuple[int, ...], feedback: Feedback, number: int = 300
+) -> list[Edit]:
+    rngs = [np.random.default_rng([7, seed]) for seed in range(number)]
+    return [proposer.propose(tokens, feedback, rng) for rng in rngs]
+
+
+def share(edits: list[Edit], holds: Callable[[Edit], bool]) -> float:
+    return sum(map(holds, edits)) / len(edits)
+
+
+def check(edit: Edit, tokens: tuple[int, ...], vocabulary: Vocabulary, max_tokens: int) -> None:
+    assert 0 <= edit.start <= edit.stop <= len(tokens)
+    changed = edit.apply(tokens)
+    assert changed != tokens
+    assert 1 <= len(changed) <= max_tokens
+    starts = {start for start, _ in vocabulary.words(tokens)} | {len(tokens)}
+    assert {edit.start, edit.stop} <= starts, "no word is cut in two"
+
+
+@pytest.mark.parametrize("use_feedback", [True, False])
+@pytest.mark.parametrize("text", ["good", "Classify this", PROMPT, "unbelievably good, really."])
+@pytest.mark.parametrize("room", [0, 1, 5])
+def test_edits_are_valid(
+    use_feedback: bool, text: str, room: int, uniform: UniformMaskedLM, vocabulary: Vocabulary
+) -> None:
+    tokens = vocabulary.encode(text)
+    limit = max(2, len(tokens) + room)
+    proposer = MaskedLMProposer(uniform, max_tokens=limit, use_feedback=use_feedback)
+    feedback = Feedback()
+    for edit in proposals(proposer, tokens, feedback, 80):
+        check(edit, tokens, vocabulary, limit)
+        assert set(edit.tokens) <= set(uniform.words)
+        feedback.record(tried(edit, tokens, 0.1 if edit.start % 2 else -0.1))
+
+
+def test_a_long_walk_stays_valid(uniform: UniformMaskedLM, vocabulary: Vocabulary) -> None:
+    proposer, limit = MaskedLMProposer(uniform, max_tokens=9), 9
+    tokens, feedback, rng = vocabulary.encode(PROMPT), Feedback(), np.random.default_rng(0)
+    lengths = set()
+    for _ in range(300):
+        edit = proposer.propose(tokens, feedback, rng)
+        check(edit, tokens, vocabulary, limit)
+        feedback.record(tried(edit, tokens, float(rng.choice([-0.1, 0.0, 0.1]))))
+        tokens = edit.apply(tokens)
+        lengths.add(len(tokens))
+    assert {1, 2, 3, 9} & lengths
+    assert max(lengths) <= limit
+
+
+@pytest.mark.parametrize("use_feedback", [True, False])
+def test_every_operator_and_place_has_its_turn(
+    use_feedback: bool, uniform: UniformMaskedLM, tokens: tuple[int, ...]
+) -> None:
+    proposer = MaskedLMProposer(uniform, max_tokens=24, use_feedback=use_feedback)
+    edits = proposals(proposer, tokens, Feedback())
+    assert set(Counter(edit.operator for edit in edits)) == {"replace", "insert", "delete"}
+    starts = {start for start, _ in uniform.vocabulary.words(tokens)}
+    assert {edit.start for edit in edits} == starts | {len(tokens)}
+
+
+def test_the_same_seed_gives_the_same_proposals(
+    uniform: UniformMaskedLM, tokens: tuple[int, ...]
+) -> None:
+    one, other = (
+        proposals(MaskedLMProposer(uniform, max_tokens=24), tokens, Feedback(), 30) for _ in "ab"
+    )
+    assert one == other
+    assert len(set(one)) > 10
+
+
+@pytest.fixture
+def place_that_won(tokens: tuple[int, ...], uniform: UniformMaskedLM) -> Feedback:
+    """Replacing the fifth token always helped, everything else never did."""
+    feedback = Feedback()
+    for word in uniform.words:
+        for place in range(len(tokens)):
+            edit = Edit(place, place + 1, (word,))
+            feedback.record(tried(edit, tokens, 0.2 if place == 4 else -0.2))
+    return feedback
+
+
+@pytest.fixture
+def word_that_won(tokens: tuple[int, ...], uniform: UniformMaskedLM) -> Feedback:
+    """The first word always helped, wherever it was put; the others never did."""
+    feedback = Feedback()
+    for word in uniform.words:
+        for place in range(len(tokens)):
+            gain = 0.2 if word == uniform.words[0] else -0.2
+            feedback.record(tried(Edit(place, place + 1, (word,)), tokens, gain))
+    return feedback
+
+
+def test_a_place_that_won_is_proposed_more_often(
+    uniform: UniformMaskedLM, tokens: tuple[int, ...], place_that_won: Feedback
+) -> None:
+    proposer = MaskedLMProposer(uniform, max_tokens=24)
+
+    def there(edit: Edit) -> bool:
+        return (edit.start, edit.stop, edit.operator) == (4, 5, "replace")
+
+    before = share(proposals(proposer, tokens, Feedback()), there)
+    after = share(proposals(proposer, tokens, place_that_won), there)
+    assert after > 2 * before + 0.05
+
+
+def test_experience_moves_with_the_tokens(
+    uniform: UniformMaskedLM, tokens: tuple[int, ...], place_that_won: Feedback
+) -> None:
+    """Positions shift when a prompt changes; what was learnt is about what stood there."""
+    proposer = MaskedLMProposer(uniform, max_tokens=24)
+    moved = (tokens[5], tokens[4], tokens[6])
+
+    def there(edit: Edit) -> bool:
+        return (edit.start, edit.stop, edit.operator) == (1, 2, "replace")
+
+    before = share(proposals(proposer, moved, Feedback()), there)
+    after = share(proposals(proposer, moved, place_that_won), there)
+    assert after > 1.3 * before
+
+
+def test_a_word_that_won_is_proposed_more_often(
+    uniform: UniformMaskedLM, tokens: tuple[int, ...], word_that_won: Feedback
+) -> None:
+    proposer = MaskedLMProposer(uniform, max_tokens=24)
+    winner = uniform.words[0]
+
+    def with_words(edit: Edit) -> bool:
+        return bool(edit.tokens)
+
+    def with_winner(edit: Edit) -> bool:
+        return winner in edit.tokens
+
+    before, after = (
+        proposals(proposer, tokens, feedback) for feedback in (Feedback(), word_that_won)
+    )
+    rate_before = share(before, with_winner) / share(before, with_words)
+    rate_after = share(after, with_winner) / share(after, with_words)
+    assert 0.05 < rate_before < 0.3
+    assert rate_after > 2 * rate_before
+
+
+def test_without_feedback_nothing_is_learnt(
+    uniform: UniformMaskedLM,
+    tokens: tuple[int, ...],
+    place_that_won: Feedback,
+    word_that_won: Feedback,
+) -> None:
+    proposer = MaskedLMProposer(uniform, max_tokens=24, use_feedback=False)
+    fresh = proposals(proposer, tokens, Feedback())
+    assert proposals(proposer, tokens, place_that_won) == fresh
+    assert proposals(proposer, tokens, word_that_won) == fresh
+
+
+def test_a_word_of_similar_meaning_profits(
+    infiller: CausalInfiller, vocabulary: Vocabulary
+) -> None:
+    """With the real model's embeddings: what "movie" won, "film" is given credit for."""
+    (movie,), (film,), (bread,) = (vocabulary.encode(w) for w in ("movie", "film", "bread"))
+
+    class TwoWords(UniformMaskedLM):
+        """A double of a masked language model that knows two words, with real embeddings."""
+
+        token_embeddings = infiller.token_embeddings
+
+        def fill(self, left: tuple[int, ...], right: tuple[int, ...]) -> Fillings:
+            return Fillings(np.array([film, bread]), np.log([0.5, 0.5]))
+
+    tokens = vocabulary.encode("Judge this text")
+    feedback = Feedback()
+    for _ in range(10):
+        feedback.record(tried(Edit(2, 3, (movie,)), tokens, 0.3))
+    proposer = MaskedLMProposer(TwoWords(vocabulary), max_tokens=24)
+    counts = Counter(
+        edit.tokens[0] for edit in proposals(proposer, tokens, feedback) if edit.tokens
+    )
+    assert counts[film] > 1.2 * counts[bread]
+
+
+def test_the_real_infiller_gives_valid_edits(
+    infiller: CausalInfiller, vocabulary: Vocabulary
+) -> None:
+    tokens = vocabulary.encode("Judge this review.")
+    proposer = MaskedLMProposer(infiller, max_tokens=6)
+    for edit in proposals(proposer, tokens, Feedback(), 12):
+        check(edit, tokens, vocabulary, 6)
+        text = vocabulary.decode(edit.tokens).casefold()
+        assert "positive" not in text
+        assert "negative" not in text

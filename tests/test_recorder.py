@@ -1,0 +1,185 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from feddtpt_flwr.config import RunConfig
+from feddtpt_flwr.data import Example, Task
+from feddtpt_flwr.evaluation import Evaluator, QueryBudget
+from feddtpt_flwr.language_model.local import LocalLanguageModel
+from feddtpt_flwr.recorder import Recorder
+from feddtpt_flwr.run_folder import RunFolder
+from feddtpt_flwr.vocabulary import Vocabulary
+from strategies.candidates import Candidate, Score
+from strategies.feddtpt import RoundResult
+from strategies.wire import CLIENT_KEY, QUERIES_KEY, ROUND_KEY
+
+SEED, LEARNED = "Judge this review.", "Is this film good?"
+TEST_SIZE = 6
+
+
+@pytest.fixture
+def test_set(short_reviews: tuple[Example, ...]) -> tuple[Example, ...]:
+    return short_reviews[:TEST_SIZE]
+
+
+@pytest.fixture
+def recorder(
+    tmp_path: Path,
+    task: Task,
+    vocabulary: Vocabulary,
+    language_model: LocalLanguageModel,
+    test_set: tuple[Example, ...],
+) -> Recorder:
+    return Recorder(
+        RunConfig(seed=5),
+        task,
+        vocabulary,
+        Evaluator(language_model, task, QueryBudget(100)),
+        test_set,
+        RunFolder(tmp_path, "run"),
+        language_model.name,
+    )
+
+
+def arrays(vocabulary: Vocabulary, text: str) -> list[NDArray[Any]]:
+    return [np.array(vocabulary.encode(text))]
+
+
+def search_metrics(client: str, **changes: Any) -> tuple[int, dict[str, Any]]:
+    accepted = [{"position": 1, "before": "a", "after": "b", "accuracy": 0.5}]
+    metrics = {
+        CLIENT_KEY: client,
+        ROUND_KEY: 1,
+        QUERIES_KEY: 30,
+        "accuracy": 0.5,
+        "accepted": json.dumps(accepted),
+    }
+    return 10, metrics | changes
+
+
+def file(recorder: Recorder, name: str) -> str:
+    return (recorder._folder.path / name).read_text(encoding="utf-8")
+
+
+def history(recorder: Recorder) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file(recorder, "history.jsonl").splitlines()]
+
+
+def test_a_whole_run(
+    recorder: Recorder,
+    vocabulary: Vocabulary,
+    language_model: LocalLanguageModel,
+    task: Task,
+    test_set: tuple[Example, ...],
+) -> None:
+    loss, metrics = recorder.evaluate(0, arrays(vocabulary, SEED), {})
+    answers = language_model.answer(task.compose(SEED), [e.input for e in test_set], task.answers)
+    expected = sum(a == task.answers[e.label] for a, e in zip(answers, test_set, strict=True))
+    assert metrics == {"accuracy": expected / TEST_SIZE}
+    assert loss == pytest.approx(1 - expected / TEST_SIZE)
+
+    fit = recorder.fit_metrics([search_metrics("0"), search_metrics("1", accuracy=1.0, queries=10)])
+    assert fit == {QUERIES_KEY: 40, "accuracy": 0.75}
+    race = {CLIENT_KEY: "0", ROUND_KEY: 1, QUERIES_KEY: 8, "accuracy": 0.5}
+    assert recorder.evaluate_metrics([(4, race)]) == {QUERIES_KEY: 8}
+
+    central = recorder.evaluate(1, arrays(vocabulary, LEARNED), {})
+    seed, learned = vocabulary.encode(SEED), vocabulary.encode(LEARNED)
+    candidates = (Candidate(seed, "incumbent"), Candidate(learned, "client 1"))
+    scores = {seed: Score(3, 8)}
+    recorder.round(RoundResult(1, candidates[1], candidates, scores, 2, 1234, central))
+    table = recorder.close()
+
+    events = [line["event"] for line in history(recorder)]
+    assert events == ["start", "search", "search", "race", "round"]
+    start, search, _, _, settled = history(recorder)
+    assert start["prompt"] == SEED
+    assert search["accepted"][0]["after"] == "b"
+    assert (search["round"], search["num_examples"], search[CLIENT_KEY]) == (1, 10, "0")
+    assert settled["chosen"] == "client 1"
+    assert settled["prompt"] == LEARNED
+    assert settled["candidates"][0] == {
+        "origin": "incumbent",
+        "prompt": SEED,
+        "correct": 3,
+        "total": 8,
+    }
+    assert settled["candidates"][1]["correct"] is None
+    assert (settled["failures"], settled["bytes"], settled["queries"]) == (2, 1234, 48)
+    assert settled["accuracy"] == central[1]["accuracy"]
+
+    for text in (SEED, LEARNED, "48", "1,234", f"{TEST_SIZE} held-out"):
+        assert text in table
+    names = {path.name for path in recorder._folder.path.iterdir()}
+    assert names == {"accuracy.png", "config.toml", "history.jsonl", "prompt.json"}
+
+
+def test_the_prompt_file_says_all_that_one_needs_to_use_it(
+    recorder: Recorder, vocabulary: Vocabulary, task: Task, language_model: LocalLanguageModel
+) -> None:
+    recorder.evaluate(0, arrays(vocabulary, SEED), {})
+    recorder.evaluate(1, arrays(vocabulary, LEARNED), {})
+    prompt = json.loads(file(recorder, "prompt.json"))
+    assert prompt["prompt"] == LEARNED
+    assert prompt["seed-prompt"] == SEED
+    assert vocabulary.decode(prompt["tokens"]) == LEARNED
+    assert prompt["vocabulary"] == vocabulary.fingerprint
+    assert prompt["task"] == task.name
+    assert prompt["template"] == task.template
+    assert tuple(prompt["labels"]) == task.labels
+    assert tuple(prompt["answers"]) == task.answers
+    assert prompt["language-model"] == language_model.name
+    assert (prompt["chat"], prompt["masked-lm"], prompt["seed"]) == (False, "embedded", 5)
+    assert prompt["rounds"] == 1
+    accuracy = prompt["held-out-accuracy"]
+    for which in ("learned", "seed-prompt"):
+        low, high = accuracy[which]["interval-95"]
+        assert 0 <= low <= accuracy[which]["accuracy"] <= high <= 1
+        assert accuracy[which]["examples"] == TEST_SIZE
+    assert {"python", "feddtpt-flwr", "flwr", "torch", "transformers"} <= prompt["versions"].keys()
+    assert "unknown" not in prompt["versions"].values()
+
+
+def test_the_prompt_is_there_before_the_first_round(
+    recorder: Recorder, vocabulary: Vocabulary
+) -> None:
+    """A run that is interrupted leaves the best prompt so far."""
+    recorder.evaluate(0, arrays(vocabulary, SEED), {})
+    prompt = json.loads(file(recorder, "prompt.json"))
+    assert (prompt["prompt"], prompt["rounds"]) == (SEED, 0)
+
+
+def test_a_prompt_that_stays_costs_nothing(recorder: Recorder, vocabulary: Vocabulary) -> None:
+    recorder.evaluate(0, arrays(vocabulary, SEED), {})
+    recorder.evaluate(1, arrays(vocabulary, SEED), {})
+    assert recorder._evaluator.budget.used == TEST_SIZE
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"accepted": "no JSON"},
+        {"accuracy": "high"},
+        {QUERIES_KEY: "many"},
+        {CLIENT_KEY: ["0"]},
+    ],
+)
+@pytest.mark.parametrize("missing", [None, QUERIES_KEY, ROUND_KEY, "accuracy"])
+def test_what_a_client_tells_cannot_stop_the_run(
+    changes: dict[str, Any], missing: str | None, recorder: Recorder
+) -> None:
+    """The prompt of such a client may be good; only what it tells about itself is not."""
+    number, metrics = search_metrics("1", **changes)
+    metrics.pop(missing or "", None)
+    recorder.fit_metrics([search_metrics("0"), (number, metrics)])
+    assert history(recorder)[0][CLIENT_KEY] == "0"
+
+
+def test_clients_without_examples_cannot_stop_the_run(recorder: Recorder) -> None:
+    _, metrics = search_metrics("0")
+    recorder.fit_metrics([(0, metrics)])
+    assert [line["event"] for line in history(recorder)] == ["search"]

@@ -1,0 +1,201 @@
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from feddtpt_flwr.data import Example, Task
+from feddtpt_flwr.evaluation import Evaluator, QueryBudget, stratified_order
+from feddtpt_flwr.feedback import Feedback, Trial
+from feddtpt_flwr.language_model.local import LocalLanguageModel
+from feddtpt_flwr.masked_lm import CausalInfiller
+from feddtpt_flwr.proposer import MaskedLMProposer
+from feddtpt_flwr.search import PromptSearch, SearchResult
+from feddtpt_flwr.vocabulary import Vocabulary
+from strategies.candidates import Tokens
+from strategies.edits import Edit
+
+NUM_EXAMPLES = 12
+START = "Movie review."
+
+
+class Counting:
+    """The real model, and how many queries reached it."""
+
+    def __init__(self, model: LocalLanguageModel) -> None:
+        self._model = model
+        self.asked = 0
+
+    @property
+    def name(self) -> str:
+        return self._model.name
+
+    def answer(self, prompt: str, inputs: Sequence[str], choices: Sequence[str]) -> list[str]:
+        self.asked += len(inputs)
+        return self._model.answer(prompt, inputs, choices)
+
+
+class Searching:
+    """Everything that a search needs, from the real small models."""
+
+    def __init__(
+        self,
+        model: LocalLanguageModel,
+        infiller: CausalInfiller,
+        task: Task,
+        examples: Sequence[Example],
+    ) -> None:
+        self.model = Counting(model)
+        self.infiller = infiller
+        self.task = task
+        self.examples = examples
+        self.vocabulary = infiller.vocabulary
+        self.start = self.vocabulary.encode(START)
+        self.heard: list[Trial] = []
+
+    def run(self, limit: int, seed: int = 0, feedback: Feedback | None = None) -> SearchResult:
+        rng = np.random.default_rng(seed)
+        self.evaluator = Evaluator(self.model, self.task, QueryBudget(limit))
+        self.feedback = Feedback() if feedback is None else feedback
+        self.heard = []
+        search = PromptSearch(
+            self.evaluator,
+            MaskedLMProposer(self.infiller, max_tokens=8),
+            self.vocabulary.decode,
+            stratified_order(self.examples, rng),
+            rng,
+            on_accept=self.heard.append,
+        )
+        return search.run(self.start, self.feedback)
+
+    def accuracy(self, tokens: Tokens) -> float:
+        evaluator = Evaluator(self.model, self.task, QueryBudget(len(self.examples)))
+        return float(evaluator.correct(self.vocabulary.decode(tokens), self.examples).mean())
+
+
+@pytest.fixture(scope="module")
+def searching(
+    language_model: LocalLanguageModel,
+    infiller: CausalInfiller,
+    task: Task,
+    short_reviews: tuple[Example, ...],
+) -> Searching:
+    return Searching(language_model, infiller, task, short_reviews[:NUM_EXAMPLES])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_result_is_never_worse_on_the_same_examples(seed: int, searching: Searching) -> None:
+    before = searching.model.asked
+    result = searching.run(90, seed)
+    budget = searching.evaluator.budget
+    assert searching.model.asked - before == budget.used <= 90
+    # The next batch would not have fitted, so at most one batch is left over.
+    assert budget.used > 90 - NUM_EXAMPLES
+
+    assert result.accuracy == pytest.approx(searching.accuracy(result.tokens))
+    assert result.start_accuracy == pytest.approx(searching.accuracy(searching.start))
+    assert result.accuracy >= result.start_accuracy
+    assert (result.accuracy > result.start_accuracy) == bool(result.accepted)
+    assert 1 <= len(result.tokens) <= 8
+
+    trials = searching.feedback.trials
+    assert 0 < len(trials) <= result.num_trials
+    assert tuple(trial for trial in trials if trial.accepted) == result.accepted
+    assert tuple(searching.heard) == result.accepted
+    accuracies = [result.start_accuracy, *(trial.accuracy for trial in result.accepted)]
+    assert accuracies == sorted(set(accuracies)), "each accepted change is a gain"
+    assert accuracies[-1] == pytest.approx(result.accuracy)
+
+    tokens = searching.start
+    for trial in result.accepted:
+        length = 0 if trial.operator == "insert" else len(trial.before)
+        edit = Edit(trial.position, trial.position + length, trial.after)
+        tokens = edit.apply(tokens)
+    assert tokens == result.tokens, "the accepted changes lead from the start to the result"
+
+
+@pytest.mark.slow
+def test_the_same_seed_gives_the_same_result(searching: Searching) -> None:
+    first = searching.run(50, 3)
+    trials = searching.feedback.trials
+    assert searching.run(50, 3) == first
+    assert searching.feedback.trials == trials
+    searching.run(50, 4)
+    assert searching.feedback.trials != trials
+
+
+@pytest.mark.slow
+def test_feedback_grows_from_search_to_search(searching: Searching) -> None:
+    feedback = Feedback()
+    searching.run(40, 0, feedback)
+    first = feedback.trials
+    searching.run(40, 1, feedback)
+    assert feedback.trials[: len(first)] == first
+    assert len(feedback.trials) > len(first)
+
+
+@pytest.mark.parametrize("limit", [0, 1, NUM_EXAMPLES - 1])
+def test_a_budget_that_does_not_cover_the_start(limit: int, searching: Searching) -> None:
+    before = searching.model.asked
+    result = searching.run(limit)
+    assert result == SearchResult(searching.start, 0.0, 0.0, (), 0)
+    assert searching.model.asked == before
+    assert searching.feedback.trials == ()
+
+
+def test_a_budget_for_the_start_alone(searching: Searching) -> None:
+    result = searching.run(NUM_EXAMPLES)
+    assert result.tokens == searching.start
+    assert result.accuracy == result.start_accuracy == searching.accuracy(searching.start)
+    assert result.accepted == ()
+    assert searching.evaluator.budget.used == NUM_EXAMPLES
+
+
+class FewEdits:
+    """A double of a proposer that knows three changes and proposes them over and over."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        words = [vocabulary.encode(word) for word in ("good", "bad", "film")]
+        self.edits = [Edit(0, 1, word) for word in words]
+        self.calls = 0
+
+    def propose(self, tokens: Tokens, feedback: Feedback, rng: np.random.Generator) -> Edit:
+        self.calls += 1
+        return self.edits[self.calls % 3]
+
+
+def test_a_budget_larger_than_useful_ends(searching: Searching) -> None:
+    proposer = FewEdits(searching.vocabulary)
+    evaluator = Evaluator(searching.model, searching.task, QueryBudget(10**6))
+    search = PromptSearch(
+        evaluator,
+        proposer,
+        searching.vocabulary.decode,
+        searching.examples[:4],
+        np.random.default_rng(0),
+    )
+    result = search.run(searching.start, Feedback())
+    assert result.num_trials == 3
+    assert evaluator.budget.used <= 4 * 4
+    assert proposer.calls < 10_000
+
+
+def test_no_prompt_is_paid_for_twice(searching: Searching) -> None:
+    """Nor is one that was tried in a search tried again in it."""
+    seen: set[Tokens] = set()
+
+    def decode(tokens: Tokens) -> str:
+        seen.add(tokens)
+        return searching.vocabulary.decode(tokens)
+
+    feedback = Feedback()
+    search = PromptSearch(
+        Evaluator(searching.model, searching.task, QueryBudget(40)),
+        MaskedLMProposer(searching.infiller, max_tokens=8),
+        decode,
+        searching.examples[:4],
+        np.random.default_rng(0),
+    )
+    result = search.run(searching.start, feedback)
+    assert len(feedback.trials) >= len(seen) - 2
+    assert result.num_trials >= len(feedback.trials) >= 5
