@@ -14,7 +14,12 @@ from feddtpt_flwr.private_flower import FlowerError, private_flower
 
 _SETTING = re.compile(r"""[^\s=]+=('[^']*'|"[^"]*"|\S+)""")
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_show_locals=False,  # they may hold what must not be printed
+    help=__doc__,
+)
 
 
 @app.callback()

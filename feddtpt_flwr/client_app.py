@@ -64,7 +64,8 @@ class PromptTuningClient(NumPyClient):
         self._config = config
         self._state = state
         self._task = load_task(config)
-        self._vocabulary = models.masked_lm(config, self._task).vocabulary
+        self._masked_lm = models.masked_lm(config, self._task)
+        self._vocabulary = self._masked_lm.vocabulary
 
     def fit(
         self, parameters: NDArrays, config: Mapping[str, Scalar]
@@ -90,7 +91,7 @@ class PromptTuningClient(NumPyClient):
         search = PromptSearch(
             evaluator,
             models.proposer(self._config, self._task),
-            self._vocabulary.decode,
+            self._masked_lm,
             examples,
             rng,
             on_accept=lambda trial: progress(trial.accuracy, trial.operator),
@@ -171,7 +172,7 @@ class PromptTuningClient(NumPyClient):
 
     def _saved(self, key: str) -> str | None:
         record = self._state.config_records.get(STATE_KEY)
-        if record is None or record["version"] != STATE_VERSION:
+        if record is None or record.get("version") != STATE_VERSION:
             return None
         return str(record[key])
 

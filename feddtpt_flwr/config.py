@@ -60,7 +60,7 @@ class RunConfig(BaseModel):
     seed_prompt : str
         The first global prompt; empty takes the task's.
     max_prompt_tokens : int
-        Longest prompt, in tokens of the proposer's vocabulary.
+        Longest prompt, in tokens of the proposer's vocabulary, 2 to 256.
     queries_per_round : int
         Most LLM queries of one client's search in one round.
     feedback : bool
@@ -98,14 +98,14 @@ class RunConfig(BaseModel):
     public_per_class: int = Field(8, ge=0)
     test_size: int = Field(400, ge=0)
     partition: Literal["iid", "dirichlet"] = "iid"
-    dirichlet_alpha: float = Field(0.1, gt=0)
+    dirichlet_alpha: float = Field(0.1, gt=0, allow_inf_nan=False)
     language_model: str = EMBEDDED
     chat: bool = False
     masked_lm: str = EMBEDDED
     device: str = "auto"
     dtype: Dtype = "auto"
     seed_prompt: str = ""
-    max_prompt_tokens: int = Field(24, ge=2, le=512)
+    max_prompt_tokens: int = Field(24, ge=2, le=256)
     queries_per_round: int = Field(250, ge=1)
     feedback: bool = True
     exclude_answer_words: bool = True

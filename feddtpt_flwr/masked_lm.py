@@ -48,6 +48,10 @@ class MaskedLM(Protocol):
         """Propose one token between ``left`` and ``right``; deterministic."""
         ...
 
+    def log_likelihood(self, tokens: Tokens) -> float:
+        """Return how well ``tokens`` read as language: a log-probability in nats, at most 0."""
+        ...
+
 
 class TokenEmbedder(Protocol):
     """Gives every token of a prompt its contextual embedding."""
@@ -134,6 +138,18 @@ class CausalInfiller:
         tokens = candidates[order].cpu().numpy().astype(np.int64)
         return Fillings(tokens, scores.cpu().numpy().astype(np.float64))
 
+    def log_likelihood(self, tokens: Tokens) -> float:
+        """Return ``log p(tokens)``, in nats."""
+        import torch
+
+        ids = torch.tensor([[*self._frame, *tokens]], device=self._device)
+        with torch.inference_mode():
+            hidden = self._model.base_model(ids, use_cache=False).last_hidden_state
+            before = hidden[0, len(self._frame) - 1 : -1]
+            log_probs = torch.log_softmax(self._model.get_output_embeddings()(before).float(), -1)
+        wanted = ids[0, len(self._frame) :, None]
+        return float(log_probs.gather(-1, wanted).sum())
+
 
 class HuggingFaceMaskedLM:
     """A masked language model of the BERT family: fills gaps and embeds tokens.
@@ -190,6 +206,20 @@ class HuggingFaceMaskedLM:
         tokens = self._allowed[top.indices].cpu().numpy().astype(np.int64)
         return Fillings(tokens, log_probs.cpu().numpy().astype(np.float64))
 
+    def log_likelihood(self, tokens: Tokens) -> float:
+        """Return the pseudo-log-likelihood: each token predicted from all others, in nats."""
+        import torch
+
+        ids, start = self._with_special(tokens)
+        positions = torch.arange(start, start + len(tokens), device=self._device)
+        masked = ids.repeat(len(tokens), 1)
+        rows = torch.arange(len(tokens), device=self._device)
+        masked[rows, positions] = self._tokenizer.mask_token_id
+        with torch.inference_mode():
+            logits = self._model(masked).logits[rows, positions].float()
+        wanted = ids[0, positions, None]
+        return float(torch.log_softmax(logits, -1).gather(-1, wanted).sum())
+
     def embed(self, prompts: Sequence[NDArray[np.int64]]) -> list[NDArray[np.float32]]:
         """Return the last layer's state of every token, one array ``(N_k, d)`` per prompt."""
         import torch
@@ -235,7 +265,8 @@ class EncoderEmbedder:
     def embed(self, prompts: Sequence[NDArray[np.int64]]) -> list[NDArray[np.float32]]:
         """Return the embedding of every token, one array ``(N_k, d)`` per prompt.
 
-        A token that no piece overlaps, such as a lone space, gets zeros.
+        A token that no piece overlaps, such as a lone space, gets zeros, as does what lies behind
+        the encoder's 512 pieces.
         """
         return [self._embed(tuple(prompt.tolist())) for prompt in prompts]
 
@@ -243,7 +274,9 @@ class EncoderEmbedder:
         import torch
 
         text, spans = self._vocabulary.spans(tokens)
-        encoded = self._tokenizer(text, return_offsets_mapping=True, return_tensors="pt")
+        encoded = self._tokenizer(
+            text, truncation=True, return_offsets_mapping=True, return_tensors="pt"
+        )
         pieces = encoded.pop("offset_mapping")[0].tolist()
         with torch.inference_mode():
             states = self._model(**encoded).last_hidden_state[0].float().numpy()

@@ -9,6 +9,7 @@ from feddtpt_flwr.config import ConfigError, RunConfig
 from feddtpt_flwr.data import Task
 from feddtpt_flwr.language_model import LanguageModel
 from feddtpt_flwr.language_model.local import LocalLanguageModel
+from feddtpt_flwr.language_model.weights import resolve_device
 from feddtpt_flwr.masked_lm import (
     CausalInfiller,
     EncoderEmbedder,
@@ -27,8 +28,9 @@ def language_model(config: RunConfig) -> LanguageModel:
     ConfigError
         If there is no such model.
     """
+    device = _device(config)
     with _named("language-model", config.language_model):
-        return _language_model(config.language_model, config.chat, config.device, config.dtype)
+        return _language_model(config.language_model, config.chat, device, config.dtype)
 
 
 def masked_lm(config: RunConfig, task: Task) -> MaskedLM:
@@ -40,8 +42,9 @@ def masked_lm(config: RunConfig, task: Task) -> MaskedLM:
         If there is no such model.
     """
     excluded = task.answers if config.exclude_answer_words else ()
+    device = _device(config)
     with _named("masked-lm", config.masked_lm):
-        return _masked_lm(config.masked_lm, excluded, config.device, config.dtype)
+        return _masked_lm(config.masked_lm, excluded, device, config.dtype)
 
 
 def token_embedder(config: RunConfig, task: Task) -> TokenEmbedder:
@@ -58,6 +61,13 @@ def proposer(config: RunConfig, task: Task) -> Proposer:
     return MaskedLMProposer(
         model, max_tokens=config.max_prompt_tokens, use_feedback=config.feedback
     )
+
+
+def _device(config: RunConfig) -> str:
+    try:
+        return resolve_device(config.device)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
 
 
 @contextmanager

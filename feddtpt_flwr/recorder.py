@@ -5,7 +5,7 @@ import platform
 import time
 from importlib.metadata import PackageNotFoundError, version
 from io import StringIO
-from logging import INFO
+from logging import INFO, WARNING
 from typing import Any
 
 import numpy as np
@@ -144,18 +144,24 @@ class Recorder:
         return self._table()
 
     def _client_metrics(self, phase: str, results: list[tuple[int, Metrics]]) -> Metrics:
-        queries = 0
+        queries, total, correct = 0, 0, 0.0
         for num_examples, metrics in results:
             values: dict[str, Any] = dict(metrics)
-            queries += int(values[QUERIES_KEY])
-            if "accepted" in values:
-                values["accepted"] = json.loads(values["accepted"])
-            server_round = values.pop(ROUND_KEY)
-            self._folder.append(phase, round=server_round, num_examples=num_examples, **values)
+            try:
+                asked, accuracy = int(values[QUERIES_KEY]), float(values["accuracy"])
+                if "accepted" in values:
+                    values["accepted"] = json.loads(values["accepted"])
+                server_round = values.pop(ROUND_KEY)
+                self._folder.append(phase, round=server_round, num_examples=num_examples, **values)
+            except (KeyError, TypeError, ValueError) as error:
+                # Its prompt or its counts may be good; a faulty report must not end the run.
+                log(WARNING, "a client's report on its %s is left out: %r", phase, error)
+                continue
+            queries += asked
+            total += num_examples
+            correct += num_examples * accuracy
         self._queries += queries
-        total = sum(num_examples for num_examples, _ in results)
-        accuracy = sum(n * float(m["accuracy"]) for n, m in results) / total
-        return {QUERIES_KEY: queries, "accuracy": accuracy}
+        return {QUERIES_KEY: queries, "accuracy": correct / total if total else 0.0}
 
     def _write_prompt(self) -> None:
         first, last = self._curve[0].accuracy, self._curve[-1].accuracy

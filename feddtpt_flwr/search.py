@@ -5,11 +5,12 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import betaincc
+from scipy.special import betaincc, logit
 
 from feddtpt_flwr.data import Example
 from feddtpt_flwr.evaluation import BudgetExhaustedError, Evaluator
 from feddtpt_flwr.feedback import Feedback, Trial
+from feddtpt_flwr.masked_lm import MaskedLM
 from feddtpt_flwr.proposer import Proposer
 from strategies.candidates import Tokens
 from strategies.edits import Edit
@@ -58,14 +59,17 @@ class SearchResult:
 class PromptSearch:
     """Token-level search with inference feedback, one client's part of a round.
 
+    Algorithm 1 of the paper, with three additions: a change is judged by the same examples as the
+    prompt it changes, it is dropped as soon as it looks useless, and it must convince.
+
     Parameters
     ----------
     evaluator : Evaluator
         Asks the black box; its budget ends the search.
     proposer : Proposer
         Proposes changes, given the feedback.
-    decode : Callable[[Tokens], str]
-        Tokens to text.
+    masked_lm : MaskedLM
+        Turns tokens into text, and tells how well they read.
     examples : Sequence[Example]
         Private batch and public set together; prefixes should hold the classes in proportion.
     rng : numpy.random.Generator
@@ -73,6 +77,9 @@ class PromptSearch:
     confidence : float
         How likely a change must be to help, in [0.5, 1), before the search goes on from it: see
         `probability_of_gain`.
+    fluency : float
+        Log-odds that a nat per token of the masked language model's log-likelihood is worth, at
+        least 0.
     on_accept : Callable[[Trial], None], optional
         Called after every accepted change.
     """
@@ -81,19 +88,21 @@ class PromptSearch:
         self,
         evaluator: Evaluator,
         proposer: Proposer,
-        decode: Callable[[Tokens], str],
+        masked_lm: MaskedLM,
         examples: Sequence[Example],
         rng: np.random.Generator,
         *,
-        confidence: float = 0.8,
+        confidence: float = 0.7,
+        fluency: float = 0.3,
         on_accept: Callable[[Trial], None] | None = None,
     ) -> None:
         self._evaluator = evaluator
         self._proposer = proposer
-        self._decode = decode
+        self._masked_lm = masked_lm
         self._examples = examples
         self._rng = rng
         self._confidence = confidence
+        self._fluency = fluency
         self._on_accept = on_accept or (lambda _: None)
 
     def run(self, start: Tokens, feedback: Feedback) -> SearchResult:
@@ -135,8 +144,8 @@ class PromptSearch:
         """Compare the changed prompt with the best so far, on growing batches of examples.
 
         Both are judged by the same examples. A change that more likely hurts than helps is
-        dropped at once, one that has done nothing after the first batch a little later: the fate
-        of most. What is left at the end must be likely enough to help.
+        dropped at once, and so is one that does nothing: the fate of most. What is left at the
+        end must be likely enough to help, the more so the worse it reads.
         """
         changed = edit.apply(best.tokens)
         for size in self._batches():
@@ -144,11 +153,24 @@ class PromptSearch:
             before = best.correct[:size]
             won, lost = int((correct & ~before).sum()), int((before & ~correct).sum())
             helps = probability_of_gain(won, lost)
-            if helps < 0.5 or (helps == 0.5 and size > FIRST_BATCH):
+            if helps <= 0.5:
                 break
-        accepted = size == len(self._examples) and helps >= self._confidence
+        accepted = size == len(self._examples) and self._convinces(helps, best.tokens, changed)
         trial = Trial.of(edit, best.tokens, gain=won - lost, correct=correct, accepted=accepted)
         return Measured(changed, correct), trial
+
+    def _convinces(self, helps: float, before: Tokens, after: Tokens) -> bool:
+        """Weigh the evidence of the answers against what the change does to the prompt's language.
+
+        Both count as log-odds: a change that makes the prompt less likely as language needs more
+        evidence, one that makes it read better needs a little less, but always some.
+        """
+        if helps <= 0.5:
+            return False
+        score = self._masked_lm.log_likelihood
+        # Per token: the sum would call every shorter prompt the better one.
+        reads_better = score(after) / len(after) - score(before) / len(before)
+        return bool(logit(helps) + self._fluency * reads_better >= logit(self._confidence))
 
     def _batches(self) -> Iterator[int]:
         """Yield how many examples have been asked after each batch; batches double."""
@@ -162,7 +184,9 @@ class PromptSearch:
         return Measured(tokens, self._ask(tokens, len(self._examples)))
 
     def _ask(self, tokens: Tokens, size: int) -> NDArray[np.bool_]:
-        return self._evaluator.correct(self._decode(tokens), self._examples[:size])
+        return self._evaluator.correct(
+            self._masked_lm.vocabulary.decode(tokens), self._examples[:size]
+        )
 
 
 def probability_of_gain(won: int, lost: int) -> float:

@@ -3,13 +3,10 @@
 python -m simulations bench aggregation --clients 1000 --json -
 """
 
-import argparse
-import json
 import multiprocessing
 import resource
 import sys
 import time
-from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -166,23 +163,3 @@ def run(clients: int, tokens: int = 20, dim: int = 384, seed: int = 0) -> dict[s
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
             report |= pool.submit(step, clients, tokens, dim, seed).result()
     return report
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the benchmark from the command line; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="bench aggregation", description=__doc__.splitlines()[0])
-    parser.add_argument("--clients", type=int, default=1000, help="number of clients")
-    parser.add_argument("--json", default="-", metavar="FILE", help="result file, - for stdout")
-    options = parser.parse_args(argv)
-    if options.clients < 1:
-        parser.error("--clients must be at least 1")
-    text = json.dumps(run(options.clients), indent=2) + "\n"
-    if options.json == "-":
-        sys.stdout.write(text)
-    else:
-        Path(options.json).write_text(text, encoding="utf-8")
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -128,6 +128,11 @@ class FedDTPT(FedAvg):
         Whether a round with failures counts. Defaults to True.
     fit_metrics_aggregation_fn, evaluate_metrics_aggregation_fn : MetricsAggregationFn, optional
         As in `FedAvg`.
+
+    Raises
+    ------
+    ValueError
+        If there is a guard, but ``fraction_evaluate`` is 0.
     """
 
     def __init__(
@@ -155,6 +160,8 @@ class FedDTPT(FedAvg):
         fit_metrics_aggregation_fn: MetricsAggregationFn | None = None,
         evaluate_metrics_aggregation_fn: MetricsAggregationFn | None = None,
     ) -> None:
+        if guard and fraction_evaluate == 0:
+            raise ValueError("the guard needs clients that evaluate: fraction_evaluate above 0")
         super().__init__(
             fraction_fit=fraction_fit,
             fraction_evaluate=fraction_evaluate,

@@ -4,9 +4,11 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
-from typer.testing import CliRunner, Result
+from click.testing import Result
+from typer.testing import CliRunner
 
 from feddtpt_flwr import cli
+from feddtpt_flwr.private_flower import FlowerError
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -150,7 +152,7 @@ def test_the_exit_status_is_the_runs(
 
 def test_flowers_refusal_is_passed_on(app_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse() -> NoReturn:
-        raise cli.FlowerError("no SuperLink today")
+        raise FlowerError("no SuperLink today")
 
     monkeypatch.setattr(cli, "private_flower", refuse)
     result = simulate(app_folder)

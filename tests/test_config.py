@@ -1,4 +1,5 @@
 import tomllib
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, get_args
 
@@ -21,7 +22,7 @@ def listed() -> dict[str, Any]:
 
 
 def test_pyproject_lists_every_setting_with_its_default(listed: dict[str, Any]) -> None:
-    defaults = RunConfig().to_run_config()
+    defaults = RunConfig.from_run_config({}).to_run_config()
     assert listed == defaults
     assert {key: type(value) for key, value in listed.items()} == {
         key: type(value) for key, value in defaults.items()
@@ -30,8 +31,8 @@ def test_pyproject_lists_every_setting_with_its_default(listed: dict[str, Any]) 
 
 
 def test_pyproject_gives_the_defaults(listed: dict[str, Any]) -> None:
-    assert RunConfig.from_run_config(listed) == RunConfig() == RunConfig.from_run_config({})
-    assert RunConfig().task in TASKS
+    assert RunConfig.from_run_config(listed) == RunConfig.from_run_config({})
+    assert RunConfig.from_run_config({}).task in TASKS
 
 
 def test_every_setting_is_described() -> None:
@@ -48,9 +49,9 @@ def test_settings_survive() -> None:
 
 
 def test_a_config_does_not_change() -> None:
-    config = RunConfig()
+    config = RunConfig.from_run_config({})
     with pytest.raises(ValueError, match="frozen"):
-        config.seed = 1  # type: ignore[misc]
+        config.seed = 1
 
 
 @pytest.mark.parametrize(
@@ -74,7 +75,7 @@ def test_a_config_does_not_change() -> None:
         ("chat", 1, "valid boolean"),
         ("dtype", "float8", "'auto', 'float32', 'bfloat16' or 'float16'"),
         ("max-prompt-tokens", 1, "greater than or equal to 2"),
-        ("max-prompt-tokens", 513, "less than or equal to 512"),
+        ("max-prompt-tokens", 257, "less than or equal to 256"),
         ("queries-per-round", 0, "greater than or equal to 1"),
         ("aggregation", "mean", "'feddtpt', 'average'"),
         ("min-samples", 0, "greater than or equal to 1"),
@@ -105,7 +106,7 @@ def test_all_mistakes_are_named_at_once() -> None:
 def test_an_unknown_key_is_named_with_the_known_ones() -> None:
     with pytest.raises(ConfigError, match="unknown configuration key 'kshot'") as caught:
         RunConfig.from_run_config({"kshot": 4})
-    for key in RunConfig().to_run_config():
+    for key in RunConfig.from_run_config({}).to_run_config():
         assert key in str(caught.value)
 
 
@@ -116,7 +117,7 @@ def test_only_the_names_of_the_configuration_are_keys(key: str) -> None:
 
 
 def test_files_need_a_file() -> None:
-    with pytest.raises(ConfigError, match='train-file = "".*needs a file'):
+    with pytest.raises(ConfigError, match=r'train-file = "".*needs a file'):
         RunConfig.from_run_config({"data-source": "files"})
     RunConfig.from_run_config({"data-source": "files", "train-file": "a.csv"})
 
@@ -128,7 +129,5 @@ def test_the_aggregations_are_the_strategys() -> None:
 
 @given(st.dictionaries(st.text(max_size=8), st.none() | st.integers() | st.text(max_size=3)))
 def test_no_configuration_raises_anything_else(run_config: dict[str, Any]) -> None:
-    try:
+    with suppress(ConfigError):
         RunConfig.from_run_config(run_config)
-    except ConfigError as error:
-        assert str(error)

@@ -52,9 +52,7 @@ def test_budget_is_never_exceeded(limit: int, wanted: list[int]) -> None:
 @given(
     limit=st.integers(0, 30),
     calls=st.lists(
-        st.tuples(
-            st.sampled_from(["a", "b"]), st.lists(st.integers(0, 9), min_size=1, max_size=9)
-        ),
+        st.tuples(st.sampled_from(["a", "b"]), st.lists(st.integers(0, 9), min_size=1, max_size=9)),
         max_size=10,
     ),
 )

@@ -3,6 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from feddtpt_flwr.assets import embedded_encoder
 from feddtpt_flwr.masked_lm import CausalInfiller, EncoderEmbedder, HuggingFaceMaskedLM, MaskedLM
@@ -90,15 +91,16 @@ def test_the_obvious_word_is_among_the_first(
 
 
 def test_the_right_context_counts(infiller: CausalInfiller) -> None:
-    left, vocabulary = "He wants to", infiller.vocabulary
-    alone = infiller.fill(encode(vocabulary, left), ())
-    drink, bread = (encode(vocabulary, text) for text in ("a glass of water", "a slice of bread"))
-    first = [
-        vocabulary.decode([int(infiller.fill(encode(vocabulary, left), right).tokens[0])])
-        for right in (drink, bread)
-    ]
-    assert first == ["drink", "eat"]
-    assert alone.log_probs.max() < infiller.fill(encode(vocabulary, left), drink).log_probs.max()
+    """The same words fit on the left; what follows makes one of them likelier."""
+    vocabulary = infiller.vocabulary
+    (eat,) = vocabulary.encode("eat")
+
+    def log_prob_of_eat(right: str) -> float:
+        fillings = infiller.fill(vocabulary.encode("He wants to"), encode(vocabulary, right))
+        return float(fillings.log_probs[fillings.tokens == eat].item())
+
+    assert log_prob_of_eat("a slice of bread") > log_prob_of_eat("") + 1
+    assert log_prob_of_eat("a slice of bread") > log_prob_of_eat("a song") + 1
 
 
 def test_the_infillers_scores_are_those_of_plain_forward_passes(infiller: CausalInfiller) -> None:
@@ -117,6 +119,36 @@ def test_the_infillers_scores_are_those_of_plain_forward_passes(infiller: Causal
         totals.append(sum(float(log_probs[place - 1, ids[place]]) for place in places))
     expected = torch.log_softmax(torch.tensor(totals), 0).numpy()
     np.testing.assert_allclose(fillings.log_probs, expected, atol=1e-3)
+
+
+@pytest.mark.parametrize("which", ["infiller", "bert"])
+def test_a_log_likelihood_is_that_of_tokens(which: str, request: pytest.FixtureRequest) -> None:
+    model = request.getfixturevalue(which)
+    tokens = model.vocabulary.encode("Classify this movie review.")
+    whole = model.log_likelihood(tokens)
+    assert -100 * len(tokens) < whole < 0
+    assert model.log_likelihood(tokens) == pytest.approx(whole, abs=1e-3)
+
+
+def test_language_is_likelier_than_a_heap_of_words(infiller: CausalInfiller) -> None:
+    score, encode_ = infiller.log_likelihood, infiller.vocabulary.encode
+    fluent = "Classify the sentiment of this movie review."
+    assert (
+        score(encode_(fluent)) > score(encode_("review the movie sentiment. of Classify this")) + 5
+    )
+
+
+def test_the_log_likelihood_grows_token_by_token(infiller: CausalInfiller) -> None:
+    tokens = infiller.vocabulary.encode("Judge this review")
+    ids = torch.tensor([[*infiller._frame, *tokens]])
+    with torch.inference_mode():
+        log_probs = torch.log_softmax(infiller._model(ids).logits[0].float(), -1)
+    start = len(infiller._frame)
+    steps = [float(log_probs[start + i - 1, token]) for i, token in enumerate(tokens)]
+    for length in range(1, len(tokens) + 1):
+        assert infiller.log_likelihood(tokens[:length]) == pytest.approx(
+            sum(steps[:length]), abs=1e-3
+        )
 
 
 @pytest.mark.parametrize("word", ["paris", "PARIS", "Paris"])
@@ -158,7 +190,9 @@ def test_bert_reads_both_sides_of_the_gap(bert: HuggingFaceMaskedLM) -> None:
 
 
 def test_bert_embeds_every_token(bert: HuggingFaceMaskedLM) -> None:
-    prompts = [np.array(bert.vocabulary.encode(text)) for text in ("this movie", "a", "good film !")]
+    prompts = [
+        np.array(bert.vocabulary.encode(text)) for text in ("this movie", "a", "good film !")
+    ]
     embedded = bert.embed(prompts)
     assert [rows.shape for rows in embedded] == [(2, 32), (1, 32), (3, 32)]
     assert all(rows.dtype == np.float32 for rows in embedded)
@@ -168,14 +202,19 @@ def test_bert_embeds_every_token(bert: HuggingFaceMaskedLM) -> None:
     assert not np.allclose(other[1], alone[1]), "the context counts"
 
 
-def cosine(a: np.ndarray, b: np.ndarray) -> float:  # type: ignore[type-arg]
+def cosine(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
     return float(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
 
 
 def test_the_encoder_gives_every_token_a_row(
     embedder: EncoderEmbedder, vocabulary: Vocabulary
 ) -> None:
-    texts = ["Classify this movie review.", "unbelievably antidisestablishmentarian", "a", "👍 naïve"]
+    texts = [
+        "Classify this movie review.",
+        "unbelievably antidisestablishmentarian",
+        "a",
+        "👍 naïve",
+    ]
     prompts = [np.array(vocabulary.encode(text)) for text in texts]
     embedded = embedder.embed(prompts)
     assert [rows.shape for rows in embedded] == [(len(prompt), 384) for prompt in prompts]

@@ -31,6 +31,9 @@ class UniformMaskedLM:
         size = len(self.words)
         return Fillings(np.array(self.words), np.full(size, -np.log(size)))
 
+    def log_likelihood(self, tokens: tuple[int, ...]) -> float:
+        return -len(tokens) * float(np.log(len(self.words)))
+
 
 @pytest.fixture(scope="module")
 def uniform(vocabulary: Vocabulary) -> UniformMaskedLM:

@@ -68,7 +68,9 @@ def test_unchanged_prompts_leave_only_the_incumbent() -> None:
 
 
 def test_a_merge_that_deletes_all_is_left_out() -> None:
-    found = propose_candidates((1, 2), uploads(((1,), 0.2), ((2,), 0.1)), None, limit=9, max_tokens=9)
+    found = propose_candidates(
+        (1, 2), uploads(((1,), 0.2), ((2,), 0.1)), None, limit=9, max_tokens=9
+    )
     assert () not in [candidate.tokens for candidate in found]
     assert {candidate.tokens for candidate in found} == {(1, 2), (1,), (2,)}
 
@@ -96,9 +98,7 @@ def test_candidates_are_distinct_few_and_short(
     assert all(1 <= len(prompt) <= max_tokens for prompt in tokens[1:])
 
 
-@given(
-    order=st.permutations(uploads((A, 0.1), (B, 0.3), (C, 0.2))), limit=st.integers(1, 6)
-)
+@given(order=st.permutations(uploads((A, 0.1), (B, 0.3), (C, 0.2))), limit=st.integers(1, 6))
 def test_the_order_of_arrival_does_not_matter(order: list[LocalPrompt], limit: int) -> None:
     some = uploads((A, 0.1), (B, 0.3), (C, 0.2))
     one, other = (

@@ -186,9 +186,7 @@ def test_a_guarded_round() -> None:
 def test_clients_weigh_by_their_examples() -> None:
     server = Server()
     candidates = server.fit(*uploads(A, B))
-    server.score(
-        scores(candidates, {A: 4, B: 1}, of=4), scores(candidates, {A: 10, B: 20}, of=40)
-    )
+    server.score(scores(candidates, {A: 4, B: 1}, of=4), scores(candidates, {A: 10, B: 20}, of=40))
     assert server.strategy.prompt == B
 
 
@@ -386,6 +384,12 @@ def test_more_rounds_start_from_the_settled_prompt() -> None:
     server.score(scores(candidates, {A: 9, (9, 2, 8, 4, 5): 8}))
     assert server.strategy.prompt == A
     assert [record.chosen.tokens for record in server.rounds] == [A, A]
+
+
+def test_a_guard_without_evaluation_is_refused() -> None:
+    with pytest.raises(ValueError, match="fraction_evaluate above 0"):
+        Server(fraction_evaluate=0.0)
+    Server(fraction_evaluate=0.0, guard=False)
 
 
 def test_repr_names_the_settings() -> None:

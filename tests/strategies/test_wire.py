@@ -124,7 +124,7 @@ def test_a_bad_gain_is_named(gain: Any) -> None:
 
 
 def test_another_vocabulary_is_named() -> None:
-    with pytest.raises(UploadError, match="'xyz' is not the server's 'abc'.*same masked-lm"):
+    with pytest.raises(UploadError, match=r"'xyz' is not the server's 'abc'.*same masked-lm"):
         read(ndarrays_to_parameters([of(1)]), GOOD | {VOCABULARY_KEY: "xyz"})
 
 
@@ -151,7 +151,7 @@ def test_a_bad_count_is_named(count: Any) -> None:
 
 
 def test_a_missing_count_is_named() -> None:
-    with pytest.raises(UploadError, match="correct-1 .* got None"):
+    with pytest.raises(UploadError, match=r"correct-1 .* got None"):
         read_scores(counts(3), CANDIDATES)
 
 

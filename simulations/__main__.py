@@ -1,0 +1,48 @@
+"""``python -m simulations``: repeated runs and benchmarks."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from simulations import bench_aggregation, seeds
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_show_locals=False,  # they may hold what must not be printed
+    help=__doc__,
+)
+bench = typer.Typer(no_args_is_help=True, help="Time and memory of one part.")
+app.add_typer(bench, name="bench")
+
+
+@bench.command("aggregation")
+def aggregation(
+    clients: Annotated[int, typer.Option(min=1, help="Clients that upload a prompt.")] = 1000,
+    file: Annotated[
+        typer.FileTextWrite, typer.Option("--json", help="File for the figures; - prints them.")
+    ] = sys.stdout,  # type: ignore[assignment]
+) -> None:
+    """Time the server's step on synthetic uploads, and the quadratic way as far as it goes."""
+    file.write(json.dumps(bench_aggregation.run(clients), indent=2) + "\n")
+
+
+@app.command("seeds")
+def run_seeds(
+    name: Annotated[str, typer.Argument(help="Name of the results' files.")] = "demo",
+    seed: Annotated[list[int] | None, typer.Option(help="A seed; give one or more.")] = None,
+    run_config: Annotated[
+        list[str] | None, typer.Option("--run-config", "-c", help="Settings for every run.")
+    ] = None,
+    num_clients: Annotated[int, typer.Option(min=1, help="Simulated clients.")] = 4,
+    folder: Annotated[Path, typer.Option(help="Where the table goes.")] = seeds.RESULTS,
+) -> None:
+    """Run the app once for each seed and write a table of what was learned."""
+    seeds.run(name, seed or [0, 1, 2], run_config or [], num_clients, folder)
+
+
+if __name__ == "__main__":
+    app()
