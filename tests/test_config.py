@@ -69,7 +69,7 @@ def test_a_config_does_not_change() -> None:
         ("test-size", -1, "greater than or equal to 0"),
         ("partition", "uneven", "'iid' or 'dirichlet'"),
         ("dirichlet-alpha", 0.0, "greater than 0"),
-        ("dirichlet-alpha", float("nan"), "greater than 0"),
+        ("dirichlet-alpha", float("nan"), "finite"),
         ("dirichlet-alpha", "small", "valid number"),
         ("chat", "yes", "valid boolean"),
         ("chat", 1, "valid boolean"),
