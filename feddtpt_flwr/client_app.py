@@ -14,7 +14,7 @@ from feddtpt_flwr import models
 from feddtpt_flwr.config import RunConfig
 from feddtpt_flwr.data import ClientData, Example
 from feddtpt_flwr.evaluation import AnswerCache, Evaluator, QueryBudget, stratified_order
-from feddtpt_flwr.experiment import load_data, load_task
+from feddtpt_flwr.experiment import load_data, load_task, readability
 from feddtpt_flwr.feedback import Feedback, Trial
 from feddtpt_flwr.search import PromptSearch
 from strategies.candidates import Tokens
@@ -94,6 +94,7 @@ class PromptTuningClient(NumPyClient):
             self._masked_lm,
             examples,
             rng,
+            admissible=readability(self._config, self._task),
             on_accept=lambda trial: progress(trial.accuracy, trial.operator),
         )
         result = search.run(self._read(parameters)[0], feedback)

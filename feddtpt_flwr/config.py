@@ -61,6 +61,9 @@ class RunConfig(BaseModel):
         The first global prompt; empty takes the task's.
     max_prompt_tokens : int
         Longest prompt, in tokens of the proposer's vocabulary, 2 to 256.
+    max_fluency_loss : float
+        How much less likely than the seed prompt a prompt may be as language, in nats per token, at
+        least 0; what reads worse is not tried.
     queries_per_round : int
         Most LLM queries of one client's search in one round.
     feedback : bool
@@ -106,6 +109,7 @@ class RunConfig(BaseModel):
     dtype: Dtype = "auto"
     seed_prompt: str = ""
     max_prompt_tokens: int = Field(24, ge=2, le=256)
+    max_fluency_loss: float = Field(2.0, ge=0)
     queries_per_round: int = Field(250, ge=1)
     feedback: bool = True
     exclude_answer_words: bool = True

@@ -3,6 +3,7 @@
 from functools import cache
 from pathlib import Path
 
+from feddtpt_flwr import models
 from feddtpt_flwr.config import ConfigError, RunConfig
 from feddtpt_flwr.data import (
     FederatedData,
@@ -15,6 +16,7 @@ from feddtpt_flwr.data import (
     load_federated_data,
 )
 from feddtpt_flwr.data.tasks import GLUE_LAYOUTS
+from feddtpt_flwr.readability import Readability
 from feddtpt_flwr.vocabulary import Vocabulary
 from strategies.candidates import Tokens
 
@@ -69,6 +71,13 @@ def seed_tokens(config: RunConfig, task: Task, vocabulary: Vocabulary) -> Tokens
             f"max-prompt-tokens = {config.max_prompt_tokens}"
         )
     return tokens
+
+
+def readability(config: RunConfig, task: Task) -> Readability:
+    """Return what tells the prompts that still read as language."""
+    masked_lm = models.masked_lm(config, task)
+    seed = seed_tokens(config, task, masked_lm.vocabulary)
+    return Readability(masked_lm, seed, config.max_fluency_loss)
 
 
 def _source(config: RunConfig, task: Task) -> Source:

@@ -14,6 +14,14 @@ from feddtpt_flwr.language_model.weights import load_causal_lm, resolve_device, 
 from feddtpt_flwr.vocabulary import Vocabulary
 from strategies.candidates import Tokens
 
+FRAME = "Read the text below and follow this instruction.\n\nInstruction:"
+"""What an infiller reads before the prompt.
+
+Without it a small model goes on as if on a web page or in a program. Of six frames tried on
+SmolLM2-135M this one told readable prompts from word salad best: -2.2 to -4.4 against -4.9 to -6.2
+nats per token.
+"""
+
 
 @dataclass(frozen=True)
 class Fillings:
@@ -96,8 +104,7 @@ class CausalInfiller:
             model, self._device, resolve_dtype(dtype, self._device)
         )
         self._vocabulary = Vocabulary(tokenizer)
-        # Prompts read as instructions; without the frame the model continues a web page.
-        self._frame = tuple(tokenizer("Instruction:")["input_ids"])
+        self._frame = tuple(tokenizer(FRAME)["input_ids"])
         self._num_candidates = num_candidates
         self._right_tokens = right_tokens
         allowed = np.flatnonzero(self._vocabulary.proposable(excluded_words))

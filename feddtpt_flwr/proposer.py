@@ -54,7 +54,7 @@ class MaskedLMProposer:
         *,
         max_tokens: int,
         use_feedback: bool = True,
-        temperature: float = 1.5,
+        temperature: float = 0.8,
         feedback_strength: float = 1.0,
         max_span: int = 8,
         phrase_probability: float = 0.25,

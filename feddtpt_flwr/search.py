@@ -17,6 +17,7 @@ from strategies.edits import Edit
 
 FIRST_BATCH = 8
 MAX_ATTEMPTS = 50
+MOST_EVIDENCE = 3.0  # log-odds, as of a change that helps with a probability of 0.95
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,8 @@ class PromptSearch:
     fluency : float
         Log-odds that a nat per token of the masked language model's log-likelihood is worth, at
         least 0.
+    admissible : Callable[[Tokens], bool], optional
+        Prompts for which it is false are not tried.
     on_accept : Callable[[Trial], None], optional
         Called after every accepted change.
     """
@@ -93,7 +96,8 @@ class PromptSearch:
         rng: np.random.Generator,
         *,
         confidence: float = 0.7,
-        fluency: float = 0.3,
+        fluency: float = 1.0,
+        admissible: Callable[[Tokens], bool] = lambda _: True,
         on_accept: Callable[[Trial], None] | None = None,
     ) -> None:
         self._evaluator = evaluator
@@ -103,6 +107,7 @@ class PromptSearch:
         self._rng = rng
         self._confidence = confidence
         self._fluency = fluency
+        self._admissible = admissible
         self._on_accept = on_accept or (lambda _: None)
 
     def run(self, start: Tokens, feedback: Feedback) -> SearchResult:
@@ -131,11 +136,11 @@ class PromptSearch:
         )
 
     def _propose_new(self, tokens: Tokens, tried: set[Tokens], feedback: Feedback) -> Edit | None:
-        """Return an edit that leads to a prompt not tried yet, or None if none turns up."""
+        """Return an edit that leads to a new and admissible prompt, or None if none turns up."""
         for _ in range(MAX_ATTEMPTS):
             edit = self._proposer.propose(tokens, feedback, self._rng)
             changed = edit.apply(tokens)
-            if changed not in tried:
+            if changed not in tried and self._admissible(changed):
                 tried.add(changed)
                 return edit
         return None
@@ -163,14 +168,16 @@ class PromptSearch:
         """Weigh the evidence of the answers against what the change does to the prompt's language.
 
         Both count as log-odds: a change that makes the prompt less likely as language needs more
-        evidence, one that makes it read better needs a little less, but always some.
+        evidence, one that makes it read better a little less, but always some. The evidence counts
+        up to `MOST_EVIDENCE`: no number of answers buys a prompt that nobody can read.
         """
         if helps <= 0.5:
             return False
         score = self._masked_lm.log_likelihood
         # Per token: the sum would call every shorter prompt the better one.
         reads_better = score(after) / len(after) - score(before) / len(before)
-        return bool(logit(helps) + self._fluency * reads_better >= logit(self._confidence))
+        evidence = min(logit(helps), MOST_EVIDENCE)
+        return bool(evidence + self._fluency * reads_better >= logit(self._confidence))
 
     def _batches(self) -> Iterator[int]:
         """Yield how many examples have been asked after each batch; batches double."""

@@ -13,7 +13,7 @@ from flwr.serverapp import Grid, ServerApp
 from feddtpt_flwr import models
 from feddtpt_flwr.config import RunConfig
 from feddtpt_flwr.evaluation import Evaluator, QueryBudget
-from feddtpt_flwr.experiment import load_data, load_task, seed_tokens
+from feddtpt_flwr.experiment import load_data, load_task, readability, seed_tokens
 from feddtpt_flwr.recorder import Recorder
 from feddtpt_flwr.run_folder import RunFolder
 from strategies.feddtpt import FedDTPT
@@ -68,6 +68,7 @@ def build(config: RunConfig, num_clients: int) -> tuple[FedDTPT, Recorder]:
         min_samples=config.min_samples,
         guard=config.guard,
         race_candidates=config.race_candidates,
+        admissible=readability(config, task),
         on_round=recorder.round,
         fraction_fit=config.fraction_fit,
         min_fit_clients=1,

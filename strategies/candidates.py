@@ -6,7 +6,7 @@ merged edits and the best uploads, and the clients decide by counting correct an
 that no search has seen.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from strategies.edits import merge
@@ -76,6 +76,7 @@ def propose_candidates(
     *,
     limit: int,
     max_tokens: int,
+    admissible: Callable[[Tokens], bool] = lambda _: True,
 ) -> tuple[Candidate, ...]:
     """Return the prompts worth comparing, the incumbent first.
 
@@ -94,6 +95,8 @@ def propose_candidates(
         Most candidates besides the incumbent, at least 1.
     max_tokens
         Longest prompt allowed.
+    admissible
+        Prompts for which it is false are left out; the incumbent is not asked about.
     """
     best_first = sorted(local_prompts, key=lambda p: (-p.gain, p.tokens))
     prompts = [p.tokens for p in best_first]
@@ -106,7 +109,8 @@ def propose_candidates(
     ordered = [*uploads[:1], *merges[:1], *pure, *_alternate(uploads[1:], merges[1:])]
     distinct = {incumbent: Candidate(incumbent, "incumbent")}
     for candidate in ordered:
-        if 1 <= len(candidate.tokens) <= max_tokens and len(distinct) <= limit:
+        fits = 1 <= len(candidate.tokens) <= max_tokens
+        if fits and len(distinct) <= limit and admissible(candidate.tokens):
             distinct.setdefault(candidate.tokens, candidate)
     return tuple(distinct.values())
 

@@ -112,6 +112,8 @@ class FedDTPT(FedAvg):
         behaviour. Defaults to True.
     race_candidates : int, optional
         Most candidates besides the incumbent. Defaults to 4.
+    admissible : Callable[[Tokens], bool], optional
+        Prompts for which it is false are no candidates; for example, unreadable ones.
     on_round : Callable[[RoundResult], None], optional
         Called when a round's global prompt is settled.
     fraction_fit : float, optional
@@ -147,6 +149,7 @@ class FedDTPT(FedAvg):
         min_samples: int = 2,
         guard: bool = True,
         race_candidates: int = 4,
+        admissible: Callable[[Tokens], bool] = lambda _: True,
         on_round: Callable[[RoundResult], None] | None = None,
         fraction_fit: float = 1.0,
         fraction_evaluate: float = 1.0,
@@ -185,6 +188,7 @@ class FedDTPT(FedAvg):
         self.min_samples = min_samples
         self.guard = guard
         self.race_candidates = race_candidates
+        self.admissible = admissible
         self.on_round = on_round
         self._candidates: tuple[Candidate, ...] = ()
         self._failures = 0
@@ -239,6 +243,7 @@ class FedDTPT(FedAvg):
                 self._aggregate(uploads),
                 limit=self.race_candidates,
                 max_tokens=self.max_tokens,
+                admissible=self.admissible,
             )
         else:
             self._candidates = (Candidate(self._aggregate(uploads), "aggregate"),)

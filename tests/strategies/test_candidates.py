@@ -130,3 +130,15 @@ def test_the_first_with_the_most_answers_is_chosen(counts: dict[Tokens, int], be
 def test_score() -> None:
     assert Score(3, 4).accuracy == 0.75
     assert Score().accuracy == 0.0
+
+
+def test_what_is_not_admissible_is_no_candidate_but_the_incumbent_stays() -> None:
+    uploads = [LocalPrompt("0", (9, 2, 3), 0.2), LocalPrompt("1", (1, 2, 8), 0.1)]
+    candidates = propose_candidates(
+        (1, 2, 3), uploads, None, limit=5, max_tokens=5, admissible=lambda tokens: 8 not in tokens
+    )
+    assert [c.tokens for c in candidates] == [(1, 2, 3), (9, 2, 3)]
+    alone = propose_candidates(
+        (1, 2, 3), uploads, None, limit=5, max_tokens=5, admissible=lambda _: False
+    )
+    assert [c.origin for c in alone] == ["incumbent"]
