@@ -2,8 +2,8 @@
 
 Clients that edit the same prompt edit it at different places, so what they agree on is the prompt
 they were sent: any consensus of the uploads loses the edits. The candidates therefore also hold
-merged edits and the best uploads, and the clients decide by counting correct answers on examples
-that no search has seen.
+merged edits and the best uploads, and the clients decide by counting correct answers on everybody's
+private examples: what one client found has seen none of the others'.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence

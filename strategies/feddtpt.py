@@ -88,7 +88,7 @@ class FedDTPT(FedAvg):
     Implementation based on https://arxiv.org/abs/2411.00985, section 3.4 and Algorithm 2, with a
     guard that the paper lacks: before the aggregated prompt becomes the global one, the clients
     count the correct answers of it, of the best local prompts, of their merged edits and of the
-    prompt so far on examples that no search has seen, and the best one stays.
+    prompt so far on their private examples, and the best one stays.
 
     Parameters
     ----------
