@@ -11,6 +11,9 @@ from feddtpt_flwr.masked_lm import MaskedLM
 from strategies.candidates import Tokens
 from strategies.edits import Edit, Operator
 
+NO_REPEAT = 6
+"""A token that stands so near to the gap, on either side, is not put in once more."""
+
 _TO_FILL = (-1,)  # stands for tokens that the masked language model has yet to choose
 
 
@@ -79,8 +82,7 @@ class MaskedLMProposer:
         # Long spans are rewritten by phrases, short ones mostly by single words.
         go_on = 1 - 1 / (1 + len(self._masked_lm.vocabulary.words(replaced)))
         while len(filling) < room and (not filling or rng.random() < max(go_on, self._phrase)):
-            avoid = filling[-1:] if filling else replaced
-            filling += (self._choose_token(left + filling, right, avoid, feedback, rng),)
+            filling += (self._choose_token(left + filling, right, replaced, feedback, rng),)
         return Edit(site.start, site.stop, filling)
 
     def _sites(self, tokens: Tokens) -> list[tuple[Edit, float]]:
@@ -129,10 +131,12 @@ class MaskedLMProposer:
         self,
         left: Tokens,
         right: Tokens,
-        avoid: Tokens,
+        replaced: Tokens,
         feedback: Feedback,
         rng: np.random.Generator,
     ) -> int:
+        # Language models find nothing likelier than what they have just read.
+        avoid = (*replaced, *left[-NO_REPEAT:], *right[:NO_REPEAT])
         fillings = self._masked_lm.fill(left, right)
         scores = fillings.log_probs / self._temperature
         if self._use_feedback:
