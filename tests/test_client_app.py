@@ -26,10 +26,16 @@ from strategies.wire import (
 )
 
 QUERIES = 40
-CONFIG = RunConfig.from_run_config(
-    {"queries-per-round": QUERIES, "max-prompt-tokens": 8, "dtype": "float32", "device": "cpu"}
-)
 START = "Movie review."
+CONFIG = RunConfig.from_run_config(
+    {
+        "queries-per-round": QUERIES,
+        "seed-prompt": START,
+        "max-prompt-tokens": 8,
+        "dtype": "float32",
+        "device": "cpu",
+    }
+)
 
 
 @pytest.fixture
