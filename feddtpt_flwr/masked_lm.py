@@ -17,9 +17,9 @@ from strategies.candidates import Tokens
 FRAME = "Read the text below and follow this instruction.\n\nInstruction:"
 """What an infiller reads before the prompt.
 
-Without it a small model goes on as if on a web page or in a program. Of six frames tried on
-SmolLM2-135M this one told readable prompts from word salad best: -2.2 to -4.4 against -4.9 to -6.2
-nats per token.
+After a bare "Instruction:" SmolLM2-135M went on as if in a program, and did not tell readable
+prompts from word salad: -3.7 to -5.6 against -5.1 to -6.2 nats per token, six prompts each. After
+this frame it does: -2.2 to -4.4 against -4.9 to -6.2.
 """
 
 

@@ -18,6 +18,7 @@ from scipy import stats
 
 RESULTS = Path(__file__).parent / "results"
 APP = Path(__file__).parent.parent
+RUNS = APP / "runs"
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ def run(
     Raises
     ------
     subprocess.CalledProcessError
-        If a run fails; what the runs before it gave is lost to the table, not to ``runs/``.
+        If a run fails; the folders of the runs before it stay under ``runs/``.
     """
     results = [_run(seed, overrides, num_clients) for seed in seed_numbers]
     settings = {"num-clients": num_clients, "run-config": list(overrides)}
@@ -66,17 +67,18 @@ def run(
 
 
 def _run(seed: int, overrides: Sequence[str], num_clients: int) -> SeedResult:
-    with tempfile.TemporaryDirectory(prefix="feddtpt-seeds-") as parent:
-        command = [sys.executable, "-m", "feddtpt_flwr.cli", "simulate", str(APP)]
-        command += ["--num-clients", str(num_clients)]
-        for override in (*overrides, f"seed={seed} run-folder='{parent}'"):
-            command += ["--run-config", override]
-        start = time.monotonic()
-        subprocess.run(command, check=True)
-        seconds = time.monotonic() - start
-        (run_folder,) = Path(parent).iterdir()
-        learned = json.loads((run_folder / "prompt.json").read_text(encoding="utf-8"))
-        history = (run_folder / "history.jsonl").read_text(encoding="utf-8").splitlines()
+    RUNS.mkdir(exist_ok=True)
+    parent = tempfile.mkdtemp(prefix=f"seed{seed}-", dir=RUNS)
+    command = [sys.executable, "-m", "feddtpt_flwr.cli", "simulate", str(APP)]
+    command += ["--num-clients", str(num_clients)]
+    for override in (*overrides, f"seed={seed} run-folder='{parent}'"):
+        command += ["--run-config", override]
+    start = time.monotonic()
+    subprocess.run(command, check=True)
+    seconds = time.monotonic() - start
+    (run_folder,) = Path(parent).iterdir()
+    learned = json.loads((run_folder / "prompt.json").read_text(encoding="utf-8"))
+    history = (run_folder / "history.jsonl").read_text(encoding="utf-8").splitlines()
     rounds = [event for line in history if (event := json.loads(line))["event"] == "round"]
     accuracy: dict[str, Any] = learned["held-out-accuracy"]
     return SeedResult(
