@@ -94,7 +94,8 @@ class PromptTuningClient(NumPyClient):
             self._masked_lm,
             examples,
             rng,
-            admissible=readability(self._config, self._task),
+            max_tokens=self._config.max_prompt_tokens,
+            admissible=readability(self._config, self._task).each,
             on_accept=lambda trial: progress(trial.accuracy, trial.operator),
         )
         result = search.run(self._read(parameters)[0], feedback)
@@ -125,9 +126,9 @@ class PromptTuningClient(NumPyClient):
         validation = self._data.validation
         examples = [*validation, *self._data.train]
         evaluator = self._evaluator(len(prompts) * len(examples))
-        correct = [
-            evaluator.correct(self._vocabulary.decode(tokens), examples) for tokens in prompts
-        ]
+        correct = evaluator.correct_all(
+            [self._vocabulary.decode(tokens) for tokens in prompts], examples
+        )
         self._save(self._feedback(), evaluator)
         accuracy = float(correct[0][: len(validation)].mean())
         metrics: dict[str, Scalar] = {

@@ -31,6 +31,11 @@ class QueryBudget:
     limit: int
     used: int = 0
 
+    @property
+    def left(self) -> int:
+        """Queries that may still be asked."""
+        return self.limit - self.used
+
     def spend(self, queries: int) -> None:
         """Book ``queries``, or raise `BudgetExhaustedError` and book nothing."""
         if self.used + queries > self.limit:
@@ -116,21 +121,32 @@ class Evaluator:
         BudgetExhaustedError
             If the budget does not cover the questions still open; nothing is asked then.
         """
-        stem = self._task.compose(prompt)
-        known = {e.input: self.cache.get(self._question(stem, e.input)) for e in examples}
-        missing = [text for text, answer in known.items() if answer is None]
+        row: NDArray[np.bool_] = self.correct_all([prompt], examples)[0]
+        return row
+
+    def correct_all(self, prompts: Sequence[str], examples: Sequence[Example]) -> NDArray[np.bool_]:
+        """Return the same for several prompts at once, shape ``(len(prompts), len(examples))``.
+
+        Raises
+        ------
+        BudgetExhaustedError
+            If the budget does not cover the questions still open; nothing is asked then.
+        """
+        queries = [self._task.compose(p) + e.input for p in prompts for e in examples]
+        known = {query: self.cache.get(self._question(query)) for query in queries}
+        missing = [query for query, answer in known.items() if answer is None]
         if missing:
             self.budget.spend(len(missing))
-            answers = self._model.answer(stem, missing, self._task.answers)
+            answers = self._model.answer(missing, self._task.answers)
             known |= dict(zip(missing, answers, strict=True))
-            questions = [self._question(stem, text) for text in missing]
-            self.cache.update(zip(questions, answers, strict=True))
-        expected = [self._task.answers[e.label] for e in examples]
-        given = [known[e.input] for e in examples]
-        return np.array([g == e for g, e in zip(given, expected, strict=True)], dtype=bool)
+            self.cache.update(zip(map(self._question, missing), answers, strict=True))
+        given = np.array([known[query] for query in queries]).reshape(len(prompts), len(examples))
+        expected = np.array([self._task.answers[e.label] for e in examples])
+        correct: NDArray[np.bool_] = given == expected
+        return correct
 
-    def _question(self, stem: str, text: str) -> str:
-        return f"{self._model.name}\0{stem}{text}"
+    def _question(self, query: str) -> str:
+        return f"{self._model.name}\0{query}"
 
 
 def stratified_order(examples: Sequence[Example], rng: np.random.Generator) -> list[Example]:

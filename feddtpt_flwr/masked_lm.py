@@ -2,17 +2,21 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
-from typing import Any, Protocol
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from feddtpt_flwr.assets import embedded_encoder
-from feddtpt_flwr.language_model.forward import SharedPrefix
+from feddtpt_flwr.language_model.forward import CausalForward
 from feddtpt_flwr.language_model.weights import load_causal_lm, resolve_device, resolve_dtype
+from feddtpt_flwr.memory import Memory
 from feddtpt_flwr.vocabulary import Vocabulary
 from strategies.candidates import Tokens
+
+if TYPE_CHECKING:
+    import torch
 
 FRAME = "Read the text below and follow this instruction.\n\nInstruction:"
 """What an infiller reads before the prompt.
@@ -39,8 +43,12 @@ class Fillings:
     log_probs: NDArray[np.float64]
 
 
+Gap = tuple[Tokens, Tokens]
+"""The tokens to the left and to the right of a gap."""
+
+
 class MaskedLM(Protocol):
-    """Fills a gap between two token sequences."""
+    """Fills gaps between two token sequences."""
 
     @property
     def vocabulary(self) -> Vocabulary:
@@ -52,12 +60,12 @@ class MaskedLM(Protocol):
         """Where each token lies in meaning, unit rows ``(vocabulary, d)``; None if not known."""
         ...
 
-    def fill(self, left: Tokens, right: Tokens) -> Fillings:
-        """Propose one token between ``left`` and ``right``; deterministic."""
+    def fill(self, gaps: Sequence[Gap]) -> list[Fillings]:
+        """Propose one token for every gap; deterministic."""
         ...
 
-    def log_likelihood(self, tokens: Tokens) -> float:
-        """Return how well ``tokens`` read as language: a log-probability in nats, at most 0."""
+    def log_likelihood(self, prompts: Sequence[Tokens]) -> NDArray[np.float64]:
+        """Return how well each prompt reads as language: log-probabilities in nats, at most 0."""
         ...
 
 
@@ -92,8 +100,8 @@ class CausalInfiller:
         model: str,
         *,
         excluded_words: tuple[str, ...] = (),
-        num_candidates: int = 24,
-        right_tokens: int = 4,
+        num_candidates: int = 16,
+        right_tokens: int = 3,
         device: str = "auto",
         dtype: str = "auto",
     ) -> None:
@@ -109,11 +117,9 @@ class CausalInfiller:
         self._right_tokens = right_tokens
         allowed = np.flatnonzero(self._vocabulary.proposable(excluded_words))
         self._allowed = torch.from_numpy(allowed).to(self._device)
-        # Neighbouring proposals ask about the same gaps of the same prompt.
-        self.fill = lru_cache(maxsize=4096)(self._fill)
-        self._prefix = lru_cache(maxsize=64)(
-            lambda left: SharedPrefix(self._model, self._frame + left)
-        )
+        self._forward = CausalForward(self._model)
+        self._fillings: Memory[Gap, Fillings] = Memory(self._fill)
+        self._likelihoods: Memory[Tokens, float] = Memory(self._log_likelihood)
 
     @property
     def vocabulary(self) -> Vocabulary:
@@ -125,37 +131,51 @@ class CausalInfiller:
         """Where each token lies in meaning, unit rows ``(vocabulary, d)``."""
         return _centred_unit_rows(self._model.get_input_embeddings().weight)
 
-    def _fill(self, left: Tokens, right: Tokens) -> Fillings:
+    def fill(self, gaps: Sequence[Gap]) -> list[Fillings]:
+        """Propose one token for every gap, all gaps in the same two passes."""
+        return self._fillings.get([(left, right[: self._right_tokens]) for left, right in gaps])
+
+    def log_likelihood(self, prompts: Sequence[Tokens]) -> NDArray[np.float64]:
+        """Return ``log p(prompt)`` for each prompt, in nats."""
+        return np.array(self._likelihoods.get(prompts))
+
+    def _fill(self, gaps: list[Gap]) -> list[Fillings]:
         import torch
 
-        right = right[: self._right_tokens]
-        prefix = self._prefix(left)
+        lefts = [self._frame + left for left, _ in gaps]
+        starts = [log_probs[0, self._allowed] for log_probs in self._read(lefts, [1] * len(gaps))]
+        tops = [start.topk(min(self._num_candidates, len(start))) for start in starts]
+        candidates = [self._allowed[top.indices] for top in tops]
+        # Each candidate's tail predicts the right context, one token after the other.
+        tails = [
+            [(*left, candidate, *right[:-1]) for candidate in tokens.tolist() if right]
+            for left, (_, right), tokens in zip(lefts, gaps, candidates, strict=True)
+        ]
+        ends = [len(right) for (_, right), group in zip(gaps, tails, strict=True) for _ in group]
+        read = iter(self._read([tail for group in tails for tail in group], ends))
+        fillings = []
+        for tokens, top, group, (_, right) in zip(candidates, tops, tails, gaps, strict=True):
+            follows = [_log_prob(next(read), right) for _ in group] or [0.0] * len(tokens)
+            fillings.append(
+                _ranked(tokens, top.values + torch.tensor(follows, device=self._device))
+            )
+        return fillings
+
+    def _log_likelihood(self, prompts: list[Tokens]) -> list[float]:
+        sequences = [(*self._frame, *prompt[:-1]) for prompt in prompts]
+        read = self._read(sequences, [len(prompt) for prompt in prompts])
+        return [_log_prob(*pair) for pair in zip(read, prompts, strict=True)]
+
+    def _read(self, sequences: list[Tokens], last: list[int]) -> "tuple[torch.Tensor, ...]":
+        """Return the log-probabilities after each sequence's last tokens, ``(last, tokens)``."""
+        import torch
+
+        if not sequences:
+            return ()
         output_layer = self._model.get_output_embeddings()
         with torch.inference_mode():
-            after_left = torch.log_softmax(output_layer(prefix.last_hidden).float(), 0)
-            top = after_left[self._allowed].topk(min(self._num_candidates, len(self._allowed)))
-            candidates, scores = self._allowed[top.indices], top.values
-            if right:
-                # Each candidate's tail predicts the right context, one token after the other.
-                tails = [(candidate, *right[:-1]) for candidate in candidates.tolist()]
-                log_probs = torch.log_softmax(output_layer(prefix.hidden_states(tails)).float(), -1)
-                wanted = torch.tensor(right, device=self._device).expand(len(tails), -1)
-                scores = scores + log_probs.gather(-1, wanted[..., None])[..., 0].sum(-1)
-            scores, order = torch.log_softmax(scores, 0).sort(descending=True)
-        tokens = candidates[order].cpu().numpy().astype(np.int64)
-        return Fillings(tokens, scores.cpu().numpy().astype(np.float64))
-
-    def log_likelihood(self, tokens: Tokens) -> float:
-        """Return ``log p(tokens)``, in nats."""
-        import torch
-
-        ids = torch.tensor([[*self._frame, *tokens]], device=self._device)
-        with torch.inference_mode():
-            hidden = self._model.base_model(ids, use_cache=False).last_hidden_state
-            before = hidden[0, len(self._frame) - 1 : -1]
-            log_probs = torch.log_softmax(self._model.get_output_embeddings()(before).float(), -1)
-        wanted = ids[0, len(self._frame) :, None]
-        return float(log_probs.gather(-1, wanted).sum())
+            states = torch.cat(self._forward.states(sequences, last))
+            return torch.split(torch.log_softmax(output_layer(states).float(), -1), last)
 
 
 class HuggingFaceMaskedLM:
@@ -189,8 +209,8 @@ class HuggingFaceMaskedLM:
         self._num_candidates = num_candidates
         allowed = np.flatnonzero(self._vocabulary.proposable(excluded_words))
         self._allowed = torch.from_numpy(allowed).to(self._device)
-        # Neighbouring proposals ask about the same gaps of the same prompt.
-        self.fill = lru_cache(maxsize=4096)(self._fill)
+        self._fillings: Memory[Gap, Fillings] = Memory(self._fill)
+        self._likelihoods: Memory[Tokens, float] = Memory(self._log_likelihood)
 
     @property
     def vocabulary(self) -> Vocabulary:
@@ -202,30 +222,48 @@ class HuggingFaceMaskedLM:
         """Where each token lies in meaning, unit rows ``(vocabulary, d)``."""
         return _centred_unit_rows(self._model.get_input_embeddings().weight)
 
-    def _fill(self, left: Tokens, right: Tokens) -> Fillings:
+    def fill(self, gaps: Sequence[Gap]) -> list[Fillings]:
+        """Propose one token for every gap, all gaps in one pass."""
+        return self._fillings.get(gaps)
+
+    def log_likelihood(self, prompts: Sequence[Tokens]) -> NDArray[np.float64]:
+        """Return pseudo-log-likelihoods: each token predicted from all others, in nats."""
+        return np.array(self._likelihoods.get(prompts))
+
+    def _fill(self, gaps: list[Gap]) -> list[Fillings]:
+        masked = [(*left, self._tokenizer.mask_token_id, *right) for left, right in gaps]
+        rows = self._logits(masked, [len(left) for left, _ in gaps])[:, self._allowed]
+        tops = [row.topk(min(self._num_candidates, len(row))) for row in rows]
+        return [_ranked(self._allowed[top.indices], top.values) for top in tops]
+
+    def _log_likelihood(self, prompts: list[Tokens]) -> list[float]:
         import torch
 
-        ids, start = self._with_special((*left, self._tokenizer.mask_token_id, *right))
-        with torch.inference_mode():
-            logits = self._model(ids).logits[0, start + len(left)].float()[self._allowed]
-            top = logits.topk(min(self._num_candidates, len(self._allowed)))
-            log_probs = torch.log_softmax(top.values, 0)
-        tokens = self._allowed[top.indices].cpu().numpy().astype(np.int64)
-        return Fillings(tokens, log_probs.cpu().numpy().astype(np.float64))
+        masked, places = [], []
+        for prompt in prompts:
+            for place in range(len(prompt)):
+                masked.append(
+                    (*prompt[:place], self._tokenizer.mask_token_id, *prompt[place + 1 :])
+                )
+                places.append(place)
+        log_probs = torch.log_softmax(self._logits(masked, places), -1)
+        lengths = [len(prompt) for prompt in prompts]
+        return [_log_prob(*p) for p in zip(torch.split(log_probs, lengths), prompts, strict=True)]
 
-    def log_likelihood(self, tokens: Tokens) -> float:
-        """Return the pseudo-log-likelihood: each token predicted from all others, in nats."""
+    def _logits(self, prompts: list[Tokens], places: list[int]) -> "torch.Tensor":
+        """Return the logits at one place of each prompt, shape ``(prompts, vocabulary)``."""
         import torch
 
-        ids, start = self._with_special(tokens)
-        positions = torch.arange(start, start + len(tokens), device=self._device)
-        masked = ids.repeat(len(tokens), 1)
-        rows = torch.arange(len(tokens), device=self._device)
-        masked[rows, positions] = self._tokenizer.mask_token_id
+        start, ids = 0, []
+        for prompt in prompts:
+            row, start = self._with_special(prompt)
+            ids.append({"input_ids": row})
+        batch = self._tokenizer.pad(ids, return_tensors="pt").to(self._device)
+        rows = torch.arange(len(prompts), device=self._device)
+        wanted = start + torch.tensor(places, device=self._device)
         with torch.inference_mode():
-            logits = self._model(masked).logits[rows, positions].float()
-        wanted = ids[0, positions, None]
-        return float(torch.log_softmax(logits, -1).gather(-1, wanted).sum())
+            logits: torch.Tensor = self._model(**batch).logits[rows, wanted].float()
+        return logits
 
     def embed(self, prompts: Sequence[NDArray[np.int64]]) -> list[NDArray[np.float32]]:
         """Return the last layer's state of every token, one array ``(N_k, d)`` per prompt."""
@@ -233,20 +271,19 @@ class HuggingFaceMaskedLM:
 
         embedded = []
         for prompt in prompts:
-            ids, start = self._with_special(tuple(prompt.tolist()))
+            row, start = self._with_special(tuple(prompt.tolist()))
+            ids = torch.tensor([row], device=self._device)
             with torch.inference_mode():
                 states = self._model.base_model(ids).last_hidden_state[0]
             embedded.append(states[start : start + len(prompt)].float().cpu().numpy())
         return embedded
 
-    def _with_special(self, tokens: Tokens) -> tuple[Any, int]:
+    def _with_special(self, tokens: Tokens) -> tuple[list[int], int]:
         """Return the model's input for ``tokens`` and where they begin in it."""
-        import torch
-
         start = 0 if self._tokenizer.cls_token_id is None else 1
         ends = [] if self._tokenizer.sep_token_id is None else [self._tokenizer.sep_token_id]
         ids = [self._tokenizer.cls_token_id] * start + list(tokens) + ends
-        return torch.tensor([ids], device=self._device), start
+        return ids, start
 
 
 class EncoderEmbedder:
@@ -293,6 +330,18 @@ class EncoderEmbedder:
             if inside:
                 rows[row] = states[inside].mean(0)
         return rows
+
+
+def _ranked(tokens: "torch.Tensor", scores: "torch.Tensor") -> Fillings:
+    log_probs, order = scores.log_softmax(0).sort(descending=True)
+    return Fillings(
+        tokens[order].cpu().numpy().astype(np.int64), log_probs.cpu().numpy().astype(np.float64)
+    )
+
+
+def _log_prob(log_probs: "torch.Tensor", tokens: Tokens) -> float:
+    """Return the log-probability of ``tokens``, one per row of ``log_probs``."""
+    return float(log_probs[range(len(tokens)), list(tokens)].sum())
 
 
 def _centred_unit_rows(weight: Any) -> NDArray[np.float32]:

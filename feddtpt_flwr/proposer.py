@@ -1,27 +1,36 @@
 """Proposals: which change of the prompt to pay for next."""
 
 from collections import Counter
+from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from feddtpt_flwr.feedback import Feedback, site_tokens
-from feddtpt_flwr.masked_lm import MaskedLM
+from feddtpt_flwr.masked_lm import Fillings, Gap, MaskedLM
 from strategies.candidates import Tokens
 from strategies.edits import Edit, Operator
 
 NO_REPEAT = 6
 """A token that stands so near to the gap, on either side, is not put in once more."""
 
+MAX_PHRASE = 6
+"""Most tokens that one change puts in."""
+
+SPAN_WEIGHT = 0.6
+"""How often a change takes one word more, against one of the size before."""
+
 _TO_FILL = (-1,)  # stands for tokens that the masked language model has yet to choose
 
 
 class Proposer(Protocol):
-    """Proposes a change of a prompt, given the feedback so far."""
+    """Proposes changes of a prompt, given the feedback so far."""
 
-    def propose(self, tokens: Tokens, feedback: Feedback, rng: np.random.Generator) -> Edit:
-        """Return one edit of the prompt ``tokens``."""
+    def propose(
+        self, tokens: Tokens, feedback: Feedback, rng: np.random.Generator, count: int
+    ) -> list[Edit]:
+        """Return ``count`` edits of the prompt ``tokens``, not necessarily different ones."""
         ...
 
 
@@ -70,20 +79,35 @@ class MaskedLMProposer:
         self._max_span = max_span
         self._phrase = phrase_probability
 
-    def propose(self, tokens: Tokens, feedback: Feedback, rng: np.random.Generator) -> Edit:
-        """Return one edit of the prompt ``tokens``."""
-        site = self._choose_site(tokens, feedback, rng)
+    def propose(
+        self, tokens: Tokens, feedback: Feedback, rng: np.random.Generator, count: int
+    ) -> list[Edit]:
+        """Return ``count`` edits of the prompt ``tokens``, not necessarily different ones."""
+        edits = [self._choose_site(tokens, feedback, rng) for _ in range(count)]
+        lengths = [self._length(edit, tokens, rng) for edit in edits]
+        edits = [replace(edit, tokens=()) for edit in edits]
+        while growing := [i for i in range(count) if len(edits[i].tokens) < lengths[i]]:
+            gaps = [_gap(edits[i], tokens, lengths[i]) for i in growing]
+            for i, fillings in zip(growing, self._masked_lm.fill(gaps), strict=True):
+                # Language models find nothing likelier than what they have just read.
+                left, right = edits[i].around(tokens)
+                avoid = (
+                    *left[-NO_REPEAT:],
+                    *tokens[edits[i].start : edits[i].stop],
+                    *right[:NO_REPEAT],
+                )
+                token = self._choose_token(fillings, avoid, feedback, rng)
+                edits[i] = replace(edits[i], tokens=(*edits[i].tokens, token))
+        return edits
+
+    def _length(self, site: Edit, tokens: Tokens, rng: np.random.Generator) -> int:
+        """Draw how many tokens to put in; long spans are rewritten by phrases."""
         if site.operator == "delete":
-            return site
-        left, right = tokens[: site.start], tokens[site.stop :]
-        replaced = tokens[site.start : site.stop]
-        filling: Tokens = ()
-        room = self._max_tokens - len(left) - len(right)
-        # Long spans are rewritten by phrases, short ones mostly by single words.
-        go_on = 1 - 1 / (1 + len(self._masked_lm.vocabulary.words(replaced)))
-        while len(filling) < room and (not filling or rng.random() < max(go_on, self._phrase)):
-            filling += (self._choose_token(left + filling, right, replaced, feedback, rng),)
-        return Edit(site.start, site.stop, filling)
+            return 0
+        words = len(self._masked_lm.vocabulary.words(tokens[site.start : site.stop]))
+        go_on = max(1 - 1 / (1 + words), self._phrase)
+        room = self._max_tokens - (len(tokens) - (site.stop - site.start))
+        return int(min(rng.geometric(1 - go_on), room, MAX_PHRASE))
 
     def _sites(self, tokens: Tokens) -> list[tuple[Edit, float]]:
         """Return every place that a change may go to, and its weight before any feedback."""
@@ -92,7 +116,7 @@ class MaskedLMProposer:
         for first in range(len(words)):
             for last in range(first, min(first + self._max_span, len(words))):
                 start, stop = words[first][0], words[last][1]
-                weight = 0.6 ** (last - first)
+                weight = SPAN_WEIGHT ** (last - first)
                 sites.append((Edit(start, stop, _TO_FILL), weight))
                 if stop - start < len(tokens):
                     sites.append((Edit(start, stop, ()), weight))
@@ -128,16 +152,8 @@ class MaskedLMProposer:
         return np.array(draws)
 
     def _choose_token(
-        self,
-        left: Tokens,
-        right: Tokens,
-        replaced: Tokens,
-        feedback: Feedback,
-        rng: np.random.Generator,
+        self, fillings: Fillings, avoid: Tokens, feedback: Feedback, rng: np.random.Generator
     ) -> int:
-        # Language models find nothing likelier than what they have just read.
-        avoid = (*replaced, *left[-NO_REPEAT:], *right[:NO_REPEAT])
-        fillings = self._masked_lm.fill(left, right)
         scores = fillings.log_probs / self._temperature
         if self._use_feedback:
             scores = scores + self._strength * self._token_bonus(fillings.tokens, feedback)
@@ -158,3 +174,12 @@ class MaskedLMProposer:
             kernel = np.exp((cosine - 1) / 0.15).astype(np.float64)
         bonus: NDArray[np.float64] = 10 * (kernel @ gains) / (kernel.sum(1) + 1.0)
         return bonus
+
+
+def _gap(edit: Edit, tokens: Tokens, length: int) -> Gap:
+    """Return what stands on either side of the next of ``length`` tokens that an edit puts in.
+
+    What follows the edit is only shown when nothing else will come in between.
+    """
+    left, right = edit.around(tokens)
+    return left, right if len(edit.tokens) == length - 1 else ()

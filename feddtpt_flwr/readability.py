@@ -1,6 +1,10 @@
 """Which prompts still read as language."""
 
+from collections.abc import Sequence
 from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
 
 from feddtpt_flwr.masked_lm import MaskedLM
 from strategies.candidates import Tokens
@@ -29,12 +33,24 @@ class Readability:
 
     @cached_property
     def _floor(self) -> float:
-        return self._per_token(self._seed) - self._max_loss
+        return float(per_token(self._masked_lm, [self._seed])[0]) - self._max_loss
 
     def __call__(self, tokens: Tokens) -> bool:
         """Return whether the prompt ``tokens`` is readable."""
-        return tokens == self._seed or self._per_token(tokens) >= self._floor
+        return self.each([tokens])[0]
 
-    def _per_token(self, tokens: Tokens) -> float:
-        # Per token: the sum would call every shorter prompt the better one.
-        return self._masked_lm.log_likelihood(tokens) / len(tokens)
+    def each(self, prompts: Sequence[Tokens]) -> list[bool]:
+        """Return of each prompt whether it is readable."""
+        scores = per_token(self._masked_lm, prompts)
+        pairs = zip(prompts, scores, strict=True)
+        return [tokens == self._seed or bool(score >= self._floor) for tokens, score in pairs]
+
+
+def per_token(masked_lm: MaskedLM, prompts: Sequence[Tokens]) -> NDArray[np.float64]:
+    """Return each prompt's log-likelihood in nats per token.
+
+    Per token, since the sum would call every shorter prompt the better one.
+    """
+    lengths = np.array([len(tokens) for tokens in prompts])
+    scores: NDArray[np.float64] = masked_lm.log_likelihood(prompts) / lengths
+    return scores

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,11 +13,13 @@ from feddtpt_flwr.evaluation import BudgetExhaustedError, Evaluator
 from feddtpt_flwr.feedback import Feedback, Trial
 from feddtpt_flwr.masked_lm import MaskedLM
 from feddtpt_flwr.proposer import Proposer
+from feddtpt_flwr.readability import per_token
 from strategies.candidates import Tokens
 from strategies.edits import Edit
 
 FIRST_BATCH = 8
 MAX_ATTEMPTS = 50
+RACES_AHEAD = 2
 MOST_EVIDENCE = 3.0  # log-odds, as of a change that helps with a probability of 0.95
 
 
@@ -31,6 +34,32 @@ class Measured:
     def accuracy(self) -> float:
         """Share of correct answers, in [0, 1]."""
         return float(self.correct.mean())
+
+
+@dataclass(frozen=True)
+class Runner:
+    """A change in a race: which examples are answered correctly with and without it."""
+
+    edit: Edit
+    correct: NDArray[np.bool_]
+    correct_before: NDArray[np.bool_]
+
+    @property
+    def net_gain(self) -> int:
+        """Answers won minus answers lost."""
+        return int(self.correct.sum()) - int(self.correct_before.sum())
+
+    @cached_property
+    def helps(self) -> float:
+        """How likely the change helps (see `probability_of_gain`)."""
+        won = int((self.correct & ~self.correct_before).sum())
+        return probability_of_gain(won, won - self.net_gain)
+
+    def trial(self, tokens: Tokens, *, accepted: bool) -> Trial:
+        """Return the feedback record of this change of the prompt ``tokens``."""
+        return Trial.of(
+            self.edit, tokens, gain=self.net_gain, correct=self.correct, accepted=accepted
+        )
 
 
 @dataclass(frozen=True)
@@ -60,8 +89,9 @@ class SearchResult:
 class PromptSearch:
     """Token-level search with inference feedback, one client's part of a round.
 
-    Algorithm 1 of the paper, with three additions: a change is judged by the same examples as the
-    prompt it changes, it is dropped as soon as it looks useless, and it must convince.
+    Algorithm 1 of the paper, with four additions: several changes race at once, each is judged by
+    the same examples as the prompt it changes, it is dropped as soon as it looks useless, and it
+    must convince.
 
     Parameters
     ----------
@@ -75,14 +105,19 @@ class PromptSearch:
         Private batch and public set together; prefixes should hold the classes in proportion.
     rng : numpy.random.Generator
         Source of all randomness.
+    max_tokens : int
+        Longest prompt, in tokens.
     confidence : float
         How likely a change must be to help, in [0.5, 1), before the search goes on from it: see
         `probability_of_gain`.
     fluency : float
         Log-odds that a nat per token of the masked language model's log-likelihood is worth, at
         least 0.
-    admissible : Callable[[Tokens], bool], optional
-        Prompts for which it is false are not tried.
+    width : int
+        Changes that are raced at once, at least 1. More make better use of the machine, fewer of
+        the feedback.
+    admissible : Callable[[Sequence[Tokens]], Sequence[bool]], optional
+        Prompts for which it says false are not tried.
     on_accept : Callable[[Trial], None], optional
         Called after every accepted change.
     """
@@ -95,9 +130,11 @@ class PromptSearch:
         examples: Sequence[Example],
         rng: np.random.Generator,
         *,
+        max_tokens: int,
         confidence: float = 0.7,
         fluency: float = 1.0,
-        admissible: Callable[[Tokens], bool] = lambda _: True,
+        width: int = 4,
+        admissible: Callable[[Sequence[Tokens]], Sequence[bool]] = lambda p: [True] * len(p),
         on_accept: Callable[[Trial], None] | None = None,
     ) -> None:
         self._evaluator = evaluator
@@ -105,8 +142,10 @@ class PromptSearch:
         self._masked_lm = masked_lm
         self._examples = examples
         self._rng = rng
+        self._max_tokens = max_tokens
         self._confidence = confidence
         self._fluency = fluency
+        self._width = width
         self._admissible = admissible
         self._on_accept = on_accept or (lambda _: None)
 
@@ -115,69 +154,99 @@ class PromptSearch:
 
         The result is never worse than ``start`` on the examples.
         """
-        accepted: list[Trial] = []
-        tried = {start}
         try:
             best = first = self._measure(start)
         except BudgetExhaustedError:
             return SearchResult(start, 0.0, 0.0, (), 0)
-        try:
-            while edit := self._propose_new(best.tokens, tried, feedback):
-                candidate, trial = self._race(best, edit)
+        accepted: list[Trial] = []
+        num_trials, tried, waiting = 0, {start}, list[Edit]()
+        while edits := self._propose(best.tokens, waiting, tried, feedback):
+            edits, waiting = edits[: self._width], edits[self._width :]
+            raced = self._race(best, edits)
+            tried |= {runner.edit.apply(best.tokens) for runner in raced}
+            convincing = (runner for runner in raced if self._convinces(runner, best.tokens))
+            winner = max(convincing, key=lambda runner: runner.helps, default=None)
+            for runner in raced:
+                trial = runner.trial(best.tokens, accepted=runner is winner)
                 feedback.record(trial)
                 if trial.accepted:
-                    best = candidate
                     accepted.append(trial)
                     self._on_accept(trial)
-        except BudgetExhaustedError:
-            pass  # the regular end: the next question would have been one too many
-        return SearchResult(
-            best.tokens, best.accuracy, first.accuracy, tuple(accepted), len(tried) - 1
-        )
+            num_trials += len(raced)
+            if winner:
+                best = Measured(winner.edit.apply(best.tokens), winner.correct)
+                waiting = [edit for other in waiting if (edit := other.after(winner.edit))]
+        return SearchResult(best.tokens, best.accuracy, first.accuracy, tuple(accepted), num_trials)
 
-    def _propose_new(self, tokens: Tokens, tried: set[Tokens], feedback: Feedback) -> Edit | None:
-        """Return an edit that leads to a new and admissible prompt, or None if none turns up."""
-        for _ in range(MAX_ATTEMPTS):
-            edit = self._proposer.propose(tokens, feedback, self._rng)
-            changed = edit.apply(tokens)
-            if changed not in tried and self._admissible(changed):
-                tried.add(changed)
-                return edit
-        return None
+    def _propose(
+        self, tokens: Tokens, waiting: Sequence[Edit], tried: set[Tokens], feedback: Feedback
+    ) -> list[Edit]:
+        """Return edits that lead to new and admissible prompts, those waiting first.
 
-    def _race(self, best: Measured, edit: Edit) -> tuple[Measured, Trial]:
-        """Compare the changed prompt with the best so far, on growing batches of examples.
-
-        Both are judged by the same examples. A change that more likely hurts than helps is
-        dropped at once, and so is one that does nothing: the fate of most. What is left at the
-        end must be likely enough to help, the more so the worse it reads.
+        Enough for several races, since many proposals together cost little more than one; none if
+        the budget does not let any of them finish or nothing new turns up.
         """
-        changed = edit.apply(best.tokens)
-        for size in self._batches():
-            correct = self._ask(changed, size)
-            before = best.correct[:size]
-            won, lost = int((correct & ~before).sum()), int((before & ~correct).sum())
-            helps = probability_of_gain(won, lost)
-            if helps <= 0.5:
+        if self._evaluator.budget.left < len(self._examples):
+            return []
+        chosen = self._new(waiting, tokens, tried)
+        for _ in range(MAX_ATTEMPTS):
+            if len(chosen) >= self._width:
                 break
-        accepted = size == len(self._examples) and self._convinces(helps, best.tokens, changed)
-        trial = Trial.of(edit, best.tokens, gain=won - lost, correct=correct, accepted=accepted)
-        return Measured(changed, correct), trial
+            count = RACES_AHEAD * self._width
+            proposed = self._proposer.propose(tokens, feedback, self._rng, count)
+            chosen |= self._new(proposed, tokens, tried | set(chosen))
+        return list(chosen.values())
 
-    def _convinces(self, helps: float, before: Tokens, after: Tokens) -> bool:
+    def _new(self, edits: Sequence[Edit], tokens: Tokens, known: set[Tokens]) -> dict[Tokens, Edit]:
+        """Return the edits that lead to admissible prompts that are not known yet, by prompt."""
+        new = {
+            changed: edit
+            for edit in edits
+            if (changed := edit.apply(tokens)) not in known
+            # An edit that waited may no longer fit the prompt that another one has changed.
+            and 1 <= len(changed) <= self._max_tokens
+        }
+        fits = self._admissible(list(new)) if new else []
+        return {prompt: new[prompt] for prompt, ok in zip(new, fits, strict=True) if ok}
+
+    def _race(self, best: Measured, edits: Sequence[Edit]) -> list["Runner"]:
+        """Compare changed prompts with the best so far, by successive halving.
+
+        All are judged by the same examples, in growing batches; after each the better half goes
+        on. A change that more likely hurts than helps is dropped at once, and so is one that does
+        nothing: the fate of most.
+        """
+        raced: dict[Edit, Runner] = {}
+        running, asked = list(edits), 0
+        for size in self._batches():
+            running = running[: self._affordable(asked, size)]
+            answers = self._ask([edit.apply(best.tokens) for edit in running], size)
+            for edit, correct in zip(running, answers, strict=True):
+                raced[edit] = Runner(edit, correct, best.correct[:size])
+            ranked = sorted(running, key=lambda e: -raced[e].helps)
+            better_half = ranked[: (len(ranked) + 1) // 2]
+            running, asked = [edit for edit in better_half if raced[edit].helps > 0.5], size
+            if not running:
+                break
+        return list(raced.values())
+
+    def _affordable(self, asked: int, size: int) -> int:
+        """Return how many prompts can be asked up to ``size`` so that one of them can finish."""
+        spare = self._evaluator.budget.left - (len(self._examples) - size)
+        return spare // (size - asked)
+
+    def _convinces(self, runner: "Runner", before: Tokens) -> bool:
         """Weigh the evidence of the answers against what the change does to the prompt's language.
 
         Both count as log-odds: a change that makes the prompt less likely as language needs more
         evidence, one that makes it read better a little less, but always some. The evidence counts
         up to `MOST_EVIDENCE`: no number of answers buys a prompt that nobody can read.
         """
-        if helps <= 0.5:
+        if runner.helps <= 0.5 or len(runner.correct) < len(self._examples):
             return False
-        score = self._masked_lm.log_likelihood
-        # Per token: the sum would call every shorter prompt the better one.
-        reads_better = score(after) / len(after) - score(before) / len(before)
-        evidence = min(logit(helps), MOST_EVIDENCE)
-        return bool(evidence + self._fluency * reads_better >= logit(self._confidence))
+        old, new = per_token(self._masked_lm, [before, runner.edit.apply(before)])
+        evidence = min(logit(runner.helps), MOST_EVIDENCE)
+        return bool(evidence + self._fluency * (new - old) >= logit(self._confidence))
 
     def _batches(self) -> Iterator[int]:
         """Yield how many examples have been asked after each batch; batches double."""
@@ -188,12 +257,11 @@ class PromptSearch:
         yield len(self._examples)
 
     def _measure(self, tokens: Tokens) -> Measured:
-        return Measured(tokens, self._ask(tokens, len(self._examples)))
+        return Measured(tokens, self._ask([tokens], len(self._examples))[0])
 
-    def _ask(self, tokens: Tokens, size: int) -> NDArray[np.bool_]:
-        return self._evaluator.correct(
-            self._masked_lm.vocabulary.decode(tokens), self._examples[:size]
-        )
+    def _ask(self, prompts: Sequence[Tokens], size: int) -> NDArray[np.bool_]:
+        texts = [self._masked_lm.vocabulary.decode(tokens) for tokens in prompts]
+        return self._evaluator.correct_all(texts, self._examples[:size])
 
 
 def probability_of_gain(won: int, lost: int) -> float:

@@ -37,6 +37,20 @@ class Edit:
         """Return the changed tokens."""
         return tokens[: self.start] + self.tokens + tokens[self.stop :]
 
+    def around(self, tokens: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Return what stands before the end of the new tokens, them included, and after it."""
+        return tokens[: self.start] + self.tokens, tokens[self.stop :]
+
+    def after(self, other: "Edit") -> "Edit | None":
+        """Return the same change of the prompt that ``other`` has changed before.
+
+        None where both touch the same tokens.
+        """
+        if self.conflicts(other):
+            return None
+        shift = len(other.tokens) - (other.stop - other.start) if other.start < self.start else 0
+        return Edit(self.start + shift, self.stop + shift, self.tokens)
+
     def conflicts(self, other: "Edit") -> bool:
         """Return whether both edits touch the same tokens or insert at the same place."""
         if self.start == other.start:

@@ -25,9 +25,9 @@ class CountingModel:
         self.name = name
         self.asked: list[str] = []
 
-    def answer(self, prompt: str, inputs: Sequence[str], choices: Sequence[str]) -> list[str]:
-        self.asked += [prompt + text for text in inputs]
-        return [choices[len(text) % len(choices)] for text in inputs]
+    def answer(self, queries: Sequence[str], choices: Sequence[str]) -> list[str]:
+        self.asked += queries
+        return [choices[query.count("x") % len(choices)] for query in queries]
 
 
 def examples(*numbers: int) -> list[Example]:
@@ -100,9 +100,8 @@ def test_correct_means_equal_to_the_expected_answer(
     language_model: LocalLanguageModel, task: Task, short_reviews: tuple[Example, ...]
 ) -> None:
     some = short_reviews[:6]
-    answers = language_model.answer(
-        task.compose(task.seed_prompt), [e.input for e in some], task.answers
-    )
+    stem = task.compose(task.seed_prompt)
+    answers = language_model.answer([stem + e.input for e in some], task.answers)
     expected = [a == task.answers[e.label] for a, e in zip(answers, some, strict=True)]
     evaluator = Evaluator(language_model, task, QueryBudget(6))
     assert evaluator.correct(task.seed_prompt, some).tolist() == expected

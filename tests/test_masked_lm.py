@@ -39,7 +39,7 @@ def bert(tiny_bert: Path) -> HuggingFaceMaskedLM:
 
 def gap(model: MaskedLM, left: str, right: str) -> list[str]:
     vocabulary = model.vocabulary
-    fillings = model.fill(encode(vocabulary, left), encode(vocabulary, right))
+    [fillings] = model.fill([(encode(vocabulary, left), encode(vocabulary, right))])
     return [vocabulary.decode([int(token)]) for token in fillings.tokens]
 
 
@@ -58,14 +58,14 @@ def test_fillings_are_a_distribution_over_allowed_tokens(
     model = request.getfixturevalue(which)
     vocabulary = model.vocabulary
     sides = encode(vocabulary, left), encode(vocabulary, right)
-    fillings = model.fill(*sides)
-    assert fillings.tokens.shape == fillings.log_probs.shape == (24,)
+    [fillings] = model.fill([sides])
+    assert fillings.tokens.shape == fillings.log_probs.shape == (model._num_candidates,)
     assert fillings.tokens.dtype == np.int64
     assert np.exp(fillings.log_probs).sum() == pytest.approx(1, abs=1e-5)
     assert (np.diff(fillings.log_probs) <= 0).all(), "most likely first"
-    assert len(set(fillings.tokens.tolist())) == 24
+    assert len(set(fillings.tokens.tolist())) == model._num_candidates
     assert vocabulary.proposable(["positive"])[fillings.tokens].all()
-    again = model._fill(*sides)
+    [again] = model._fill([sides])
     assert again.tokens.tolist() == fillings.tokens.tolist()
     assert again.log_probs.tolist() == fillings.log_probs.tolist()
 
@@ -96,7 +96,7 @@ def test_the_right_context_counts(infiller: CausalInfiller) -> None:
     (eat,) = vocabulary.encode("eat")
 
     def log_prob_of_eat(right: str) -> float:
-        fillings = infiller.fill(vocabulary.encode("He wants to"), encode(vocabulary, right))
+        [fillings] = infiller.fill([(vocabulary.encode("He wants to"), encode(vocabulary, right))])
         return float(fillings.log_probs[fillings.tokens == eat].item())
 
     assert log_prob_of_eat("a slice of bread") > log_prob_of_eat("") + 1
@@ -104,10 +104,11 @@ def test_the_right_context_counts(infiller: CausalInfiller) -> None:
 
 
 def test_the_infillers_scores_are_those_of_plain_forward_passes(infiller: CausalInfiller) -> None:
-    """Without a shared prefix and one candidate at a time."""
+    """Without a prefix tree and one candidate at a time."""
     vocabulary = infiller.vocabulary
     left, right = encode(vocabulary, "Classify this"), encode(vocabulary, "review as good")
-    fillings = infiller.fill(left, right)
+    right = right[: infiller._right_tokens]
+    [fillings] = infiller.fill([(left, right)])
     begin = [*infiller._frame, *left]
     totals = []
     for token in fillings.tokens.tolist():
@@ -125,17 +126,19 @@ def test_the_infillers_scores_are_those_of_plain_forward_passes(infiller: Causal
 def test_a_log_likelihood_is_that_of_tokens(which: str, request: pytest.FixtureRequest) -> None:
     model = request.getfixturevalue(which)
     tokens = model.vocabulary.encode("Classify this movie review.")
-    whole = model.log_likelihood(tokens)
+    [whole] = model.log_likelihood([tokens])
     assert -100 * len(tokens) < whole < 0
-    assert model.log_likelihood(tokens) == pytest.approx(whole, abs=1e-3)
+    among_others = model.log_likelihood([tokens[:2], tokens, tokens[1:]])
+    assert among_others[1] == pytest.approx(whole, abs=1e-3)
 
 
 def test_language_is_likelier_than_a_heap_of_words(infiller: CausalInfiller) -> None:
-    score, encode_ = infiller.log_likelihood, infiller.vocabulary.encode
-    fluent = "Classify the sentiment of this movie review."
-    assert (
-        score(encode_(fluent)) > score(encode_("review the movie sentiment. of Classify this")) + 5
+    texts = (
+        "Classify the sentiment of this movie review.",
+        "review the movie sentiment. of Classify this",
     )
+    fluent, heap = infiller.log_likelihood([infiller.vocabulary.encode(text) for text in texts])
+    assert fluent > heap + 5
 
 
 def test_the_log_likelihood_grows_token_by_token(infiller: CausalInfiller) -> None:
@@ -146,7 +149,7 @@ def test_the_log_likelihood_grows_token_by_token(infiller: CausalInfiller) -> No
     start = len(infiller._frame)
     steps = [float(log_probs[start + i - 1, token]) for i, token in enumerate(tokens)]
     for length in range(1, len(tokens) + 1):
-        assert infiller.log_likelihood(tokens[:length]) == pytest.approx(
+        assert infiller.log_likelihood([tokens[:length]])[0] == pytest.approx(
             sum(steps[:length]), abs=1e-3
         )
 
@@ -186,7 +189,7 @@ def test_bert_reads_both_sides_of_the_gap(bert: HuggingFaceMaskedLM) -> None:
         logits = model(ids).logits[0, place].numpy()
     allowed = bert.vocabulary.proposable(["positive"])
     expected = np.argsort(-np.where(allowed, logits, -np.inf))[:24]
-    assert bert.fill(left, right).tokens.tolist() == expected.tolist()
+    assert bert.fill([(left, right)])[0].tokens.tolist() == expected.tolist()
 
 
 def test_bert_embeds_every_token(bert: HuggingFaceMaskedLM) -> None:

@@ -1,12 +1,12 @@
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from feddtpt_flwr.feedback import Feedback, Trial
-from feddtpt_flwr.masked_lm import CausalInfiller, Fillings
+from feddtpt_flwr.masked_lm import CausalInfiller, Fillings, Gap
 from feddtpt_flwr.proposer import MaskedLMProposer
 from feddtpt_flwr.vocabulary import Vocabulary
 from strategies.edits import Edit
@@ -27,12 +27,12 @@ class UniformMaskedLM:
         self.vocabulary = vocabulary
         self.words = tuple(vocabulary.encode(word)[0] for word in WORDS)
 
-    def fill(self, left: tuple[int, ...], right: tuple[int, ...]) -> Fillings:
+    def fill(self, gaps: Sequence[Gap]) -> list[Fillings]:
         size = len(self.words)
-        return Fillings(np.array(self.words), np.full(size, -np.log(size)))
+        return [Fillings(np.array(self.words), np.full(size, -np.log(size))) for _ in gaps]
 
-    def log_likelihood(self, tokens: tuple[int, ...]) -> float:
-        return -len(tokens) * float(np.log(len(self.words)))
+    def log_likelihood(self, prompts: Sequence[tuple[int, ...]]) -> NDArray[np.float64]:
+        return np.array([-np.log(len(self.words)) * len(tokens) for tokens in prompts])
 
 
 @pytest.fixture(scope="module")
@@ -53,8 +53,7 @@ def tried(edit: Edit, tokens: tuple[int, ...], gain: float) -> Trial:
 def proposals(
     proposer: MaskedLMProposer, tokens: tuple[int, ...], feedback: Feedback, number: int = 300
 ) -> list[Edit]:
-    rngs = [np.random.default_rng([7, seed]) for seed in range(number)]
-    return [proposer.propose(tokens, feedback, rng) for rng in rngs]
+    return proposer.propose(tokens, feedback, np.random.default_rng(7), number)
 
 
 def share(edits: list[Edit], holds: Callable[[Edit], bool]) -> float:
@@ -91,7 +90,7 @@ def test_a_long_walk_stays_valid(uniform: UniformMaskedLM, vocabulary: Vocabular
     tokens, feedback, rng = vocabulary.encode(PROMPT), Feedback(), np.random.default_rng(0)
     lengths = set()
     for _ in range(300):
-        edit = proposer.propose(tokens, feedback, rng)
+        [edit] = proposer.propose(tokens, feedback, rng, 1)
         check(edit, tokens, vocabulary, limit)
         feedback.record(tried(edit, tokens, float(rng.choice([-0.1, 0.0, 0.1]))))
         tokens = edit.apply(tokens)
@@ -215,8 +214,8 @@ def test_a_word_of_similar_meaning_profits(
 
         token_embeddings = infiller.token_embeddings
 
-        def fill(self, left: tuple[int, ...], right: tuple[int, ...]) -> Fillings:
-            return Fillings(np.array([film, bread]), np.log([0.5, 0.5]))
+        def fill(self, gaps: Sequence[Gap]) -> list[Fillings]:
+            return [Fillings(np.array([film, bread]), np.log([0.5, 0.5])) for _ in gaps]
 
     tokens = vocabulary.encode("Judge this text")
     feedback = Feedback()

@@ -77,7 +77,7 @@ def test_a_whole_run(
     test_set: tuple[Example, ...],
 ) -> None:
     loss, metrics = recorder.evaluate(0, arrays(vocabulary, SEED), {})
-    answers = language_model.answer(task.compose(SEED), [e.input for e in test_set], task.answers)
+    answers = language_model.answer([task.compose(SEED) + e.input for e in test_set], task.answers)
     expected = sum(a == task.answers[e.label] for a, e in zip(answers, test_set, strict=True))
     assert metrics == {"accuracy": expected / TEST_SIZE}
     assert loss == pytest.approx(1 - expected / TEST_SIZE)

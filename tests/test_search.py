@@ -33,9 +33,9 @@ class Counting:
     def name(self) -> str:
         return self._model.name
 
-    def answer(self, prompt: str, inputs: Sequence[str], choices: Sequence[str]) -> list[str]:
-        self.questions += [prompt + text for text in inputs]
-        return self._model.answer(prompt, inputs, choices)
+    def answer(self, queries: Sequence[str], choices: Sequence[str]) -> list[str]:
+        self.questions += queries
+        return self._model.answer(queries, choices)
 
 
 class Searching:
@@ -67,6 +67,7 @@ class Searching:
             self.infiller,
             stratified_order(self.examples, rng),
             rng,
+            max_tokens=8,
             on_accept=self.heard.append,
         )
         return search.run(self.start, self.feedback)
@@ -163,9 +164,11 @@ class FewEdits:
         self.edits = [Edit(0, 1, word) for word in words]
         self.calls = 0
 
-    def propose(self, tokens: Tokens, feedback: Feedback, rng: np.random.Generator) -> Edit:
+    def propose(
+        self, tokens: Tokens, feedback: Feedback, rng: np.random.Generator, count: int
+    ) -> list[Edit]:
         self.calls += 1
-        return self.edits[self.calls % 3]
+        return [self.edits[(self.calls + i) % 3] for i in range(count)]
 
 
 def test_a_budget_larger_than_useful_ends(searching: Searching) -> None:
@@ -177,6 +180,7 @@ def test_a_budget_larger_than_useful_ends(searching: Searching) -> None:
         searching.infiller,
         searching.examples[:4],
         np.random.default_rng(0),
+        max_tokens=8,
     )
     result = search.run(searching.start, Feedback())
     assert result.num_trials == 3

@@ -16,15 +16,14 @@ class LanguageModel(Protocol):
         """Human-readable identity of the model and of its settings that change answers."""
         ...
 
-    def answer(self, prompt: str, inputs: Sequence[str], choices: Sequence[str]) -> list[str]:
-        """Answer ``prompt + input`` for every input.
+    def answer(self, queries: Sequence[str], choices: Sequence[str]) -> list[str]:
+        """Answer every query.
 
         Parameters
         ----------
-        prompt : str
-            The instruction, shared by all inputs.
-        inputs : Sequence[str]
-            What follows the prompt in each query, separator included.
+        queries : Sequence[str]
+            Instruction and input in one text each. A backend does well to notice what they begin
+            with in common, and to work on many at once.
         choices : Sequence[str]
             Answer words. A backend that can constrain its output returns one of them; one that
             cannot returns the text as it came, and the caller compares. Empty for free text.
@@ -32,6 +31,6 @@ class LanguageModel(Protocol):
         Returns
         -------
         list[str]
-            One answer per input, in order.
+            One answer per query, in order.
         """
         ...

@@ -1,14 +1,14 @@
 """A local Hugging Face causal language model as the black box.
 
-Three things make it fast, none of which changes an answer: tokens that all queries of a call share
-(the prompt) go through the model once and their keys and values are reused by the whole batch; the
-queries are sorted by length so that hardly any padding is computed; and only the last position,
-and there only the rows of the answer words, go through the output layer.
+Three things make it fast, none of which changes an answer: tokens that several queries begin with
+go through the model once, be it a prompt or the beginning of several prompts (see `forward`); no
+padding is computed; and only the last position, and there only the rows of the answer words, go
+through the output layer.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
-from feddtpt_flwr.language_model.forward import SharedPrefix, TokenIds, common_prefix_length
+from feddtpt_flwr.language_model.forward import CausalForward, TokenIds
 from feddtpt_flwr.language_model.weights import load_causal_lm, resolve_device, resolve_dtype
 
 
@@ -25,8 +25,6 @@ class LocalLanguageModel:
         A torch device, or ``"auto"``: the GPU if there is one.
     dtype : str
         ``"auto"``, ``"float32"``, ``"bfloat16"`` or ``"float16"``.
-    max_batch_tokens : int
-        Most tokens (padding included) that go through the model at once.
     max_new_tokens : int
         Longest free-text answer, in tokens.
     """
@@ -38,14 +36,13 @@ class LocalLanguageModel:
         chat: bool = False,
         device: str = "auto",
         dtype: str = "auto",
-        max_batch_tokens: int = 2048,
         max_new_tokens: int = 16,
     ) -> None:
         self._device = resolve_device(device)
         dtype = resolve_dtype(dtype, self._device)
         self._model, self._tokenizer = load_causal_lm(model, self._device, dtype)
         self._chat = chat
-        self._max_batch_tokens = max_batch_tokens
+        self._forward = CausalForward(self._model)
         self._max_new_tokens = max_new_tokens
         self._name = f"{model} ({dtype}, {'chat' if chat else 'plain'})"
 
@@ -54,18 +51,18 @@ class LocalLanguageModel:
         """The model, its numeric type and the query format."""
         return self._name
 
-    def answer(self, prompt: str, inputs: Sequence[str], choices: Sequence[str]) -> list[str]:
-        """Answer ``prompt + input`` for every input (see `LanguageModel.answer`)."""
-        if not inputs:
+    def answer(self, queries: Sequence[str], choices: Sequence[str]) -> list[str]:
+        """Answer every query (see `LanguageModel.answer`)."""
+        if not queries:
             return []
-        texts = {text: self._render(prompt + text) for text in inputs}
-        queries = list(texts.values())
+        different = list(dict.fromkeys(queries))
+        rendered = [self._render(query) for query in different]
         if choices:
-            answers = self._choose(queries, choices)
+            answers = self._choose(rendered, choices)
         else:
-            answers = [self._generate(query) for query in queries]
-        by_input = dict(zip(texts, answers, strict=True))
-        return [by_input[text] for text in inputs]
+            answers = [self._generate(query) for query in rendered]
+        by_query = dict(zip(different, answers, strict=True))
+        return [by_query[query] for query in queries]
 
     def _render(self, query: str) -> str:
         if not self._chat:
@@ -139,31 +136,11 @@ class LocalLanguageModel:
         """Return the logits of ``next_tokens`` after each context, shape (contexts, tokens)."""
         import torch
 
-        shared = common_prefix_length(contexts)
-        prefix = SharedPrefix(self._model, contexts[0][:shared])
-        rows: list[list[float]] = [[]] * len(contexts)
         with torch.inference_mode():
             output_layer = self._model.get_output_embeddings()
             weight = output_layer.weight[list(next_tokens)].float()
-            for batch in self._batches([len(c) - shared for c in contexts]):
-                tails = [contexts[index][shared:] for index in batch]
-                hidden = prefix.hidden_states(tails)
-                last = torch.tensor([len(tail) - 1 for tail in tails], device=hidden.device)
-                picked = hidden[torch.arange(len(batch), device=hidden.device), last]
-                logits = picked.float() @ weight.T
-                if getattr(output_layer, "bias", None) is not None:
-                    logits = logits + output_layer.bias[list(next_tokens)].float()
-                for index, row in zip(batch, logits.tolist(), strict=True):
-                    rows[index] = row
+            logits = self._forward.last_states(contexts).float() @ weight.T
+            if getattr(output_layer, "bias", None) is not None:
+                logits = logits + output_layer.bias[list(next_tokens)].float()
+        rows: list[list[float]] = logits.tolist()
         return rows
-
-    def _batches(self, lengths: Sequence[int]) -> Iterator[list[int]]:
-        """Yield indices in batches of similar length within the token limit."""
-        batch: list[int] = []
-        for index in sorted(range(len(lengths)), key=lengths.__getitem__):
-            if batch and (len(batch) + 1) * lengths[index] > self._max_batch_tokens:
-                yield batch
-                batch = []
-            batch.append(index)
-        if batch:
-            yield batch

@@ -14,6 +14,9 @@ from typing import Any
 
 from feddtpt_flwr.assets import EMBEDDED, cache_folder, embedded_language_model
 
+WEIGHTS = "model.safetensors"
+CHECKSUM = "model.safetensors.sha256"
+
 
 def resolve_device(device: str) -> str:
     """Return the torch device for ``device`` (``auto``: the GPU if there is one).
@@ -71,32 +74,35 @@ def load_causal_lm(model: str, device: str, dtype: str) -> tuple[Any, Any]:
 
     disable_progress_bar()  # it would fill the streamed log of every node
     source = embedded_language_model() if model == EMBEDDED else Path(model)
-    folder = str(_from_gguf(source)) if source.suffix == ".gguf" else model
+    folder = str(_from_gguf(source, dtype)) if source.suffix == ".gguf" else model
     tokenizer = AutoTokenizer.from_pretrained(folder)
     loaded = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))
     return loaded.to(device).eval(), tokenizer
 
 
-def _from_gguf(path: Path) -> Path:
-    """De-quantise a GGUF file into the cache folder, once per machine; return the folder."""
+def _from_gguf(path: Path, dtype: str) -> Path:
+    """De-quantise a GGUF file into the cache folder, once per machine and numeric type.
+
+    The copy has the type in which it will be used: what has to be converted cannot be shared.
+    """
     from filelock import FileLock
 
     if not path.is_file():
         raise FileNotFoundError(f"language model file {path} does not exist")
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    folder = cache_folder() / "models" / f"{path.stem}-{digest[:16]}"
-    if folder.is_dir():
+    folder = cache_folder() / "models" / f"{path.stem}-{_sha256(path)[:16]}-{dtype}"
+    if _is_whole(folder):
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
-        if not folder.is_dir():
-            _dequantise(path, folder)
+        if not _is_whole(folder):
+            shutil.rmtree(folder, ignore_errors=True)
+            _dequantise(path, folder, dtype)
     return folder
 
 
-def _dequantise(path: Path, folder: Path) -> None:
+def _dequantise(path: Path, folder: Path, dtype: str) -> None:
     """Write the weights and tokenizer of a GGUF file to ``folder``, all or nothing."""
+    import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     quantised = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name)
@@ -108,9 +114,24 @@ def _dequantise(path: Path, folder: Path) -> None:
     model.load_state_dict(quantised.state_dict())
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
     try:
-        model.save_pretrained(temporary)
+        model.to(getattr(torch, dtype)).save_pretrained(temporary)
         AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name).save_pretrained(temporary)
+        (temporary / CHECKSUM).write_text(_sha256(temporary / WEIGHTS), encoding="ascii")
         temporary.chmod(0o755)
         temporary.replace(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _is_whole(folder: Path) -> bool:
+    """Return whether the copy exists and is what was written."""
+    try:
+        expected = (folder / CHECKSUM).read_text(encoding="ascii")
+        return _sha256(folder / WEIGHTS) == expected
+    except OSError:
+        return False
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

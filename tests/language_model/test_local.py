@@ -3,11 +3,8 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from feddtpt_flwr.data import Example, Task
-from feddtpt_flwr.language_model.forward import common_prefix_length
 from feddtpt_flwr.language_model.local import LocalLanguageModel
 from feddtpt_flwr.language_model.weights import load_causal_lm
 
@@ -51,10 +48,16 @@ def reference(query: str, choices: Sequence[str]) -> tuple[str, float]:
     return next(iter(left)), margin
 
 
+def ask(
+    model: LocalLanguageModel, prompt: str, inputs: Sequence[str], choices: Sequence[str]
+) -> list[str]:
+    return model.answer([prompt + text for text in inputs], choices)
+
+
 def expect_reference(
     model: LocalLanguageModel, prompt: str, inputs: Sequence[str], choices: Sequence[str]
 ) -> list[str]:
-    answers = model.answer(prompt, inputs, choices)
+    answers = ask(model, prompt, inputs, choices)
     ties = 0
     for text, answer in zip(inputs, answers, strict=True):
         expected, margin = reference(prompt + text, choices)
@@ -80,7 +83,7 @@ def test_a_choice_that_begins_another_can_win(language_model: LocalLanguageModel
     choices = ["movie", "movie star", "movies"]
     for text in ("I saw a good", "He became a famous", query):
         expected, _ = reference(text, choices)
-        assert language_model.answer("", [text], choices) == [expected]
+        assert ask(language_model, "", [text], choices) == [expected]
 
 
 @pytest.mark.slow
@@ -114,7 +117,7 @@ def test_long_choices_are_decoded_greedily(
 def test_the_obvious_choice_is_found(
     query: str, choices: list[str], expected: str, language_model: LocalLanguageModel
 ) -> None:
-    assert language_model.answer("", [query], choices) == [expected]
+    assert ask(language_model, "", [query], choices) == [expected]
     assert reference(query, choices)[0] == expected
 
 
@@ -123,27 +126,18 @@ def test_order_and_duplicates_do_not_matter(
 ) -> None:
     inputs = [review.input for review in short_reviews[:10]]
     choices = ["bad", "good"]
-    alone = {text: language_model.answer("Is it good?", [text], choices)[0] for text in inputs}
+    alone = {text: ask(language_model, "Is it good?", [text], choices)[0] for text in inputs}
     mixed = [*reversed(inputs), *inputs[3:6], inputs[0], inputs[0]]
-    answers = language_model.answer("Is it good?", mixed, choices)
+    answers = ask(language_model, "Is it good?", mixed, choices)
     assert answers == [alone[text] for text in mixed]
-
-
-def test_small_batches_give_the_same_answers(
-    language_model: LocalLanguageModel, short_reviews: tuple[Example, ...]
-) -> None:
-    inputs = [review.input for review in short_reviews[:8]]
-    small = LocalLanguageModel("embedded", dtype="float32", max_batch_tokens=40)
-    expected = language_model.answer("Is it good?", inputs, AMBIGUOUS)
-    assert small.answer("Is it good?", inputs, AMBIGUOUS) == expected
 
 
 def test_the_order_of_choices_does_not_matter(
     language_model: LocalLanguageModel, short_reviews: tuple[Example, ...]
 ) -> None:
     inputs = [review.input for review in short_reviews[:6]]
-    one = language_model.answer("Is it good?", inputs, AMBIGUOUS)
-    assert language_model.answer("Is it good?", inputs, AMBIGUOUS[::-1]) == one
+    one = ask(language_model, "Is it good?", inputs, AMBIGUOUS)
+    assert ask(language_model, "Is it good?", inputs, AMBIGUOUS[::-1]) == one
 
 
 def test_chat_wraps_the_query_in_the_template(
@@ -162,8 +156,8 @@ def test_chat_wraps_the_query_in_the_template(
     ]
     assert all("<|im_start|>user" in text for text in rendered)
     # A template that is written out by hand and sent as plain text asks the same question.
-    expected = language_model.answer("", rendered, ["Bad", "Good", "The"])
-    assert chat.answer("Is it good?", inputs, ["Bad", "Good", "The"]) == expected
+    expected = ask(language_model, "", rendered, ["Bad", "Good", "The"])
+    assert ask(chat, "Is it good?", inputs, ["Bad", "Good", "The"]) == expected
     assert chat.name != language_model.name
 
 
@@ -177,18 +171,18 @@ def test_free_text_is_greedy_generation(embedded_assets: None) -> None:
         for _ in range(4):
             ids = [*ids, int(next_logits(ids).argmax())]
         expected.append(tokenizer.decode(ids[-4:], skip_special_tokens=True))
-    assert model.answer("", queries, []) == expected
+    assert model.answer(queries, []) == expected
     assert "Paris" in expected[0]
 
 
 def test_no_input_gives_no_answer(language_model: LocalLanguageModel) -> None:
-    assert language_model.answer("Is it good?", [], ["bad", "good"]) == []
-    assert language_model.answer("Is it good?", [], []) == []
+    assert ask(language_model, "Is it good?", [], ["bad", "good"]) == []
+    assert ask(language_model, "Is it good?", [], []) == []
 
 
 def test_an_empty_input_asks_the_prompt_alone(language_model: LocalLanguageModel) -> None:
     prompt = "The capital of Italy is"
-    assert language_model.answer(prompt, ["", " not"], ["Rome", "Berlin"])[0] == "Rome"
+    assert ask(language_model, prompt, ["", " not"], ["Rome", "Berlin"])[0] == "Rome"
 
 
 @pytest.mark.parametrize("choices", [["good", "good"], ["good", "bad", "good"]])
@@ -196,35 +190,8 @@ def test_choices_that_the_tokenizer_cannot_tell_apart(
     choices: list[str], language_model: LocalLanguageModel
 ) -> None:
     with pytest.raises(ValueError, match=r"\['good', .*not told apart by the tokenizer"):
-        language_model.answer("Is it good?", ["yes"], choices)
+        ask(language_model, "Is it good?", ["yes"], choices)
 
 
 def test_the_name_tells_what_changes_answers(language_model: LocalLanguageModel) -> None:
     assert language_model.name == "embedded (float32, plain)"
-
-
-@pytest.mark.parametrize(
-    ("sequences", "length"),
-    [
-        ([(1, 2, 3)], 2),
-        ([(1,)], 0),
-        ([(1, 2, 3), (1, 2, 3)], 2),
-        ([(1, 2, 3), (1, 2, 4)], 2),
-        ([(1, 2, 3), (1, 2)], 1),
-        ([(1, 2, 3), (4, 2, 3)], 0),
-        ([(1, 2, 3, 9), (1, 2, 3, 8), (1, 7, 3, 9)], 1),
-        ([(5,), (5, 6)], 0),
-    ],
-)
-def test_common_prefix_length(sequences: list[tuple[int, ...]], length: int) -> None:
-    assert common_prefix_length(sequences) == length
-
-
-@given(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=6), min_size=1, max_size=5))
-def test_common_prefix_is_the_longest_that_leaves_a_token(rows: list[list[int]]) -> None:
-    sequences = [tuple(row) for row in rows]
-    length = common_prefix_length(sequences)
-    assert len({row[:length] for row in sequences}) == 1
-    assert min(len(row) for row in sequences) > length
-    longer = {row[: length + 1] for row in sequences}
-    assert len(longer) > 1 or min(map(len, sequences)) == length + 1

@@ -25,19 +25,41 @@ def test_gguf_is_converted_once_and_equals_the_cached_copy(
     before, tokenizer = load_causal_lm("embedded", "cpu", "float32")
     monkeypatch.setenv("FEDDTPT_CACHE", str(tmp_path))
     path = embedded_language_model()
-    folder = weights._from_gguf(path)
+    folder = weights._from_gguf(path, "float32")
     assert folder.parent == tmp_path / "models"
     assert folder.stat().st_mode & 0o777 == 0o755
     names = {file.name for file in folder.parent.iterdir()}
     assert names == {folder.name, f"{folder.name}.lock"}, "nothing half-done stays behind"
 
     monkeypatch.setattr(weights, "_dequantise", _never)
-    assert weights._from_gguf(path) == folder
+    assert weights._from_gguf(path, "float32") == folder
     after, again = load_causal_lm.__wrapped__(str(path), "cpu", "float32")
     assert again("A good film.")["input_ids"] == tokenizer("A good film.")["input_ids"]
     ids = torch.tensor([tokenizer("A good film.")["input_ids"]])
     with torch.inference_mode():
         assert torch.equal(before(ids).logits, after(ids).logits)
+
+
+def test_a_damaged_copy_is_made_again(
+    embedded_assets: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FEDDTPT_CACHE", str(tmp_path))
+    made: list[Path] = []
+
+    def copy(path: Path, folder: Path, dtype: str) -> None:
+        """A double of the conversion, which takes long: writes a few bytes in its place."""
+        made.append(folder)
+        folder.mkdir()
+        (folder / weights.WEIGHTS).write_bytes(b"weights")
+        (folder / weights.CHECKSUM).write_text(weights._sha256(folder / weights.WEIGHTS))
+
+    monkeypatch.setattr(weights, "_dequantise", copy)
+    folder = weights._from_gguf(embedded_language_model(), "bfloat16")
+    assert weights._from_gguf(embedded_language_model(), "bfloat16") == folder
+    assert made == [folder]
+    (folder / weights.WEIGHTS).write_bytes(b"wei")
+    assert weights._from_gguf(embedded_language_model(), "bfloat16") == folder
+    assert made == [folder, folder]
 
 
 def _never(*_: Any) -> None:
@@ -52,7 +74,7 @@ def test_a_conversion_that_fails_leaves_nothing(
     broken.write_bytes(b"this is no GGUF file")
     for _ in range(2):
         with pytest.raises(Exception, match=r"(?i)gguf"):
-            weights._from_gguf(broken)
+            weights._from_gguf(broken, "float32")
     left = [path for path in (tmp_path / "cache" / "models").iterdir() if path.suffix != ".lock"]
     assert left == []
 
