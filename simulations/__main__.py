@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from simulations import bench_aggregation, seeds
+from simulations import bench_aggregation, bench_evaluation, bench_labels, seeds
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -28,6 +28,32 @@ def aggregation(
 ) -> None:
     """Time the server's step on synthetic uploads, and the quadratic way as far as it goes."""
     file.write(json.dumps(bench_aggregation.run(clients), indent=2) + "\n")
+
+
+@bench.command("evaluation")
+def evaluation(
+    queries: Annotated[int, typer.Option(min=16, help="Queries in each turn.")] = 128,
+    repeats: Annotated[int, typer.Option(min=1, help="Turns.")] = 5,
+    file: Annotated[
+        typer.FileTextWrite, typer.Option("--json", help="File for the figures; - prints them.")
+    ] = sys.stdout,  # type: ignore[assignment]
+) -> None:
+    """Time the embedded black box against the usual ways, with the same queries."""
+    result = bench_evaluation.run(queries, repeats)
+    file.write(json.dumps(result, indent=2) + "\n")
+    typer.echo(bench_evaluation.markdown(result), err=True)
+
+
+@bench.command("labels")
+def labels(
+    sentences: Annotated[int, typer.Option(min=1, help="Held-out sentences.")] = 500,
+    prompts: Annotated[int, typer.Option(min=1, help="Prompts.")] = 20,
+    file: Annotated[
+        typer.FileTextWrite, typer.Option("--json", help="File for the figures; - prints them.")
+    ] = sys.stdout,  # type: ignore[assignment]
+) -> None:
+    """Compare the engine's answers with those of plain forward passes."""
+    file.write(json.dumps(bench_labels.run(sentences, prompts), indent=2) + "\n")
 
 
 @app.command("seeds")

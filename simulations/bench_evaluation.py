@@ -1,0 +1,278 @@
+"""How fast a local black box answers: the usual ways and this project's, timed side by side.
+
+python -m simulations bench evaluation --json -
+"""
+
+import multiprocessing
+import os
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from functools import cache
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from feddtpt_flwr.assets import EMBEDDED
+from feddtpt_flwr.data import get_source, get_task, load_federated_data
+from feddtpt_flwr.language_model.forward import PrefixTree
+from feddtpt_flwr.language_model.local import LocalLanguageModel
+from feddtpt_flwr.language_model.weights import load_causal_lm
+from simulations.bench_aggregation import peak_mib
+from simulations.llama_server import llama_server
+
+PROMPT = "Decide whether this movie review is positive or negative."
+CONTENDERS = {
+    "pipeline": "transformers.pipeline, one by one, float32",
+    "padded": "left-padded batches of 16, float32",
+    "padded, bfloat16": "left-padded batches of 16, bfloat16",
+    "llama.cpp": "llama.cpp's server, prompt cache, two requests at a time",
+    "ours, float32": "LocalLanguageModel, float32",
+    "ours, bfloat16": "LocalLanguageModel, bfloat16",
+}
+SLOW = {"pipeline", "padded", "padded, bfloat16", "llama.cpp"}
+"""These answer a quarter of the queries in each repetition."""
+
+Ask = Callable[[Sequence[str]], Sequence[str]]
+
+
+def run(queries: int, repeats: int) -> dict[str, Any]:
+    """Time every contender on the same queries, in turns, each in a process of its own.
+
+    Returns
+    -------
+    dict[str, Any]
+        For each contender milliseconds per query (median over the repetitions), queries and
+        tokens per second, share of the processor's matrix-multiplication peak in its numeric type
+        and peak memory; then the ratios of the project's default to the others.
+    """
+    context = multiprocessing.get_context("spawn")
+    pools = {name: ProcessPoolExecutor(1, mp_context=context) for name in CONTENDERS}
+    times: dict[str, list[float]] = {name: [] for name in CONTENDERS}
+    given: dict[str, list[list[str]]] = {name: [] for name in CONTENDERS}
+    rows: dict[str, dict[str, Any]] = {}
+    with llama_server(threads=os.cpu_count() or 1, parallel=2) as url:
+        for turn in range(repeats):
+            for name, pool in pools.items():
+                row = pool.submit(_measure, name, url, queries, turn).result()
+                times[name].append(row.pop("seconds_per_query"))
+                given[name].append(row.pop("answers"))
+                rows[name] = row
+    peaks = {dtype: max(_peak(dtype) for _ in range(3)) for dtype in ("float32", "bfloat16")}
+    for name, row in rows.items():
+        seconds = median(times[name])
+        tokens, flops = _work(_queries(_number(name, queries), 0))
+        peak = peaks["bfloat16" if "bfloat16" in name else "float32"]
+        row["ms_per_query"] = round(seconds * 1e3, 2)
+        row["queries_per_second"] = round(1 / seconds, 1)
+        row["tokens_per_second"] = round(tokens / seconds)
+        row["of_peak"] = round(flops / seconds / peak, 3)
+        same = [
+            answer == expected
+            for answers, reference in zip(given[name], given["ours, float32"], strict=True)
+            for answer, expected in zip(answers, reference, strict=False)
+        ]
+        row["same"], row["answered"] = sum(same), len(same)
+    default = f"ours, {_default_dtype()}"
+    for pool in pools.values():
+        pool.shutdown()
+    return {
+        "default": default,
+        "queries": queries,
+        "repeats": repeats,
+        "threads": os.cpu_count(),
+        "gflops_peak": {dtype: round(peak / 1e9) for dtype, peak in peaks.items()},
+        "contenders": rows,
+        "ratios": {
+            name: {
+                "vs_pipeline": _ratio(times["pipeline"], times[name]),
+                "vs_padded": _ratio(times["padded"], times[name]),
+                "vs_padded_same_dtype": _ratio(
+                    times["padded" if "float32" in name else "padded, bfloat16"], times[name]
+                ),
+                "vs_llama_cpp": _ratio(times["llama.cpp"], times[name]),
+                "of_peak": rows[name]["of_peak"],
+            }
+            for name in CONTENDERS
+            if name.startswith("ours")
+        },
+    }
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """Return the figures as tables."""
+    lines = [
+        "| way | ms per query | queries/s | tokens/s | of peak | MiB | answers as ours, float32 |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, row in result["contenders"].items():
+        lines.append(
+            f"| {CONTENDERS[name]} | {row['ms_per_query']} | {row['queries_per_second']} "
+            f"| {row['tokens_per_second']:,} | {row['of_peak']:.2f} | {row['peak_mib']:,} "
+            f"| {row['same']} of {row['answered']} |"
+        )
+    ratios = list(next(iter(result["ratios"].values())))
+    lines += ["", f"| way | {' | '.join(ratios)} |", "|---" * (len(ratios) + 1) + "|"]
+    for name, row in result["ratios"].items():
+        lines.append(f"| {CONTENDERS[name]} | {' | '.join(str(row[key]) for key in ratios)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _ratio(other: Sequence[float], ours: Sequence[float]) -> float:
+    """Return how many times longer the other way took, median over the turns."""
+    return round(median(a / b for a, b in zip(other, ours, strict=True)), 2)
+
+
+def _default_dtype() -> str:
+    from feddtpt_flwr.language_model.weights import resolve_dtype
+
+    return resolve_dtype("auto", "cpu")
+
+
+def _peak(dtype: str) -> float:
+    """Return this processor's rate of matrix multiplication, in operations a second."""
+    import torch
+
+    a = torch.randn(1024, 1536, dtype=getattr(torch, dtype))
+    b = torch.randn(1536, 1536, dtype=getattr(torch, dtype))
+    best = float("inf")
+    for _ in range(40):
+        start = time.perf_counter()
+        a @ b
+        best = min(best, time.perf_counter() - start)
+    return 2 * 1024 * 1536 * 1536 / best
+
+
+def _measure(name: str, url: str, queries: int, turn: int) -> dict[str, Any]:
+    """Answer the turn's queries in the way ``name``; the first call loads and warms up."""
+    ask = _contender(name, url)
+    texts = _queries(_number(name, queries), turn)
+    start = time.perf_counter()
+    answers = ask(texts)
+    seconds = time.perf_counter() - start
+    return {
+        "seconds_per_query": seconds / len(texts),
+        "peak_mib": round(peak_mib()),  # of llama.cpp only the asking side
+        "answers": list(answers),
+    }
+
+
+def _number(name: str, queries: int) -> int:
+    return queries // 4 if name in SLOW else queries
+
+
+def _queries(number: int, turn: int) -> list[str]:
+    """Return queries with one prompt; each turn has sentences of its own."""
+    task = get_task("rotten_tomatoes")
+    data = load_federated_data(
+        task,
+        get_source(task.name, None),
+        num_clients=1,
+        k_shot=1,
+        public_per_class=0,
+        test_size=1000,
+        partition="iid",
+        dirichlet_alpha=1.0,
+        seed=0,
+    )
+    examples = np.roll(np.array(data.test, dtype=object), -200 * turn)[:number]
+    return [task.compose(PROMPT) + example.input for example in examples]
+
+
+def _work(texts: Sequence[str]) -> tuple[float, float]:
+    """Return the tokens of a query, and the operations without which it cannot be answered.
+
+    That is two per weight of the layers for every token that no other query shares the beginning
+    with; attention itself is a few per cent of it, and not counted.
+    """
+    model, tokenizer = load_causal_lm(EMBEDDED, "cpu", "float32")
+    encoded = [tuple(ids) for ids in tokenizer(list(texts))["input_ids"]]
+    weights = sum(p.numel() for name, p in model.named_parameters() if "layers" in name)
+    computed = len(PrefixTree.of(encoded).tokens)
+    return sum(map(len, encoded)) / len(texts), 2 * weights * computed / len(texts)
+
+
+@cache
+def _contender(name: str, url: str) -> Ask:
+    """Load what answers in this way, and let it answer once."""
+    way, _, dtype = name.partition(", ")
+    if way == "llama.cpp":
+        ask = _llama_cpp(url)
+    elif way == "pipeline":
+        ask = _pipeline()
+    else:
+        ask = _ours(dtype) if way == "ours" else _padded(dtype or "float32")
+    ask(_queries(8, 0))
+    return ask
+
+
+def _ours(dtype: str) -> Ask:
+    model = LocalLanguageModel(EMBEDDED, dtype=dtype)
+    return lambda texts: model.answer(texts, get_task("rotten_tomatoes").answers)
+
+
+def _pipeline() -> Ask:
+    """One by one, three tokens of free text, of which the first decides."""
+    from transformers import pipeline
+
+    model, tokenizer = load_causal_lm(EMBEDDED, "cpu", "float32")
+    generate = pipeline("text-generation", model=model, tokenizer=tokenizer)
+
+    def ask(texts: Sequence[str]) -> list[str]:
+        return [
+            generate(text, max_new_tokens=3, do_sample=False, return_full_text=False)[0][
+                "generated_text"
+            ]
+            .strip()
+            .split(" ")[0]
+            for text in texts
+        ]
+
+    return ask
+
+
+def _padded(dtype: str) -> Ask:
+    """Batches of 16 in the order in which they come; the likelier answer's first token wins."""
+    import torch
+
+    model, tokenizer = load_causal_lm(EMBEDDED, "cpu", dtype)
+    tokenizer.pad_token, tokenizer.padding_side = tokenizer.eos_token, "left"
+    answers = get_task("rotten_tomatoes").answers
+    first = [tokenizer(" " + answer)["input_ids"][0] for answer in answers]
+
+    def ask(texts: Sequence[str]) -> list[str]:
+        chosen: list[str] = []
+        for start in range(0, len(texts), 16):
+            batch = tokenizer(list(texts[start : start + 16]), padding=True, return_tensors="pt")
+            with torch.inference_mode():
+                best = model(**batch).logits[:, -1, first].argmax(-1)
+            chosen += [answers[index] for index in best.tolist()]
+        return chosen
+
+    return ask
+
+
+def _llama_cpp(url: str) -> Ask:
+    """Constrained by a grammar; the server keeps the prompt's state between requests."""
+    from openai import OpenAI
+
+    client = OpenAI(base_url=url, api_key="none", max_retries=0)
+    answers = get_task("rotten_tomatoes").answers
+    grammar = "root ::= " + " | ".join(f'" {answer}"' for answer in answers)
+
+    def one(text: str) -> str:
+        completion = client.completions.create(
+            model="embedded",
+            prompt=text,
+            temperature=0,
+            max_tokens=4,
+            extra_body={"grammar": grammar, "cache_prompt": True},
+        )
+        return completion.choices[0].text.strip()
+
+    def ask(texts: Sequence[str]) -> list[str]:
+        with ThreadPoolExecutor(2) as pool:
+            return list(pool.map(one, texts))
+
+    return ask

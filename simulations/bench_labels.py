@@ -1,0 +1,106 @@
+"""Whether the fast engine answers as the plain one does.
+
+python -m simulations bench labels --json -
+"""
+
+import time
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from feddtpt_flwr.assets import EMBEDDED
+from feddtpt_flwr.data import get_source, get_task, load_federated_data
+from feddtpt_flwr.feedback import Feedback
+from feddtpt_flwr.language_model.local import LocalLanguageModel
+from feddtpt_flwr.language_model.weights import load_causal_lm
+from feddtpt_flwr.masked_lm import CausalInfiller
+from feddtpt_flwr.proposer import MaskedLMProposer
+
+
+def run(num_sentences: int, num_prompts: int) -> dict[str, Any]:
+    """Compare the answers to every sentence under every prompt.
+
+    The reference pads each batch and computes every token of every query in float32, as
+    transformers does by itself.
+    """
+    task = get_task("rotten_tomatoes")
+    data = load_federated_data(
+        task,
+        get_source(task.name, None),
+        num_clients=1,
+        k_shot=1,
+        public_per_class=0,
+        test_size=num_sentences,
+        partition="iid",
+        dirichlet_alpha=1.0,
+        seed=0,
+    )
+    prompts = some_prompts(task.seed_prompt, num_prompts)
+    queries = [[task.compose(prompt) + e.input for e in data.test] for prompt in prompts]
+    start = time.perf_counter()
+    expected = [_plain(batch, task.answers) for batch in queries]
+    result: dict[str, Any] = {
+        "sentences": num_sentences,
+        "prompts": prompts,
+        "plain_seconds": round(time.perf_counter() - start, 1),
+    }
+    labels = [[task.answers[e.label] for e in data.test]] * num_prompts
+    total = num_sentences * num_prompts
+    result["plain_accuracy"] = _equal(expected, labels) / total
+    for dtype in ("float32", "bfloat16"):
+        model = LocalLanguageModel(EMBEDDED, dtype=dtype)
+        start = time.perf_counter()
+        given = [model.answer(batch, task.answers) for batch in queries]
+        result[dtype] = {
+            "seconds": round(time.perf_counter() - start, 1),
+            "different_answers": total - _equal(given, expected),
+            "accuracy": _equal(given, labels) / total,
+        }
+    return result
+
+
+def some_prompts(seed_prompt: str, number: int) -> list[str]:
+    """Return different prompts such as a search tries, the seed prompt first."""
+    infiller = CausalInfiller(EMBEDDED, dtype="float32")
+    vocabulary = infiller.vocabulary
+    proposer = MaskedLMProposer(infiller, max_tokens=24)
+    tokens, rng = vocabulary.encode(seed_prompt), np.random.default_rng(0)
+    prompts = [seed_prompt]
+    while len(prompts) < number:
+        [edit] = proposer.propose(tokens, Feedback(), rng, 1)
+        tokens = edit.apply(tokens)
+        prompts.append(vocabulary.decode(tokens))
+    return prompts
+
+
+def _equal(some: Sequence[Sequence[str]], others: Sequence[Sequence[str]]) -> int:
+    pairs = zip(some, others, strict=True)
+    return sum(a == b for one, other in pairs for a, b in zip(one, other, strict=True))
+
+
+@cache
+def _plain_model() -> tuple[Any, Any]:
+    from transformers import AutoModelForCausalLM
+
+    model, tokenizer = load_causal_lm(EMBEDDED, "cpu", "float32")
+    # A copy of its own: the engine gives the shared one another attention function.
+    plain = AutoModelForCausalLM.from_pretrained(model.config._name_or_path, dtype="float32")
+    tokenizer.pad_token, tokenizer.padding_side = tokenizer.eos_token, "left"
+    return plain.eval(), tokenizer
+
+
+def _plain(queries: Sequence[str], answers: Sequence[str]) -> list[str]:
+    """Answer with the model's own forward pass over padded batches of 16."""
+    import torch
+
+    model, tokenizer = _plain_model()
+    first = [tokenizer(" " + answer)["input_ids"][0] for answer in answers]
+    chosen: list[str] = []
+    for start in range(0, len(queries), 16):
+        batch = tokenizer(list(queries[start : start + 16]), padding=True, return_tensors="pt")
+        with torch.inference_mode():
+            best = model(**batch, logits_to_keep=1).logits[:, -1, first].argmax(-1)
+        chosen += [answers[index] for index in best.tolist()]
+    return chosen
