@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from simulations import bench_aggregation, seeds
+from simulations import bench_aggregation, scaling, seeds
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -28,6 +28,17 @@ def aggregation(
 ) -> None:
     """Time the server's step on synthetic uploads, and the quadratic way as far as it goes."""
     file.write(json.dumps(bench_aggregation.run(clients), indent=2) + "\n")
+
+
+@bench.command("scaling")
+def run_scaling(
+    clients: Annotated[
+        list[int] | None, typer.Option(min=1, help="A number of clients; give two or more.")
+    ] = None,
+    folder: Annotated[Path, typer.Option(help="Where the table goes.")] = seeds.RESULTS,
+) -> None:
+    """Time the server's step for growing numbers of clients, and fit how the time grows."""
+    scaling.run(clients or scaling.CLIENTS, folder)
 
 
 @app.command("seeds")
