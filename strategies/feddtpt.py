@@ -87,7 +87,7 @@ class FedDTPT(FedAvg):
     accept_failures : bool, optional
         Whether a round with failures counts; malformed answers are failures too. Defaults to True.
     fit_metrics_aggregation_fn, evaluate_metrics_aggregation_fn : MetricsAggregationFn, optional
-        As in `FedAvg`; only usable answers reach them.
+        As in `FedAvg`; usable answers reach them, and those that report a ``failure``.
 
     Raises
     ------
@@ -216,13 +216,13 @@ class FedDTPT(FedAvg):
             Reply(proxy.cid, tuple(res.parameters.tensors), res.metrics, res.num_examples)
             for proxy, res in results
         ]
-        valid = [
-            results[i][1] for i in self._rounds.read_uploads(server_round, replies, len(failures))
-        ]
+        usable, failed = self._rounds.read_uploads(server_round, replies, len(failures))
+        # A client that failed has something to tell as well: what it spent, and what went wrong.
+        told = [results[i][1] for i in usable + failed]
         metrics: dict[str, Scalar] = {}
-        if self.fit_metrics_aggregation_fn and valid:
+        if self.fit_metrics_aggregation_fn and told:
             metrics = self.fit_metrics_aggregation_fn(
-                [(res.num_examples, res.metrics) for res in valid]
+                [(res.num_examples, res.metrics) for res in told]
             )
         return _to_parameters(self._rounds.propose()), metrics
 
@@ -246,15 +246,16 @@ class FedDTPT(FedAvg):
     ) -> tuple[float | None, dict[str, Scalar]]:
         """Count the clients' answers and settle the global prompt."""
         replies = [Reply(proxy.cid, (), res.metrics) for proxy, res in results]
-        valid = [results[i][1] for i in self._rounds.read_scores(replies, len(failures))]
+        usable, failed = self._rounds.read_scores(replies, len(failures))
+        told = [results[i][1] for i in usable + failed]
         metrics: dict[str, Scalar] = {}
-        if self.evaluate_metrics_aggregation_fn and valid:
+        if self.evaluate_metrics_aggregation_fn and told:
             metrics = self.evaluate_metrics_aggregation_fn(
-                [(res.num_examples, res.metrics) for res in valid]
+                [(res.num_examples, res.metrics) for res in told]
             )
         score = self._rounds.decide()
         if score is None:
-            return None, {}
+            return None, metrics
         metrics["accuracy"] = score.accuracy
         if self._central:
             metrics |= {f"central-{key}": value for key, value in self._central[1].items()}

@@ -268,7 +268,7 @@ class FedDTPT(FedAvg):
         """Aggregate the local prompts; with a guard, return the candidates to compare."""
         answered, _ = self._check_and_log_replies(replies, is_train=True, validate=False)
         read = [self._read(message) for message in answered]
-        valid = self._rounds.read_uploads(server_round, read, self._lost(answered))
+        valid, _ = self._rounds.read_uploads(server_round, read, self._lost(answered))
         contents = [answered[i].content for i in valid]
         metrics = self._aggregate_metrics(contents, self.train_metrics_aggr_fn)
         return _to_record(self._rounds.propose()), metrics
@@ -288,7 +288,7 @@ class FedDTPT(FedAvg):
         """Count the nodes' answers and settle the global prompt."""
         answered, _ = self._check_and_log_replies(replies, is_train=False, validate=False)
         read = [self._read(message) for message in answered]
-        valid = self._rounds.read_scores(read, self._lost(answered))
+        valid, _ = self._rounds.read_scores(read, self._lost(answered))
         contents = [answered[i].content for i in valid]
         metrics = self._aggregate_metrics(contents, self.evaluate_metrics_aggr_fn)
         score = self._rounds.decide()

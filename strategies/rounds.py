@@ -24,7 +24,7 @@ from strategies.candidates import (
     tally,
 )
 from strategies.settings import RoundSettings
-from strategies.wire import VOCABULARY_KEY, Reply, UploadError, read_scores, read_upload
+from strategies.wire import VOCABULARY_KEY, Reply, UploadError, failure, read_scores, read_upload
 
 CentralFn = Callable[[int, Tokens], Mapping[str, Any] | None]
 """Round and settled prompt to the metrics of its central evaluation."""
@@ -173,7 +173,9 @@ class Rounds:
                 "arrays or add noise to them, as for differential privacy, do not work on token ids"
             )
 
-    def read_uploads(self, server_round: int, replies: Sequence[Reply], lost: int) -> list[int]:
+    def read_uploads(
+        self, server_round: int, replies: Sequence[Reply], lost: int
+    ) -> tuple[list[int], list[int]]:
         """Read what the searching clients sent.
 
         Parameters
@@ -187,14 +189,20 @@ class Rounds:
 
         Returns
         -------
-        list[int]
-            Indices of the replies that hold a usable prompt; the others are failures.
+        usable, failed : list[int]
+            Indices of the replies that hold a usable prompt, and of those without one that tell
+            what went wrong. All but the usable ones are failures.
         """
         self._number = self.number(server_round)
-        valid = []
+        valid, failed = [], []
         self._uploads = []
         for index, reply in enumerate(replies):
             self._num_bytes += reply.num_bytes
+            if reason := failure(reply.metrics):
+                self._warn("the search of client %s ended early: %s", reply.client, reason)
+                if not reply.tensors:
+                    failed.append(index)
+                    continue
             try:
                 upload = read_upload(
                     reply,
@@ -204,12 +212,12 @@ class Rounds:
                     client_weights=self.settings.client_weights,
                 )
             except UploadError as error:
-                self._reject("upload", reply, error)
+                self._warn("the upload of client %s is rejected: %s", reply.client, error)
                 continue
             valid.append(index)
             self._uploads.append(upload)
         self._failures = lost + len(replies) - len(valid)
-        return valid
+        return valid, failed
 
     def propose(self) -> tuple[Tokens, ...]:
         """Aggregate the uploads; return the prompts to compare, or the one that is settled."""
@@ -232,23 +240,27 @@ class Rounds:
             self._settle(self.candidates[0], {})
         return self._handed_out
 
-    def read_scores(self, replies: Sequence[Reply], lost: int) -> list[int]:
+    def read_scores(self, replies: Sequence[Reply], lost: int) -> tuple[list[int], list[int]]:
         """Read the clients' counts; as `read_uploads`."""
         tokens = [candidate.tokens for candidate in self.candidates]
-        valid = []
+        valid, failed = [], []
         self._counts = []
         for index, reply in enumerate(replies):
             self._num_bytes += reply.num_bytes
+            if reason := failure(reply.metrics):
+                self._warn("no counts of client %s: %s", reply.client, reason)
+                failed.append(index)
+                continue
             try:
                 counts = read_scores(reply.metrics, tokens)
             except UploadError as error:
-                self._reject("count", reply, error)
+                self._warn("the count of client %s is rejected: %s", reply.client, error)
                 continue
             valid.append(index)
             self._counts.append(counts)
         self._lost_scores = lost + len(replies) - len(valid)
         self._failures += self._lost_scores
-        return valid
+        return valid, failed
 
     def decide(self) -> Score | None:
         """Settle the global prompt, if it is not yet; return its score, or None without counts."""
@@ -301,13 +313,11 @@ class Rounds:
             reason = f"{failures} failures, none accepted"
         else:
             return True
-        _logger.warning("round %d: %s; the prompt stays", self._number, reason)
+        self._warn("%s; the prompt stays", reason)
         return False
 
-    def _reject(self, what: str, reply: Reply, error: UploadError) -> None:
-        _logger.warning(
-            "round %d: the %s of client %s is rejected: %s", self._number, what, reply.client, error
-        )
+    def _warn(self, text: str, *values: object) -> None:
+        _logger.warning("round %d: " + text, self._number, *values)
 
     def _aggregate(self) -> Tokens:
         prompts = [np.array(upload.tokens, dtype=np.int64) for upload in self._uploads]

@@ -4,10 +4,11 @@ The contract between strategy and client, whichever of Flower's two interfaces c
 
 - *search* (``fit``, ``train``): the client receives one array, the global prompt's token ids, and
   the configuration ``server-round`` and ``vocabulary``. It answers with one array, its local
-  prompt's token ids, and may report ``gain``, ``vocabulary`` and ``client``.
+  prompt's token ids, and may report ``gain``, ``vocabulary`` and ``client``; and, if its black box
+  failed, what happened as ``failure``, with what it had found until then or no array.
 - *score* (``evaluate``): the client receives one array for each candidate, and answers with
   ``num-scored``, the number of private examples it tried them on, and ``correct-0``, ``correct-1``,
-  …, how many of these each candidate answered correctly.
+  …, how many of these each candidate answered correctly; or with ``failure`` and no counts.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,6 +28,11 @@ ACCURACY_KEY = "accuracy"
 QUERIES_KEY = "queries"
 SCORED_KEY = "num-scored"
 CLIENT_KEY = "client"
+UNPARSED_KEY = "unparsed"
+PROMPT_TOKENS_KEY = "prompt-tokens"
+COMPLETION_TOKENS_KEY = "completion-tokens"
+COST_KEY = "cost"
+FAILURE_KEY = "failure"
 
 ClientWeights = Literal["equal", "examples", "accuracy"]
 """What a client's tokens count by: all alike, its number of examples, or its local accuracy."""
@@ -84,6 +90,11 @@ def payload_bytes(tensors: Sequence[bytes], values: Mapping[str, Any]) -> int:
             else:
                 size += len(item) if isinstance(item, bytes) else 8
     return size
+
+
+def failure(metrics: Mapping[str, Any]) -> str:
+    """Return what a client says went wrong, in one short line; empty if nothing did."""
+    return " ".join(str(metrics.get(FAILURE_KEY, "")).split())[:300]
 
 
 def read_prompt(array: NDArray[Any], *, vocabulary_size: int, max_tokens: int) -> Tokens:

@@ -13,6 +13,7 @@ from strategies.rounds import RoundResult, Rounds
 from strategies.settings import RoundSettings
 from strategies.wire import (
     CLIENT_KEY,
+    FAILURE_KEY,
     GAIN_KEY,
     SCORED_KEY,
     VOCABULARY_KEY,
@@ -97,11 +98,11 @@ def test_whatever_clients_send_the_prompt_is_made_of_what_was_sent(
     sent = set(SEED)
     for number, (local, scored) in enumerate(lists, start=1):
         rounds.begin_round(number)
-        valid = rounds.read_uploads(number, local, lost=1)
+        valid, _ = rounds.read_uploads(number, local, lost=1)
         for index in valid:
             sent |= set(np.load(io.BytesIO(local[index].tensors[0])).tolist())
         candidates = rounds.propose()
-        good = rounds.read_scores(scored, lost=0)
+        good, _ = rounds.read_scores(scored, lost=0)
         rounds.decide()
         assert len(results) == rounds.round == number
         assert results[-1].failures >= 1 + len(local) - len(valid)
@@ -142,3 +143,22 @@ def test_prompts_that_were_changed_on_the_way_are_refused() -> None:
     for changed in ([np.array([1, 2, 4])], [], [np.array(SEED)] * 2, [np.array([1.0, 2.0, 3.5])]):
         with pytest.raises(ValueError, match="differential privacy"):
             rounds.expect(changed)
+
+
+def test_a_client_that_failed_tells_what_happened(caplog: pytest.LogCaptureFixture) -> None:
+    results: list[RoundResult] = []
+    rounds = Rounds(
+        RoundSettings(embed, 10), SEED, central=lambda *_: None, on_round=results.append
+    )
+    rounds.begin_round(1)
+    found = (packed(np.array([1, 2, 4])),)
+    reason = {FAILURE_KEY: "the model\ndid not answer"}
+    replies = [Reply("a", (), reason), Reply("b", found, reason), Reply("c", (b"?",), reason)]
+    assert rounds.read_uploads(1, replies, lost=0) == ([1], [0]), "b found something before"
+    assert "round 1: the search of client a ended early: the model did not answer" in caplog.text
+    assert (1, 2, 4) in rounds.propose()
+    assert rounds.read_scores([Reply("a", (), reason)], lost=0) == ([], [0])
+    assert "round 1: no counts of client a: the model did not answer" in caplog.text
+    assert rounds.decide() is None
+    assert results[0].failures == 3
+    assert rounds.prompt == SEED
