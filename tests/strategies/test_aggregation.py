@@ -69,8 +69,12 @@ def reference(prompts: Prompts, embeddings: Embeddings, min_samples: int) -> lis
                 if any(q in cluster and q in core for q in near[p]):
                     cluster.add(p)
                     break
-    chosen = [max(cluster, key=lambda p: alpha[p]) for cluster in clusters]
-    chosen.sort(key=lambda p: -alpha[p])
+
+    def rank(p: tuple[int, int]) -> tuple[float, int, float]:
+        weight = round(float(np.log(alpha[p])), 9)
+        return -weight, int(prompts[p[0]][p[1]]), p[1] / len(prompts[p[0]])
+
+    chosen = sorted((min(cluster, key=rank) for cluster in clusters), key=rank)
     kept: list[tuple[int, int]] = []
     for p in chosen:
         token = prompts[p[0]][p[1]]
