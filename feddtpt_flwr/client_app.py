@@ -193,14 +193,19 @@ def _stream(name: str) -> int:
     return int.from_bytes(name.encode(), "big")
 
 
-def client_fn(context: Context) -> Client:
+def client_for(context: Context) -> PromptTuningClient:
     """Build the client of one simulated node."""
     config = RunConfig.from_run_config(context.run_config)
     partition = int(context.node_config["partition-id"])
     data = load_data(config, int(context.node_config["num-partitions"]))
     return PromptTuningClient(
         str(partition), data.clients[partition], data.public, config, context.state
-    ).to_client()
+    )
+
+
+def client_fn(context: Context) -> Client:
+    """Build the client of one simulated node, as Flower's ``fit`` and ``evaluate`` need it."""
+    return client_for(context).to_client()
 
 
 app = ClientApp(client_fn=client_fn)

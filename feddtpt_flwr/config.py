@@ -73,7 +73,8 @@ class RunConfig(BaseModel):
     aggregation : str
         The server's step: ``"feddtpt"`` or one of the paper's ablations and the field's baselines.
     min_samples : int
-        DBSCAN's smallest neighbourhood of a cluster's core.
+        DBSCAN's smallest neighbourhood of a cluster's core; 0 lets it grow with the number of
+        clients, from 2.
     guard : bool
         Whether clients score the aggregated prompt against its parts before it becomes the global
         prompt; off is the paper's behaviour.
@@ -114,7 +115,7 @@ class RunConfig(BaseModel):
     feedback: bool = True
     exclude_answer_words: bool = True
     aggregation: Method = "feddtpt"
-    min_samples: int = Field(2, ge=1)
+    min_samples: int = Field(0, ge=0)
     guard: bool = True
     race_candidates: int = Field(4, ge=1)
     fraction_fit: float = Field(1.0, gt=0, le=1)

@@ -20,7 +20,7 @@ from feddtpt_flwr.run_folder import CurvePoint, RunFolder
 from feddtpt_flwr.statistics import Proportion, paired_difference
 from feddtpt_flwr.vocabulary import Vocabulary
 from strategies.candidates import Tokens
-from strategies.feddtpt import RoundResult
+from strategies.rounds import RoundResult
 from strategies.wire import QUERIES_KEY, ROUND_KEY
 
 _VERSIONS = ("flwr", "torch", "transformers", "scikit-learn", "numpy")
@@ -133,7 +133,7 @@ class Recorder:
             failures=result.failures,
             bytes=result.num_bytes,
             queries=self._queries,
-            accuracy=result.central[1]["accuracy"] if result.central else None,
+            accuracy=result.central["accuracy"] if result.central else None,
             seconds=round(now - self._round_start, 3),
         )
         self._round_start = now

@@ -65,7 +65,7 @@ def build(config: RunConfig, num_clients: int) -> tuple[FedDTPT, Recorder]:
         vocabulary=vocabulary.fingerprint,
         max_tokens=config.max_prompt_tokens,
         aggregation=config.aggregation,
-        min_samples=config.min_samples,
+        min_samples=config.min_samples or None,
         guard=config.guard,
         race_candidates=config.race_candidates,
         admissible=readability(config, task),

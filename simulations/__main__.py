@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from simulations import bench_aggregation, bench_evaluation, bench_labels, seeds
+from simulations import bench_aggregation, bench_evaluation, bench_labels, scaling, seeds
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -54,6 +54,17 @@ def labels(
 ) -> None:
     """Compare the engine's answers with those of plain forward passes."""
     file.write(json.dumps(bench_labels.run(sentences, prompts), indent=2) + "\n")
+
+
+@bench.command("scaling")
+def run_scaling(
+    clients: Annotated[
+        list[int] | None, typer.Option(min=1, help="A number of clients; give two or more.")
+    ] = None,
+    folder: Annotated[Path, typer.Option(help="Where the table goes.")] = seeds.RESULTS,
+) -> None:
+    """Time the server's step for growing numbers of clients, and fit how the time grows."""
+    scaling.run(clients or scaling.CLIENTS, folder)
 
 
 @app.command("seeds")

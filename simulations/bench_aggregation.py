@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from strategies import Aggregate, aggregate
+from strategies import Aggregate, aggregate, min_samples_for
 
 Ints = NDArray[np.int64]
 Float32s = NDArray[np.float32]
@@ -74,13 +74,13 @@ def peak_mib() -> float:
     return peak / (2**20 if sys.platform == "darwin" else 2**10)
 
 
-def quadratic(embeddings: list[Float32s], eps: float) -> Ints:
+def quadratic(embeddings: list[Float32s], eps: float, min_samples: int) -> Ints:
     """Attention, neighbour distances and clusters from one full matrix, as written in the paper.
 
     Returns
     -------
     NDArray[np.int64]
-        DBSCAN's labels at radius ``eps``, shape ``(tokens of all clients,)``.
+        DBSCAN's labels for ``eps`` and ``min_samples``, shape ``(tokens of all clients,)``.
     """
     from sklearn.cluster import DBSCAN
 
@@ -92,8 +92,9 @@ def quadratic(embeddings: list[Float32s], eps: float) -> Ints:
         _ = cosine[client == k][:, client != k].sum(axis=1)
     distances = np.sqrt(np.maximum(2 - 2 * cosine, 0))
     np.fill_diagonal(distances, 0)
-    np.partition(distances, 1, axis=1)[:, 1].sort()
-    return np.asarray(DBSCAN(eps=eps, min_samples=2, metric="precomputed").fit(distances).labels_)
+    np.partition(distances, min_samples - 1, axis=1)[:, min_samples - 1].sort()
+    dbscan = DBSCAN(eps=eps, min_samples=min_samples, metric="precomputed")
+    return np.asarray(dbscan.fit(distances).labels_)
 
 
 def _measure(clients: int, tokens: int, dim: int, seed: int) -> dict[str, Any]:
@@ -123,7 +124,7 @@ def _measure_quadratic(
     if result.eps is None or result.labels is None:
         return {"quadratic_seconds": None, "quadratic_agrees": None}
     start = time.perf_counter()
-    labels = quadratic(embeddings, result.eps * (1 + 1e-6))
+    labels = quadratic(embeddings, result.eps * (1 + 1e-6), min_samples_for(clients))
     seconds = time.perf_counter() - start
     ours, theirs = np.concatenate(result.labels), labels
     # Clients come in another order there, and with it the numbers of the clusters.

@@ -1,8 +1,15 @@
-"""The server side of FedDTPT as a library: NumPy arrays in, the next global prompt out."""
+"""FedDTPT's server as a library: it needs flwr, numpy and scikit-learn, and nothing of the app.
+
+- `strategies.message.FedDTPT`, a strategy for ``flwr.serverapp`` (``train``, ``evaluate``);
+- `strategies.feddtpt.FedDTPT`, the same for ``flwr.server`` (``fit``, ``evaluate``);
+- `strategies.aggregate`, the bare mathematics: arrays in, the next global prompt out.
+
+The strategies are imported from their modules, so that the mathematics does not import Flower.
+"""
 
 from strategies.aggregation import Aggregate, aggregate
 from strategies.attention import attention_weights
-from strategies.clustering import cluster_tokens
+from strategies.clustering import cluster_tokens, min_samples_for
 from strategies.elbow import ELBOWS, elbow, neighbour_distances
 from strategies.methods import METHODS
 from strategies.selection import representatives
@@ -15,6 +22,7 @@ __all__ = [
     "attention_weights",
     "cluster_tokens",
     "elbow",
+    "min_samples_for",
     "neighbour_distances",
     "representatives",
 ]

@@ -1,4 +1,32 @@
-"""The server's step: local prompts in, global prompt out (FedDTPT, section 3.4, Algorithm 2)."""
+"""The server's step: local prompts in, global prompt out (FedDTPT, section 3.4, Algorithm 2).
+
+The parts of the section and where they are:
+
+========================================== ==================================================
+similarity ``sim(a, b)``                   :func:`strategies.attention.unit_rows`, dot product
+``w_k^n``, the sum over other clients      :func:`strategies.attention.similarity_to_others`
+``alpha_k^n``, the softmax over a prompt   :func:`strategies.attention.attention_weights`
+sorted distances and their elbow           :mod:`strategies.elbow`
+DBSCAN over all tokens                     :mod:`strategies.clustering`
+representatives                            :func:`strategies.selection.representatives`
+order of the original positions            :func:`strategies.selection.in_order`
+========================================== ==================================================
+
+What the paper leaves open, and what is done here:
+
+- *Noise points* are dropped: what only one client has is supported by nobody else. With
+  ``noise="keep"`` each is a cluster of its own. If all is noise, the prompt whose tokens are on
+  average most similar to the other clients' is the answer.
+- *Ties* of weight fall to the smaller token id, then to the smaller relative position, then to the
+  canonical order of clients, which sorts them by what they sent. Arrival never decides.
+- *Repeated tokens*: two clusters may have the same token as representative. It stays as often as
+  the prompt that repeats it most holds it.
+- *Unequal lengths*: "original position" is position over prompt length. Alpha sums to 1 over a
+  prompt however long it is, so weights are compared as alpha times length.
+- *One client*, or clients who all sent the same prompt: that prompt comes back.
+- *The softmax overflows* for large sums: weights are compared as logarithms.
+- *Weights of clients*: none in the paper. ``client_weights`` is off unless given.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -47,7 +75,7 @@ def aggregate(
     embeddings: Sequence[NDArray[np.floating[Any]]],
     *,
     method: Method = "feddtpt",
-    min_samples: int = 2,
+    min_samples: int | None = None,
     elbow_method: ElbowMethod = "split",
     noise: Noise = "drop",
     max_tokens: int | None = None,
@@ -71,7 +99,8 @@ def aggregate(
         ``"feddtpt"``, the paper's, or one of its server ablations and baselines: see
         :data:`strategies.methods.METHODS`.
     min_samples
-        Tokens, itself included, within ``eps`` of a core point of DBSCAN; at least 1.
+        Tokens, itself included, within ``eps`` of a core point of DBSCAN; at least 1. ``None``
+        grows with the number of clients: :func:`~strategies.clustering.min_samples_for`.
     elbow_method
         How ``eps`` is read off the sorted neighbour distances: see :func:`elbow`.
     noise
@@ -106,8 +135,9 @@ def aggregate(
     ):
         if value not in allowed:
             raise ValueError(f"unknown {name} {value!r}; allowed: {', '.join(allowed)}")
-    if min_samples < 1 or (max_tokens is not None and max_tokens < 1):
-        raise ValueError("min_samples and max_tokens must be at least 1")
+    for name, number in (("min_samples", min_samples), ("max_tokens", max_tokens)):
+        if number is not None and number < 1:
+            raise ValueError(f"{name} must be None or at least 1, got {number}")
     uploads = collect(prompts, embeddings, accuracies, client_weights)
     if all(np.array_equal(prompt, prompts[0]) for prompt in prompts):
         rows = cut(uploads, uploads.prompt(0), max_tokens)

@@ -8,6 +8,7 @@ private examples: what one client found has seen none of the others'.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 
 from strategies.edits import merge
 
@@ -43,11 +44,14 @@ class LocalPrompt:
     gain
         Accuracy of the local prompt minus that of the prompt sent, on the client's own examples,
         in [-1, 1].
+    weight
+        How much its tokens count in the aggregation, at least 0.
     """
 
     client: str
     tokens: Tokens
     gain: float
+    weight: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +61,11 @@ class Score:
     Attributes
     ----------
     correct, total
-        Counts, ``0 <= correct <= total``.
+        Counts, ``0 <= correct <= total``; ``correct`` is no whole number where `tally` scaled a
+        client's counts down.
     """
 
-    correct: int = 0
+    correct: float = 0
     total: int = 0
 
     @property
@@ -113,6 +118,58 @@ def propose_candidates(
         if fits and len(distinct) <= limit and admissible(candidate.tokens):
             distinct.setdefault(candidate.tokens, candidate)
     return tuple(distinct.values())
+
+
+def low_median(values: Sequence[float]) -> float:
+    """Return the middle value, or the lower of the two: with half of them honest, never a lie.
+
+    At most half of the values made larger than all honest ones leave it at an honest value.
+    """
+    return sorted(values)[(len(values) - 1) // 2]
+
+
+def tally(counts: Sequence[Mapping[Tokens, Score]]) -> dict[Tokens, Score]:
+    """Add up the clients' counts, none counting for more than the median client.
+
+    How many examples a client has is its own word. Were it believed, one client that claims a
+    million examples would decide alone. Counting every client alike would give four examples the
+    say of four hundred. So a client counts by its examples up to the median of all clients' numbers
+    (the lower one of two), and its counts are scaled down if it claims more. As long as half of
+    the clients are honest, that limit is at most the largest honest number, whatever the others
+    claim. Where all clients have equally many examples, as few-shot clients do, nothing is scaled.
+
+    What a client says within its limit is believed. A trimmed mean or a median over clients would
+    bound that too, but it would throw out honest clients first where data differ between clients,
+    and needs five of them or more to trim anything.
+
+    Parameters
+    ----------
+    counts
+        One mapping per client, each with a count for every candidate over the same examples.
+
+    Returns
+    -------
+    dict
+        Each candidate's score over all clients; the same for every order of clients.
+    """
+    if not counts:
+        return {}
+    totals = [next(iter(count.values())).total for count in counts]
+    limit = int(low_median(totals))
+    shares = [min(Fraction(1), Fraction(limit, total)) for total in totals]
+    scores: dict[Tokens, Score] = {}
+    for tokens in counts[0]:
+        # Exact, so that no rounding breaks or makes a tie.
+        right = sum(
+            (
+                Fraction(count[tokens].correct) * share
+                for count, share in zip(counts, shares, strict=True)
+            ),
+            Fraction(0),
+        )
+        correct = int(right) if right.denominator == 1 else float(right)
+        scores[tokens] = Score(correct, sum(min(total, limit) for total in totals))
+    return scores
 
 
 def choose(

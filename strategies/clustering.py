@@ -1,5 +1,6 @@
 """DBSCAN over all uploaded tokens, without a distance matrix (FedDTPT, section 3.4)."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,39 @@ SMALL = 4000
 
 SMALLEST_EPS = 1e-6
 """Radius at or below this means "equal up to rounding": scikit-learn rejects a radius of 0."""
+
+
+SUPPORT = 0.05
+"""Share of the clients whose tokens make a core point, where ``min_samples`` is not given."""
+
+
+def min_samples_for(num_clients: int) -> int:
+    """Choose DBSCAN's ``min_samples`` for a number of clients: one in twenty, at least 2.
+
+    The points are tokens, so the neighbourhood of a token that every client kept holds about one
+    point per client, and ``min_samples`` says how many clients must agree. A fixed number means
+    less the more clients there are: among 1,000, two tokens lie close by chance in hundreds of
+    places. The usual rules, 5 or twice the number of dimensions, are about the dimension of the
+    data, and scikit-learn's guide says no more than to raise the number for large and noisy data.
+
+    Measured with synthetic uploads, prompts of 20 tokens edited in three places by each client
+    (``python -m simulations bench aggregation``), two seeds: ``min_samples = 2`` finds 20 clusters
+    with 4 and with 10 clients, 29 and 31 with 100, 615 and 635 with 1,000. A fiftieth of the
+    clients still finds 29 and 31 with 100. A twentieth, a tenth, a fifth and three tenths find 20
+    everywhere; the smallest of these loses least of what only some clients found. Up to 40 clients
+    it is 2.
+
+    Parameters
+    ----------
+    num_clients
+        Clients that uploaded a prompt, at least 1.
+
+    Returns
+    -------
+    int
+        ``max(2, ceil(num_clients / 20))``.
+    """
+    return max(2, math.ceil(SUPPORT * num_clients))
 
 
 def distinct_rows(points: NDArray[np.floating[Any]]) -> tuple[Ints, Ints]:

@@ -1,8 +1,6 @@
-"""FedDTPT as a Flower strategy."""
+"""FedDTPT for ``flwr.server``: ``fit`` and ``evaluate``."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from logging import INFO, WARNING
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,71 +13,21 @@ from flwr.common import (
     NDArrays,
     Parameters,
     Scalar,
-    log,
     ndarrays_to_parameters,
+    parameters_to_ndarrays,
 )
 from flwr.server.client_manager import ClientManager
 from flwr.server.client_proxy import ClientProxy
 from flwr.server.strategy import FedAvg
 from numpy.typing import NDArray
 
-from strategies.aggregation import Method, aggregate
-from strategies.candidates import (
-    Candidate,
-    LocalPrompt,
-    Score,
-    Tokens,
-    choose,
-    propose_candidates,
-)
-from strategies.wire import (
-    CLIENT_KEY,
-    ROUND_KEY,
-    VOCABULARY_KEY,
-    UploadError,
-    payload_bytes,
-    read_scores,
-    read_upload,
-)
-
-EmbedFn = Callable[[Sequence[NDArray[np.int64]]], Sequence[NDArray[np.floating[Any]]]]
-"""Prompts, each of shape ``(N_k,)``, to contextual token embeddings, each of shape ``(N_k, d)``."""
+from strategies.aggregation import Method
+from strategies.candidates import Tokens
+from strategies.rounds import RoundResult, Rounds
+from strategies.settings import EmbedFn, RoundSettings
+from strategies.wire import ROUND_KEY, ClientWeights, Reply, payload_bytes
 
 EvaluateFn = Callable[[int, NDArrays, dict[str, Scalar]], tuple[float, dict[str, Scalar]] | None]
-
-
-_NOTHING = Parameters(tensors=[], tensor_type="")
-
-
-@dataclass(frozen=True)
-class RoundResult:
-    """How a round's global prompt was found.
-
-    Attributes
-    ----------
-    server_round
-        The round, from 1.
-    chosen
-        The new global prompt.
-    candidates
-        All prompts that were compared, the incumbent first; just the chosen one without a guard.
-    scores
-        Correct answers of each candidate over all clients; empty without a guard.
-    failures
-        Clients whose answer was missing or malformed, in both phases.
-    num_bytes
-        Content of all messages of the round, in both directions, without framing.
-    central
-        Loss and metrics of the central evaluation, or ``None`` without one.
-    """
-
-    server_round: int
-    chosen: Candidate
-    candidates: tuple[Candidate, ...]
-    scores: dict[Tokens, Score]
-    failures: int
-    num_bytes: int
-    central: tuple[float, dict[str, Scalar]] | None
 
 
 class FedDTPT(FedAvg):
@@ -89,6 +37,9 @@ class FedDTPT(FedAvg):
     guard that the paper lacks: before the aggregated prompt becomes the global one, the clients
     count the correct answers of it, of the best local prompts, of their merged edits and of the
     prompt so far on their private examples, and the best one stays.
+
+    `strategies.message.FedDTPT` is the same for Flower's message API. They have one name in two
+    modules, as Flower's own strategies have in ``flwr.server`` and ``flwr.serverapp``.
 
     Parameters
     ----------
@@ -106,7 +57,12 @@ class FedDTPT(FedAvg):
         ``"feddtpt"``, or an ablation or baseline of `strategies.aggregate`. Defaults to
         ``"feddtpt"``.
     min_samples : int, optional
-        DBSCAN's smallest neighbourhood of a core point. Defaults to 2.
+        DBSCAN's smallest neighbourhood of a core point. Defaults to None: it grows with the number
+        of clients (`strategies.min_samples_for`).
+    client_weights : str, optional
+        What a client's tokens count by in the aggregation: ``"equal"``, ``"examples"`` (its number
+        of examples, at most the median client's) or ``"accuracy"`` (what it reports under that
+        name). Both are the client's own word. Defaults to ``"equal"``, as in the paper.
     guard : bool, optional
         Whether clients compare candidates before the global prompt changes. Off is the paper's
         behaviour. Defaults to True.
@@ -120,21 +76,23 @@ class FedDTPT(FedAvg):
         Fraction of clients used during training. Defaults to 1.0.
     fraction_evaluate : float, optional
         Fraction of clients that score the candidates. Defaults to 1.0.
-    min_fit_clients, min_evaluate_clients, min_available_clients : int, optional
-        As in `FedAvg`. Default to 2.
+    min_fit_clients, min_evaluate_clients : int, optional
+        As in `FedAvg`; and with fewer usable uploads, or counts, the prompt stays. Default to 2.
+    min_available_clients : int, optional
+        As in `FedAvg`. Defaults to 2.
     evaluate_fn : EvaluateFn, optional
         Central evaluation of the global prompt, called for round 0 and for every settled prompt.
     on_fit_config_fn, on_evaluate_config_fn : Callable[[int], dict[str, Scalar]], optional
         Further configuration for the clients.
     accept_failures : bool, optional
-        Whether a round with failures counts. Defaults to True.
+        Whether a round with failures counts; malformed answers are failures too. Defaults to True.
     fit_metrics_aggregation_fn, evaluate_metrics_aggregation_fn : MetricsAggregationFn, optional
-        As in `FedAvg`.
+        As in `FedAvg`; usable answers reach them, and those that report a ``failure``.
 
     Raises
     ------
     ValueError
-        If there is a guard, but ``fraction_evaluate`` is 0.
+        If a value is not allowed, or if there is a guard but ``fraction_evaluate`` is 0.
     """
 
     def __init__(
@@ -146,7 +104,8 @@ class FedDTPT(FedAvg):
         vocabulary: str = "",
         max_tokens: int = 24,
         aggregation: Method = "feddtpt",
-        min_samples: int = 2,
+        min_samples: int | None = None,
+        client_weights: ClientWeights = "equal",
         guard: bool = True,
         race_candidates: int = 4,
         admissible: Callable[[Tokens], bool] = lambda _: True,
@@ -175,45 +134,75 @@ class FedDTPT(FedAvg):
             on_fit_config_fn=on_fit_config_fn,
             on_evaluate_config_fn=on_evaluate_config_fn,
             accept_failures=accept_failures,
-            initial_parameters=ndarrays_to_parameters([initial_prompt]),
             fit_metrics_aggregation_fn=fit_metrics_aggregation_fn,
             evaluate_metrics_aggregation_fn=evaluate_metrics_aggregation_fn,
         )
-        self.prompt: Tokens = tuple(int(token) for token in initial_prompt)
-        self.embed_fn = embed_fn
-        self.vocabulary_size = vocabulary_size
-        self.vocabulary = vocabulary
-        self.max_tokens = max_tokens
-        self.aggregation: Method = aggregation
-        self.min_samples = min_samples
-        self.guard = guard
-        self.race_candidates = race_candidates
-        self.admissible = admissible
-        self.on_round = on_round
-        self._candidates: tuple[Candidate, ...] = ()
-        self._failures = 0
-        self._num_bytes = 0
+        settings = RoundSettings(
+            embed_fn=embed_fn,
+            vocabulary_size=vocabulary_size,
+            vocabulary=vocabulary,
+            max_tokens=max_tokens,
+            aggregation=aggregation,
+            min_samples=min_samples,
+            client_weights=client_weights,
+            guard=guard,
+            race_candidates=race_candidates,
+            admissible=admissible,
+            min_uploads=min_fit_clients,
+            min_scores=min_evaluate_clients,
+            accept_failures=accept_failures,
+        )
+        prompt = settings.read_initial([initial_prompt])
+        self._rounds = Rounds(settings, prompt, central=self._evaluate_centrally, on_round=on_round)
         self._central: tuple[float, dict[str, Scalar]] | None = None
+
+    @property
+    def prompt(self) -> Tokens:
+        """The global prompt's token ids."""
+        return self._rounds.prompt
 
     def __repr__(self) -> str:
         """Return the settings that make this strategy what it is."""
+        settings = self._rounds.settings
         return (
-            f"FedDTPT(aggregation={self.aggregation!r}, min_samples={self.min_samples}, "
-            f"guard={self.guard}, race_candidates={self.race_candidates}, "
-            f"max_tokens={self.max_tokens})"
+            f"FedDTPT(aggregation={settings.aggregation!r}, min_samples={settings.min_samples}, "
+            f"client_weights={settings.client_weights!r}, guard={settings.guard}, "
+            f"race_candidates={settings.race_candidates}, max_tokens={settings.max_tokens})"
         )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a later run needs to go on after the last settled round, as JSON values."""
+        return self._rounds.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` returned; call it before the run starts.
+
+        Rounds are then counted on: the run's first is the one after the last that was settled.
+
+        Raises
+        ------
+        ValueError
+            If it is of another version or vocabulary, or malformed.
+        """
+        self._rounds.load_state_dict(state)
+
+    def initialize_parameters(self, client_manager: ClientManager) -> Parameters:
+        """Return the prompt that a run starts from."""
+        self._rounds.begin_run(self.prompt)
+        return _to_parameters([self.prompt])
 
     def configure_fit(
         self, server_round: int, parameters: Parameters, client_manager: ClientManager
     ) -> list[tuple[ClientProxy, FitIns]]:
         """Send the global prompt to the clients that search in this round."""
-        # Between the phases of a round Flower's server holds the candidates, not the prompt.
+        self._rounds.expect(parameters_to_ndarrays(parameters))
+        number = self._rounds.begin_round(server_round)
+        # Flower's server still holds the candidates of the round before, not the settled prompt.
         chosen = _to_parameters([self.prompt])
-        instructions = super().configure_fit(server_round, chosen, client_manager)
-        self._num_bytes = 0
+        instructions = super().configure_fit(number, chosen, client_manager)
         for _, instruction in instructions:
-            instruction.config = self._config(server_round, instruction.config)
-            self._num_bytes += payload_bytes(instruction.parameters, instruction.config)
+            instruction.config = {**instruction.config, **self._rounds.config(), ROUND_KEY: number}
+            self._rounds.count_bytes(payload_bytes(chosen.tensors, instruction.config))
         return instructions
 
     def aggregate_fit(
@@ -223,42 +212,30 @@ class FedDTPT(FedAvg):
         failures: list[tuple[ClientProxy, FitRes] | BaseException],
     ) -> tuple[Parameters | None, dict[str, Scalar]]:
         """Aggregate the local prompts; with a guard, return the candidates to compare."""
-        valid, uploads = self._read_uploads(results)
-        self._num_bytes += sum(payload_bytes(res.parameters, res.metrics) for _, res in results)
-        self._failures = len(failures) + len(results) - len(valid)
-        incumbent = Candidate(self.prompt, "incumbent")
-        self._candidates = (incumbent,)
+        replies = [
+            Reply(proxy.cid, tuple(res.parameters.tensors), res.metrics, res.num_examples)
+            for proxy, res in results
+        ]
+        usable, failed = self._rounds.read_uploads(server_round, replies, len(failures))
+        # A client that failed has something to tell as well: what it spent, and what went wrong.
+        told = [results[i][1] for i in usable + failed]
         metrics: dict[str, Scalar] = {}
-        if self.fit_metrics_aggregation_fn and valid:
+        if self.fit_metrics_aggregation_fn and told:
             metrics = self.fit_metrics_aggregation_fn(
-                [(res.num_examples, res.metrics) for _, res in valid]
+                [(res.num_examples, res.metrics) for res in told]
             )
-        refused = bool(self._failures) and not self.accept_failures
-        if not uploads or refused:
-            log(WARNING, "round %d: no usable uploads, the prompt stays", server_round)
-        elif self.guard:
-            self._candidates = propose_candidates(
-                self.prompt,
-                uploads,
-                self._aggregate(uploads),
-                limit=self.race_candidates,
-                max_tokens=self.max_tokens,
-                admissible=self.admissible,
-            )
-        else:
-            self._candidates = (Candidate(self._aggregate(uploads), "aggregate"),)
-        if len(self._candidates) == 1:
-            self._settle(server_round, self._candidates[0], {})
-        return _to_parameters([c.tokens for c in self._candidates]), metrics
+        return _to_parameters(self._rounds.propose()), metrics
 
     def configure_evaluate(
         self, server_round: int, parameters: Parameters, client_manager: ClientManager
     ) -> list[tuple[ClientProxy, EvaluateIns]]:
         """Send the candidates to the clients that score them."""
-        instructions = super().configure_evaluate(server_round, parameters, client_manager)
+        self._rounds.expect(parameters_to_ndarrays(parameters))
+        number = self._rounds.number(server_round)
+        instructions = super().configure_evaluate(number, parameters, client_manager)
         for _, instruction in instructions:
-            instruction.config = self._config(server_round, instruction.config)
-            self._num_bytes += payload_bytes(instruction.parameters, instruction.config)
+            instruction.config = {**instruction.config, **self._rounds.config(), ROUND_KEY: number}
+            self._rounds.count_bytes(payload_bytes(parameters.tensors, instruction.config))
         return instructions
 
     def aggregate_evaluate(
@@ -268,32 +245,17 @@ class FedDTPT(FedAvg):
         failures: list[tuple[ClientProxy, EvaluateRes] | BaseException],
     ) -> tuple[float | None, dict[str, Scalar]]:
         """Count the clients' answers and settle the global prompt."""
-        tokens = [c.tokens for c in self._candidates]
-        self._num_bytes += sum(payload_bytes(_NOTHING, res.metrics) for _, res in results)
-        scores = {t: Score() for t in tokens}
-        valid: list[tuple[int, dict[str, Scalar]]] = []
-        for proxy, result in results:
-            try:
-                counts = read_scores(result.metrics, tokens)
-            except UploadError as error:
-                log(WARNING, "round %d: scores of %s rejected: %s", server_round, proxy.cid, error)
-                continue
-            valid.append((result.num_examples, result.metrics))
-            for key, count in counts.items():
-                total = scores[key]
-                scores[key] = Score(total.correct + count.correct, total.total + count.total)
-        failed = len(failures) + len(results) - len(valid)
-        self._failures += failed
+        replies = [Reply(proxy.cid, (), res.metrics) for proxy, res in results]
+        usable, failed = self._rounds.read_scores(replies, len(failures))
+        told = [results[i][1] for i in usable + failed]
         metrics: dict[str, Scalar] = {}
-        if self.evaluate_metrics_aggregation_fn and valid:
-            metrics = self.evaluate_metrics_aggregation_fn(valid)
-        chosen, score = choose(self._candidates, scores)
-        if len(self._candidates) > 1:
-            if failed and not self.accept_failures:
-                chosen, score = self._candidates[0], scores[self._candidates[0].tokens]
-            self._settle(server_round, chosen, scores)
-        if not valid:
-            return None, {}
+        if self.evaluate_metrics_aggregation_fn and told:
+            metrics = self.evaluate_metrics_aggregation_fn(
+                [(res.num_examples, res.metrics) for res in told]
+            )
+        score = self._rounds.decide()
+        if score is None:
+            return None, metrics
         metrics["accuracy"] = score.accuracy
         if self._central:
             metrics |= {f"central-{key}": value for key, value in self._central[1].items()}
@@ -308,68 +270,15 @@ class FedDTPT(FedAvg):
         then part of `RoundResult` and of what `aggregate_evaluate` returns.
         """
         if server_round == 0:
-            return self._evaluate_centrally(server_round)
-        return None if len(self._candidates) > 1 else self._central
+            self._evaluate_centrally(self._rounds.number(0), self.prompt)
+        return None if len(self._rounds.candidates) > 1 else self._central
 
-    def _config(self, server_round: int, config: dict[str, Scalar]) -> dict[str, Scalar]:
-        return {**config, ROUND_KEY: server_round, VOCABULARY_KEY: self.vocabulary}
-
-    def _read_uploads(
-        self, results: list[tuple[ClientProxy, FitRes]]
-    ) -> tuple[list[tuple[ClientProxy, FitRes]], list[LocalPrompt]]:
-        valid, uploads = [], []
-        for proxy, result in results:
-            client = str(result.metrics.get(CLIENT_KEY, proxy.cid))
-            try:
-                upload = read_upload(
-                    result.parameters,
-                    result.metrics,
-                    client=client,
-                    vocabulary=self.vocabulary,
-                    vocabulary_size=self.vocabulary_size,
-                    max_tokens=self.max_tokens,
-                )
-            except UploadError as error:
-                log(WARNING, "upload of client %s rejected: %s", client, error)
-                continue
-            valid.append((proxy, result))
-            uploads.append(upload)
-        return valid, uploads
-
-    def _aggregate(self, uploads: Sequence[LocalPrompt]) -> Tokens:
-        prompts = [np.array(upload.tokens, dtype=np.int64) for upload in uploads]
-        result = aggregate(
-            prompts,
-            self.embed_fn(prompts),
-            method=self.aggregation,
-            min_samples=self.min_samples,
-            max_tokens=self.max_tokens,
-            accuracies=[upload.gain for upload in uploads],
-        )
-        return tuple(int(token) for token in result.tokens)
-
-    def _evaluate_centrally(self, server_round: int) -> tuple[float, dict[str, Scalar]] | None:
-        if self.evaluate_fn is None:
-            return None
-        return self.evaluate_fn(server_round, [np.array(self.prompt, dtype=np.int64)], {})
-
-    def _settle(self, server_round: int, chosen: Candidate, scores: dict[Tokens, Score]) -> None:
-        log(INFO, "round %d: the %s is the global prompt", server_round, chosen.origin)
-        self.prompt = chosen.tokens
-        candidates, self._candidates = self._candidates, (chosen,)
-        self._central = self._evaluate_centrally(server_round)
-        if self.on_round:
-            self.on_round(
-                RoundResult(
-                    server_round,
-                    chosen,
-                    candidates,
-                    scores,
-                    self._failures,
-                    self._num_bytes,
-                    self._central,
-                )
-            )
+    def _evaluate_centrally(self, server_round: int, tokens: Tokens) -> dict[str, Scalar] | None:
+        self._central = None
+        if self.evaluate_fn is not None:
+            arrays = [np.array(tokens, dtype=np.int64)]
+            self._central = self.evaluate_fn(server_round, arrays, {})
+        return self._central[1] if self._central else None
 
 
 def _to_parameters(prompts: Sequence[Tokens]) -> Parameters:

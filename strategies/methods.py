@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.cluster import KMeans
 
-from strategies.clustering import cluster_tokens
+from strategies.clustering import cluster_tokens, min_samples_for
 from strategies.elbow import ElbowMethod, elbow, neighbour_distances
 from strategies.selection import Noise, cut, heaviest, in_order, limit_repetitions
 from strategies.uploads import Uploads
@@ -25,7 +25,7 @@ ELBOW_SAMPLE = 1000
 class Settings:
     """Options of :func:`strategies.aggregation.aggregate`, described there."""
 
-    min_samples: int = 2
+    min_samples: int | None = None
     elbow_method: ElbowMethod = "split"
     noise: Noise = "drop"
     max_tokens: int | None = None
@@ -78,11 +78,12 @@ def feddtpt(uploads: Uploads, settings: Settings) -> Choice:
     them; if noise is dropped then, the typical prompt is the answer, lest it be empty.
     """
     points = uploads.points()
-    k = max(1, settings.min_samples - 1)
+    min_samples = settings.min_samples or min_samples_for(len(uploads.arrival))
+    k = max(1, min_samples - 1)
     curve = neighbour_distances(points, k, max_queries=ELBOW_SAMPLE)
     eps = elbow(curve, settings.elbow_method)
     # One part in a million more, lest rounding leave the token at the elbow outside its radius.
-    labels = cluster_tokens(points, eps * (1 + 1e-6), settings.min_samples)
+    labels = cluster_tokens(points, eps * (1 + 1e-6), min_samples)
     rows = _assemble(uploads, labels, settings.noise, settings.max_tokens)
     if not len(rows):
         rows = cut(uploads, typical_prompt(uploads), settings.max_tokens)

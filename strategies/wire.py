@@ -1,10 +1,22 @@
-"""Reading what clients sent: nothing that comes over the network is believed."""
+"""Reading what clients sent: nothing that comes over the network is believed.
+
+The contract between strategy and client, whichever of Flower's two interfaces carries it:
+
+- *search* (``fit``, ``train``): the client receives one array, the global prompt's token ids, and
+  the configuration ``server-round`` and ``vocabulary``. It answers with one array, its local
+  prompt's token ids, and may report ``gain``, ``vocabulary`` and ``client``; and, if its black box
+  failed, what happened as ``failure``, with what it had found until then or no array.
+- *score* (``evaluate``): the client receives one array for each candidate, and answers with
+  ``num-scored``, the number of private examples it tried them on, and ``correct-0``, ``correct-1``,
+  …, how many of these each candidate answered correctly; or with ``failure`` and no counts.
+"""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from io import BytesIO
+from typing import Any, Literal
 
 import numpy as np
-from flwr.common import Parameters, Scalar, parameters_to_ndarrays
 from numpy.typing import NDArray
 
 from strategies.candidates import LocalPrompt, Score, Tokens
@@ -12,13 +24,54 @@ from strategies.candidates import LocalPrompt, Score, Tokens
 VOCABULARY_KEY = "vocabulary"
 ROUND_KEY = "server-round"
 GAIN_KEY = "gain"
+ACCURACY_KEY = "accuracy"
 QUERIES_KEY = "queries"
 SCORED_KEY = "num-scored"
 CLIENT_KEY = "client"
+UNPARSED_KEY = "unparsed"
+PROMPT_TOKENS_KEY = "prompt-tokens"
+COMPLETION_TOKENS_KEY = "completion-tokens"
+COST_KEY = "cost"
+FAILURE_KEY = "failure"
+
+ClientWeights = Literal["equal", "examples", "accuracy"]
+"""What a client's tokens count by: all alike, its number of examples, or its local accuracy."""
 
 
 class UploadError(ValueError):
     """What a client sent is malformed; the message says how."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What one client answered, before any of it is believed.
+
+    Attributes
+    ----------
+    sender
+        What Flower calls the client.
+    tensors
+        Its arrays as they travel, each in NumPy's file format.
+    metrics
+        What else it reported.
+    num_examples
+        On how many examples, as it says.
+    """
+
+    sender: str
+    tensors: tuple[bytes, ...]
+    metrics: Mapping[str, Any]
+    num_examples: Any = 1
+
+    @property
+    def client(self) -> str:
+        """The name the client gives itself, else Flower's for it."""
+        return str(self.metrics.get(CLIENT_KEY, self.sender))[:64]
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the content, in bytes."""
+        return payload_bytes(self.tensors, self.metrics)
 
 
 def correct_key(index: int) -> str:
@@ -26,16 +79,22 @@ def correct_key(index: int) -> str:
     return f"correct-{index}"
 
 
-def payload_bytes(parameters: Parameters, scalars: Mapping[str, Scalar]) -> int:
+def payload_bytes(tensors: Sequence[bytes], values: Mapping[str, Any]) -> int:
     """Return the size of a message's content in bytes: arrays as they travel, keys, values."""
-    size = sum(len(tensor) for tensor in parameters.tensors)
-    for key, value in scalars.items():
+    size = sum(len(tensor) for tensor in tensors)
+    for key, value in values.items():
         size += len(key.encode())
-        if isinstance(value, str):
-            size += len(value.encode())
-        else:
-            size += len(value) if isinstance(value, bytes) else 8
+        for item in value if isinstance(value, list) else [value]:
+            if isinstance(item, str):
+                size += len(item.encode())
+            else:
+                size += len(item) if isinstance(item, bytes) else 8
     return size
+
+
+def failure(metrics: Mapping[str, Any]) -> str:
+    """Return what a client says went wrong, in one short line; empty if nothing did."""
+    return " ".join(str(metrics.get(FAILURE_KEY, "")).split())[:300]
 
 
 def read_prompt(array: NDArray[Any], *, vocabulary_size: int, max_tokens: int) -> Tokens:
@@ -56,9 +115,12 @@ def read_prompt(array: NDArray[Any], *, vocabulary_size: int, max_tokens: int) -
         If it is anything else.
     """
     if array.ndim != 1 or not np.issubdtype(array.dtype, np.integer):
+        hint = ""
+        if np.issubdtype(array.dtype, np.floating):
+            hint = "; mods that clip arrays or add noise to them do not work on token ids"
         raise UploadError(
             "a prompt is a one-dimensional integer array, "
-            f"got shape {array.shape} and dtype {array.dtype}"
+            f"got shape {array.shape} and dtype {array.dtype}{hint}"
         )
     if not 1 <= len(array) <= max_tokens:
         raise UploadError(f"a prompt has 1 to {max_tokens} tokens, got {len(array)}")
@@ -70,45 +132,38 @@ def read_prompt(array: NDArray[Any], *, vocabulary_size: int, max_tokens: int) -
 
 
 def read_upload(
-    parameters: Parameters,
-    metrics: Mapping[str, Scalar],
+    reply: Reply,
     *,
-    client: str,
     vocabulary: str,
     vocabulary_size: int,
     max_tokens: int,
+    client_weights: ClientWeights = "equal",
 ) -> LocalPrompt:
     """Return the local prompt that a client uploaded.
 
     Raises
     ------
     UploadError
-        If the arrays are no prompt, the gain is no finite number in [-1, 1], or the client's
-        vocabulary is another one.
+        If the arrays are no prompt, the gain is no finite number in [-1, 1], the client's
+        vocabulary is another one, or what it shall be weighed by is missing or out of range.
     """
-    try:
-        arrays = parameters_to_ndarrays(parameters)
-    except Exception as error:
-        raise UploadError(f"unreadable arrays: {error}") from error
-    # What numpy reads from a zip file is no array but an archive of arrays.
-    if not all(isinstance(array, np.ndarray) for array in arrays):
-        raise UploadError("unreadable arrays: an archive")
-    if len(arrays) != 1:
-        raise UploadError(f"an upload is one array, got {len(arrays)}")
-    theirs = metrics.get(VOCABULARY_KEY, vocabulary)
+    if len(reply.tensors) != 1:
+        raise UploadError(f"an upload is one array, got {len(reply.tensors)}")
+    array = _load(reply.tensors[0])
+    theirs = reply.metrics.get(VOCABULARY_KEY, vocabulary)
     if theirs != vocabulary:
         raise UploadError(
             f"the client's vocabulary {theirs!r} is not the server's {vocabulary!r}: "
             "all nodes need the same masked-lm"
         )
-    tokens = read_prompt(arrays[0], vocabulary_size=vocabulary_size, max_tokens=max_tokens)
-    gain = metrics.get(GAIN_KEY, 0.0)
+    tokens = read_prompt(array, vocabulary_size=vocabulary_size, max_tokens=max_tokens)
+    gain = reply.metrics.get(GAIN_KEY, 0.0)
     if not isinstance(gain, (int, float)) or not -1 <= gain <= 1:
         raise UploadError(f"{GAIN_KEY} must be a number in [-1, 1], got {gain!r}")
-    return LocalPrompt(client, tokens, float(gain))
+    return LocalPrompt(reply.client, tokens, float(gain), _weight(reply, client_weights))
 
 
-def read_scores(metrics: Mapping[str, Scalar], candidates: Sequence[Tokens]) -> dict[Tokens, Score]:
+def read_scores(metrics: Mapping[str, Any], candidates: Sequence[Tokens]) -> dict[Tokens, Score]:
     """Return one client's counts for every candidate.
 
     Raises
@@ -129,3 +184,29 @@ def read_scores(metrics: Mapping[str, Scalar], candidates: Sequence[Tokens]) -> 
             )
         scores[tokens] = Score(correct, total)
     return scores
+
+
+def _load(tensor: bytes) -> NDArray[Any]:
+    try:
+        # Pickled objects from the network would run their own code.
+        array = np.load(BytesIO(tensor), allow_pickle=False)
+    except Exception as error:
+        raise UploadError(f"unreadable array: {error}") from error
+    # What NumPy reads from a zip file is no array but an archive of arrays.
+    if not isinstance(array, np.ndarray):
+        raise UploadError("unreadable array: an archive")
+    return array
+
+
+def _weight(reply: Reply, client_weights: ClientWeights) -> float:
+    if client_weights == "equal":
+        return 1.0
+    if client_weights == "examples":
+        number = reply.num_examples
+        if not isinstance(number, int) or not 1 <= number < 2**53:
+            raise UploadError(f"the number of examples must be a positive count, got {number!r}")
+        return float(number)
+    accuracy = reply.metrics.get(ACCURACY_KEY)
+    if not isinstance(accuracy, (int, float)) or not 0 <= accuracy <= 1:
+        raise UploadError(f"{ACCURACY_KEY} must be a number in [0, 1], got {accuracy!r}")
+    return float(accuracy)

@@ -78,7 +78,7 @@ def test_a_config_does_not_change() -> None:
         ("max-prompt-tokens", 257, "less than or equal to 256"),
         ("queries-per-round", 0, "greater than or equal to 1"),
         ("aggregation", "mean", "'feddtpt', 'average'"),
-        ("min-samples", 0, "greater than or equal to 1"),
+        ("min-samples", -1, "greater than or equal to 0"),
         ("race-candidates", 0, "greater than or equal to 1"),
         ("fraction-fit", 0.0, "greater than 0"),
         ("fraction-fit", 1.5, "less than or equal to 1"),

@@ -14,7 +14,7 @@ from feddtpt_flwr.recorder import Recorder
 from feddtpt_flwr.run_folder import RunFolder
 from feddtpt_flwr.vocabulary import Vocabulary
 from strategies.candidates import Candidate, Score
-from strategies.feddtpt import RoundResult
+from strategies.rounds import RoundResult
 from strategies.wire import CLIENT_KEY, QUERIES_KEY, ROUND_KEY
 
 SEED, LEARNED = "Judge this review.", "Is this film good?"
@@ -91,7 +91,7 @@ def test_a_whole_run(
     seed, learned = vocabulary.encode(SEED), vocabulary.encode(LEARNED)
     candidates = (Candidate(seed, "incumbent"), Candidate(learned, "client 1"))
     scores = {seed: Score(3, 8)}
-    recorder.round(RoundResult(1, candidates[1], candidates, scores, 2, 1234, central))
+    recorder.round(RoundResult(1, candidates[1], candidates, scores, 2, 1234, central[1]))
     table = recorder.close()
 
     events = [line["event"] for line in history(recorder)]

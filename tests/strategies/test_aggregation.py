@@ -2,11 +2,11 @@ from typing import Any, get_args
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from strategies import METHODS, Aggregate, aggregate, attention_weights
+from strategies import METHODS, Aggregate, aggregate, attention_weights, elbow
 from strategies.aggregation import Method
 
 Prompts = list[NDArray[np.int64]]
@@ -32,6 +32,57 @@ def of(*prompts: list[int]) -> Prompts:
 def run(prompts: Prompts, **options: Any) -> Aggregate:
     options.setdefault("accuracies", [p.sum() % 7 / 7 for p in prompts])
     return aggregate(prompts, embed(prompts), **options)
+
+
+def reference(prompts: Prompts, embeddings: Embeddings, min_samples: int) -> list[int]:
+    """Section 3.4 and Algorithm 2 word for word, with lists and loops and no overflow in sight."""
+    where = [(k, n) for k, prompt in enumerate(prompts) for n in range(len(prompt))]
+    unit = {(k, n): embeddings[k][n] / np.linalg.norm(embeddings[k][n]) for k, n in where}
+    alpha = {}
+    for k, prompt in enumerate(prompts):
+        w = [
+            sum(float(unit[k, n] @ unit[p]) for p in where if p[0] != k) for n in range(len(prompt))
+        ]
+        for n in range(len(prompt)):
+            alpha[k, n] = float(np.exp(w[n]) / sum(np.exp(w))) * len(prompt)
+    distance = {(p, q): float(np.linalg.norm(unit[p] - unit[q])) for p in where for q in where}
+    curve = sorted(
+        sorted(distance[p, q] for q in where if q != p)[min(min_samples - 1, len(where) - 1) - 1]
+        for p in where
+    )
+    eps = elbow(np.array(curve)) * (1 + 1e-6)
+    near = {p: [q for q in where if distance[p, q] <= eps] for p in where}
+    core = [p for p in where if len(near[p]) >= min_samples]
+    clusters: list[set[tuple[int, int]]] = []
+    for p in core:
+        if not any(p in cluster for cluster in clusters):
+            cluster, todo = {p}, [p]
+            while todo:
+                for q in near[todo.pop()]:
+                    if q in core and q not in cluster:
+                        cluster.add(q)
+                        todo.append(q)
+            clusters.append(cluster)
+    for p in where:
+        if p not in core:
+            for cluster in clusters:
+                if any(q in cluster and q in core for q in near[p]):
+                    cluster.add(p)
+                    break
+
+    def rank(p: tuple[int, int]) -> tuple[float, int, float]:
+        weight = round(float(np.log(alpha[p])), 9)
+        return -weight, int(prompts[p[0]][p[1]]), p[1] / len(prompts[p[0]])
+
+    chosen = sorted((min(cluster, key=rank) for cluster in clusters), key=rank)
+    kept: list[tuple[int, int]] = []
+    for p in chosen:
+        token = prompts[p[0]][p[1]]
+        used = sum(prompts[k][n] == token for k, n in kept)
+        if used < max(int((prompt == token).sum()) for prompt in prompts):
+            kept.append(p)
+    kept.sort(key=lambda p: p[1] / len(prompts[p[0]]))
+    return [int(prompts[k][n]) for k, n in kept]
 
 
 federations = st.lists(
@@ -121,6 +172,32 @@ def test_attention_has_the_mean_length_and_no_copies() -> None:
 def test_kmeans_has_as_many_clusters(n_clusters: int | None, longest: int) -> None:
     result = run(of([1, 2, 3, 4], [1, 2, 3, 5]), method="kmeans", n_clusters=n_clusters)
     assert 1 <= len(result.tokens) <= longest
+
+
+@settings(max_examples=150, deadline=None)
+@given(prompts=federations, min_samples=st.integers(2, 4))
+def test_the_whole_step_equals_the_slow_reference(prompts: Prompts, min_samples: int) -> None:
+    # What follows is the paper's; where it is silent, other tests say what happens.
+    assume(len(prompts) > 1 and any(not np.array_equal(p, prompts[0]) for p in prompts))
+    # Copies of a prompt tie in every weight, and places in prompts tie in the final order.
+    assume(len({tuple(p.tolist()) for p in prompts}) == len(prompts))
+    embeddings = embed(prompts)
+    result = aggregate(prompts, embeddings, min_samples=min_samples)
+    expected = reference(prompts, embeddings, min_samples)
+    assume(expected)
+    assert sorted(result.tokens.tolist()) == sorted(expected)
+    places = [position / len(prompts[client]) for client, position in result.sources]
+    assert places == sorted(places)
+    if len(set(places)) == len(places):
+        assert result.tokens.tolist() == expected
+
+
+@pytest.mark.parametrize(("clients", "kept"), [(4, True), (40, True), (80, False), (200, False)])
+def test_how_many_clients_must_agree_grows_with_their_number(clients: int, kept: bool) -> None:
+    """Two of them added the same token 39 at the end; of 40 clients that is one in twenty."""
+    prompts = of(*[[1, 2, 3, 4]] * (clients - 2), *[[1, 2, 3, 4, 39]] * 2)
+    assert (39 in run(prompts).tokens.tolist()) == kept
+    assert 39 in run(prompts, min_samples=2).tokens.tolist(), "a number of one's own stands"
 
 
 @every_method

@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 from sklearn.cluster import DBSCAN
 
 from strategies import blocked_dbscan as blocked
-from strategies import cluster_tokens
+from strategies import cluster_tokens, min_samples_for
 from strategies.clustering import distinct_rows
 
 Floats = NDArray[np.float64]
@@ -91,3 +91,11 @@ def test_distinct_rows_restore_the_points(seed: int, n: int, d: int) -> None:
     assert (np.diff(first) > 0).all()
     if d <= 3:
         assert len(first) == len(np.unique(points, axis=0))
+
+
+@pytest.mark.parametrize(
+    ("clients", "expected"),
+    [(1, 2), (4, 2), (10, 2), (40, 2), (41, 3), (100, 5), (1000, 50), (10_000, 500)],
+)
+def test_min_samples_grows_with_the_clients(clients: int, expected: int) -> None:
+    assert min_samples_for(clients) == expected

@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -8,7 +10,9 @@ from strategies.candidates import (
     Score,
     Tokens,
     choose,
+    low_median,
     propose_candidates,
+    tally,
 )
 
 INCUMBENT = (1, 2, 3, 4, 5)
@@ -142,3 +146,74 @@ def test_what_is_not_admissible_is_no_candidate_but_the_incumbent_stays() -> Non
         (1, 2, 3), uploads, None, limit=5, max_tokens=5, admissible=lambda _: False
     )
     assert [c.origin for c in alone] == ["incumbent"]
+
+
+def votes(*counts: tuple[int, int, int]) -> list[dict[Tokens, Score]]:
+    """One client's right answers with A and with B, and its number of examples, each."""
+    return [{A: Score(a, total), B: Score(b, total)} for a, b, total in counts]
+
+
+@pytest.mark.parametrize(
+    ("values", "middle"), [([3], 3), ([1, 9], 1), ([5, 1, 9], 5), ([9, 1, 5, 4], 4)]
+)
+def test_low_median(values: list[float], middle: float) -> None:
+    assert low_median(values) == middle
+
+
+def test_equal_numbers_of_examples_are_just_added() -> None:
+    scores = tally(votes((3, 5, 8), (4, 1, 8), (0, 8, 8)))
+    assert scores == {A: Score(7, 24), B: Score(14, 24)}
+    assert all(type(score.correct) is int for score in scores.values())
+
+
+def test_who_claims_more_than_the_median_is_scaled_down() -> None:
+    scores = tally(votes((1, 3, 4), (6, 2, 8), (40, 60, 80)))
+    assert scores == {A: Score(1 + 6 + 4, 4 + 8 + 8), B: Score(3 + 2 + 6, 20)}
+    thirds = tally(votes((1, 0, 2), (1, 1, 3)))
+    assert thirds[A].correct == pytest.approx(1 + 2 / 3)
+
+
+def test_nobody_counted() -> None:
+    assert tally([]) == {}
+
+
+numbers = st.integers(1, 50).flatmap(
+    lambda total: st.tuples(st.integers(0, total), st.integers(0, total), st.just(total))
+)
+honest_votes = st.lists(numbers, min_size=1, max_size=7)
+
+
+@given(counts=honest_votes, order=st.randoms())
+def test_the_order_of_votes_does_not_matter(counts: list[tuple[int, int, int]], order: Any) -> None:
+    shuffled = counts.copy()
+    order.shuffle(shuffled)
+    assert tally(votes(*shuffled)) == tally(votes(*counts))
+
+
+@given(counts=honest_votes)
+def test_no_client_counts_for_more_than_the_median_one(counts: list[tuple[int, int, int]]) -> None:
+    """Without a client, the totals fall by at most the limit."""
+    limit = low_median([total for _, _, total in counts])
+    scores = tally(votes(*counts))
+    assert scores[A].total == sum(min(total, limit) for _, _, total in counts)
+    for score in scores.values():
+        assert 0 <= score.correct <= score.total
+
+
+@given(honest=honest_votes, lies=st.integers(1, 10**18), data=st.data())
+def test_a_lie_about_the_number_weighs_no_more_than_the_largest_honest_client(
+    honest: list[tuple[int, int, int]], lies: int, data: st.DataObject
+) -> None:
+    liars = data.draw(st.integers(0, len(honest)))
+    claimed = 50 + lies
+    scores = tally(votes(*honest, *[(claimed, 0, claimed)] * liars))
+    largest = max(total for _, _, total in honest)
+    assert scores[A].total <= (len(honest) + liars) * largest
+
+
+def test_equal_shares_are_a_tie_whatever_the_rounding() -> None:
+    """0.1 + 0.2 is not 0.3 to a computer, but 1/10 + 2/10 is 3/10."""
+    scores = tally(votes((1, 3, 10), (2, 0, 10), (0, 0, 1), (0, 0, 1), (0, 0, 1)))
+    assert scores[A] == scores[B]
+    candidates = [Candidate(A, "incumbent"), Candidate(B, "?")]
+    assert choose(candidates, scores)[0].tokens == A

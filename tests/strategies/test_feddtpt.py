@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from strategies import aggregate
 from strategies.candidates import Tokens
-from strategies.feddtpt import FedDTPT, RoundResult
+from strategies.feddtpt import FedDTPT
+from strategies.rounds import RoundResult
 from strategies.wire import (
     CLIENT_KEY,
     GAIN_KEY,
@@ -84,6 +85,7 @@ class Server:
     def __init__(self, **options: Any) -> None:
         self.central = Central()
         self.rounds: list[RoundResult] = []
+        options = {"min_fit_clients": 1, "min_evaluate_clients": 1} | options
         self.strategy = FedDTPT(
             initial_prompt=np.array(SEED),
             embed_fn=embed,
@@ -94,6 +96,9 @@ class Server:
             on_round=self.rounds.append,
             **options,
         )
+
+    def start(self) -> Parameters:
+        return self.strategy.initialize_parameters(manager())
 
     def fit(self, *results: Fit, failures: int = 0) -> tuple[Tokens, ...]:
         lost = [cast(Any, RuntimeError("lost")) for _ in range(failures)]
@@ -163,10 +168,10 @@ def test_a_guarded_round() -> None:
 
     best = candidates[2]
     loss, metrics = server.score(
-        scores(candidates, {best: 9, SEED: 5}), scores(candidates, {best: 6, SEED: 8}, of=20)
+        scores(candidates, {best: 9, SEED: 5}), scores(candidates, {best: 6, SEED: 8})
     )
-    assert loss == pytest.approx(1 - 15 / 30)
-    assert metrics["accuracy"] == pytest.approx(15 / 30)
+    assert loss == pytest.approx(1 - 15 / 20)
+    assert metrics["accuracy"] == pytest.approx(15 / 20)
     assert metrics["central-accuracy"] == 0.75
     assert server.strategy.prompt == best
     assert server.central.asked == [(1, best)]
@@ -176,18 +181,30 @@ def test_a_guarded_round() -> None:
     assert record.chosen.tokens == best
     assert [candidate.tokens for candidate in record.candidates] == list(candidates)
     assert record.candidates[0].origin == "incumbent"
-    assert (record.scores[best].correct, record.scores[best].total) == (15, 30)
-    assert (record.scores[SEED].correct, record.scores[SEED].total) == (13, 30)
+    assert (record.scores[best].correct, record.scores[best].total) == (15, 20)
+    assert (record.scores[SEED].correct, record.scores[SEED].total) == (13, 20)
     assert record.failures == 0
     assert record.num_bytes > 0
-    assert record.central == (0.25, {"accuracy": 0.75})
+    assert record.central == {"accuracy": 0.75}
 
 
 def test_clients_weigh_by_their_examples() -> None:
     server = Server()
     candidates = server.fit(*uploads(A, B))
-    server.score(scores(candidates, {A: 4, B: 1}, of=4), scores(candidates, {A: 10, B: 20}, of=40))
+    small, large = scores(candidates, {A: 4, B: 1}, of=4), scores(candidates, {A: 10, B: 20}, of=40)
+    server.score(small, large, large)
     assert server.strategy.prompt == B
+
+
+def test_one_client_cannot_outvote_the_others_by_a_number() -> None:
+    server = Server()
+    candidates = server.fit(*uploads(A, B))
+    honest = [scores(candidates, {A: 9, B: 3, SEED: 5})] * 2
+    server.score(*honest, scores(candidates, {B: 10**9}, of=10**9))
+    assert server.strategy.prompt == A
+    (record,) = server.rounds
+    assert (record.scores[A].correct, record.scores[A].total) == (18, 30)
+    assert (record.scores[B].correct, record.scores[B].total) == (16, 30)
 
 
 @pytest.mark.parametrize("counts", [{}, {SEED: 5, A: 5, B: 5}, {SEED: 5, A: 4}])
@@ -328,16 +345,16 @@ def test_the_candidates_are_sent_to_be_counted() -> None:
         assert instruction.config == {"extra": 1, ROUND_KEY: 1, VOCABULARY_KEY: "abc"}
 
 
-@pytest.mark.parametrize(("fraction", "clients"), [(1.0, 10), (0.5, 5), (0.01, 2)])
+@pytest.mark.parametrize(("fraction", "clients"), [(1.0, 10), (0.5, 5), (0.01, 1)])
 def test_a_fraction_of_the_clients_searches(fraction: float, clients: int) -> None:
     server = Server(fraction_fit=fraction)
-    sent = server.strategy.configure_fit(1, ndarrays_to_parameters([]), manager(10))
+    sent = server.strategy.configure_fit(1, server.start(), manager(10))
     assert len(sent) == clients
 
 
 def test_bytes_grow_with_every_message() -> None:
     server = Server()
-    server.strategy.configure_fit(1, ndarrays_to_parameters([]), manager(2))
+    server.strategy.configure_fit(1, server.start(), manager(2))
     candidates = server.fit(*uploads(A, B))
     sent = ndarrays_to_parameters([np.array(tokens) for tokens in candidates])
     server.strategy.configure_evaluate(1, sent, manager(2))
@@ -347,7 +364,7 @@ def test_bytes_grow_with_every_message() -> None:
     alone.score(scores(candidates, {A: 9}))
     tokens = sum(map(len, candidates)) + len(SEED)
     assert server.rounds[0].num_bytes - alone.rounds[0].num_bytes > 2 * 8 * tokens
-    server.strategy.configure_fit(2, ndarrays_to_parameters([]), manager(2))
+    server.strategy.configure_fit(2, sent, manager(2))
     server.fit(*uploads(A, A))
     server.score(scores([A], {A: 9}))
     assert server.rounds[1].num_bytes < server.rounds[0].num_bytes, "each round counts anew"
@@ -395,5 +412,88 @@ def test_a_guard_without_evaluation_is_refused() -> None:
 def test_repr_names_the_settings() -> None:
     text = repr(Server(aggregation="kmeans", guard=False, race_candidates=7).strategy)
     assert text == (
-        "FedDTPT(aggregation='kmeans', min_samples=2, guard=False, race_candidates=7, max_tokens=6)"
+        "FedDTPT(aggregation='kmeans', min_samples=None, client_weights='equal', guard=False, "
+        "race_candidates=7, max_tokens=6)"
     )
+
+
+@pytest.mark.parametrize("guard", [True, False])
+def test_fewer_usable_uploads_than_the_minimum_keep_the_prompt(
+    guard: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = Server(guard=guard, min_fit_clients=3)
+    assert server.fit(*uploads(A, B), MALFORMED[0]) == (SEED,)
+    assert server.strategy.prompt == SEED
+    assert server.rounds[0].failures == 1
+    assert "2 usable uploads, 3 needed; the prompt stays" in caplog.text
+
+
+def test_fewer_usable_counts_than_the_minimum_keep_the_prompt(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    server = Server(min_evaluate_clients=2)
+    candidates = server.fit(*uploads(A, B))
+    server.score(scores(candidates, {A: 9}), scores(candidates, {A: 11}))
+    assert server.strategy.prompt == SEED
+    assert server.rounds[0].scores[A].correct == 9
+    assert "1 usable counts, 2 needed; the prompt stays" in caplog.text
+
+
+def test_a_rejected_upload_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    Server().fit(upload([1, 20], client="ward 3"), upload(B))
+    assert "the upload of client ward 3 is rejected: token ids must lie in [0, 20)" in caplog.text
+
+
+def test_clients_can_be_weighed_by_their_examples() -> None:
+    """Two clients of three positions; the weight decides what stands at the first."""
+    results = uploads((9, 2), (9, 2), (1, 2))
+    for (_, result), number in zip(results, (4, 4, 4000), strict=True):
+        result.num_examples = number
+    server = Server(guard=False, aggregation="majority", client_weights="examples")
+    assert server.fit(*results) == ((9, 2),), "at most the median client's number counts"
+    for (_, result), number in zip(results, (2, 4, 7), strict=True):
+        result.num_examples = number
+    server = Server(guard=False, aggregation="majority", client_weights="examples")
+    assert server.fit(*results) == ((9, 2),)
+    results = [
+        upload((9, 2), accuracy=0.2),
+        upload((1, 2), accuracy=0.3),
+        upload((5, 2), accuracy=0.0),
+    ]
+    server = Server(guard=False, aggregation="majority", client_weights="accuracy")
+    assert server.fit(*results) == ((1, 2),)
+    nobody = [upload((9, 2), accuracy=0.0), upload((1, 2), accuracy=0.0)]
+    server = Server(guard=False, aggregation="majority", client_weights="accuracy")
+    assert server.fit(*nobody) == ((1, 2),), "if all have no weight, all count alike"
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("aggregation", "mean", "unknown aggregation 'mean'; allowed: feddtpt"),
+        ("client_weights", "size", "unknown client_weights 'size'; allowed: equal, examples"),
+        ("min_samples", 0, "min_samples must be None or at least 1, got 0"),
+        ("race_candidates", 0, "race_candidates must be at least 1"),
+    ],
+)
+def test_a_bad_setting_is_named(option: str, value: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Server(**{option: value})
+
+
+@pytest.mark.parametrize("prompt", [[], [1.5], [20], [1] * 7])
+def test_a_bad_first_prompt_is_named(prompt: list[Any]) -> None:
+    with pytest.raises(ValueError, match="the initial prompt is malformed"):
+        FedDTPT(initial_prompt=np.array(prompt), embed_fn=embed, vocabulary_size=20, max_tokens=6)
+
+
+def test_when_nobody_is_left_to_count_the_prompt_stays_and_the_round_is_recorded() -> None:
+    server = Server()
+    sent = server.start()
+    server.strategy.configure_fit(1, sent, manager(2))
+    candidates = server.fit(*uploads(A, B))
+    assert server.rounds == []
+    stale = ndarrays_to_parameters([np.array(tokens) for tokens in candidates])
+    server.strategy.configure_fit(2, stale, manager(2))
+    assert server.strategy.prompt == SEED
+    assert [(record.server_round, record.chosen.tokens) for record in server.rounds] == [(1, SEED)]

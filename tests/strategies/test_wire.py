@@ -11,9 +11,12 @@ from numpy.typing import NDArray
 
 from strategies.candidates import LocalPrompt, Score
 from strategies.wire import (
+    ACCURACY_KEY,
+    CLIENT_KEY,
     GAIN_KEY,
     SCORED_KEY,
     VOCABULARY_KEY,
+    Reply,
     UploadError,
     correct_key,
     payload_bytes,
@@ -29,9 +32,15 @@ def of(*tokens: int) -> NDArray[np.int64]:
     return np.array(tokens, dtype=np.int64)
 
 
-def read(parameters: Parameters, metrics: Any = GOOD) -> LocalPrompt:
+def read(
+    parameters: Parameters, metrics: Any = GOOD, num_examples: Any = 1, **options: Any
+) -> LocalPrompt:
     return read_upload(
-        parameters, metrics, client="7", vocabulary="abc", vocabulary_size=100, max_tokens=4
+        Reply("7", tuple(parameters.tensors), metrics, num_examples),
+        vocabulary="abc",
+        vocabulary_size=100,
+        max_tokens=4,
+        **options,
     )
 
 
@@ -104,7 +113,7 @@ def test_object_arrays_are_never_unpickled() -> None:
 
     file = io.BytesIO()
     np.save(file, np.array([Trap()], dtype=object), allow_pickle=True)
-    with pytest.raises(UploadError, match="unreadable arrays"):
+    with pytest.raises(UploadError, match="unreadable array"):
         read(raw(file.getvalue()))
 
 
@@ -130,6 +139,46 @@ def test_another_vocabulary_is_named() -> None:
 
 def test_what_a_client_may_leave_out() -> None:
     assert read(ndarrays_to_parameters([of(1)]), {}) == LocalPrompt("7", (1,), 0.0)
+
+
+def test_floats_hint_at_mods() -> None:
+    with pytest.raises(UploadError, match="add noise to them do not work on token ids"):
+        read(ndarrays_to_parameters([np.array([1.0])]))
+
+
+def test_a_client_has_the_name_it_gives_itself() -> None:
+    assert Reply("7", (), {}).client == "7"
+    assert Reply("7", (), {CLIENT_KEY: "ward 3"}).client == "ward 3"
+    assert Reply("7", (), {CLIENT_KEY: 5}).client == "5"
+    assert len(Reply("7", (), {CLIENT_KEY: "x" * 10**6}).client) == 64, "logs stay readable"
+
+
+@pytest.mark.parametrize(
+    ("client_weights", "weight"), [("equal", 1.0), ("examples", 12.0), ("accuracy", 0.75)]
+)
+def test_what_a_client_is_weighed_by(client_weights: Any, weight: float) -> None:
+    parameters = ndarrays_to_parameters([of(1)])
+    metrics = GOOD | {ACCURACY_KEY: 0.75}
+    upload = read(parameters, metrics, num_examples=12, client_weights=client_weights)
+    assert upload.weight == weight
+
+
+@pytest.mark.parametrize("number", [0, -1, 2.5, None, "9", float("nan"), 2**60])
+def test_a_bad_number_of_examples_to_weigh_by_is_named(number: Any) -> None:
+    parameters = ndarrays_to_parameters([of(1)])
+    with pytest.raises(UploadError, match="number of examples must be a positive count"):
+        read(parameters, num_examples=number, client_weights="examples")
+    assert read(parameters, num_examples=number).weight == 1.0, "nobody asked"
+
+
+@pytest.mark.parametrize("accuracy", [-0.1, 1.1, None, "1", float("nan"), [1.0]])
+def test_a_bad_accuracy_to_weigh_by_is_named(accuracy: Any) -> None:
+    with pytest.raises(UploadError, match=r"accuracy must be a number in \[0, 1\]"):
+        read(
+            ndarrays_to_parameters([of(1)]),
+            GOOD | {ACCURACY_KEY: accuracy},
+            client_weights="accuracy",
+        )
 
 
 CANDIDATES = [(1, 2), (3,)]
@@ -163,5 +212,7 @@ def test_a_bad_number_of_examples_is_named(scored: Any) -> None:
 
 def test_payload_counts_what_travels() -> None:
     scalars: dict[str, Scalar] = {"a": 1, "bc": 0.5, "d": "é", "e": b"xyz", "f": True}
-    assert payload_bytes(raw(b"12345"), {}) == 5
-    assert payload_bytes(raw(b""), scalars) == (1 + 8) + (2 + 8) + (1 + 2) + (1 + 3) + (1 + 8)
+    assert payload_bytes([b"12345", b"6"], {}) == 6
+    assert payload_bytes([], scalars) == (1 + 8) + (2 + 8) + (1 + 2) + (1 + 3) + (1 + 8)
+    assert payload_bytes([], {"a": [1, 2, 3]}) == 1 + 3 * 8
+    assert Reply("0", (b"123",), {"a": 1}).num_bytes == 3 + 9

@@ -1,0 +1,97 @@
+"""The client for Flower's message API: the same search, called by ``@app.train()``.
+
+With the app's own settings and data, `train` and `evaluate` are all that a ClientApp needs, and
+`app` is one. With data of your own, build a `PromptTuningClient` and hand it to `reply_to_train`
+and `reply_to_evaluate`.
+"""
+
+from typing import Any
+
+from flwr.app import (
+    ArrayRecord,
+    ConfigRecord,
+    Context,
+    Message,
+    MetricRecord,
+    RecordDict,
+)
+from flwr.clientapp import ClientApp
+from flwr.common import NDArrays, Scalar
+
+from feddtpt_flwr.client_app import PromptTuningClient, client_for
+from strategies.wire import ROUND_KEY, UploadError
+
+NUM_EXAMPLES_KEY = "num-examples"
+
+
+def train(message: Message, context: Context) -> Message:
+    """Search from the global prompt in ``message``; reply with the local one."""
+    return reply_to_train(message, client_for(context))
+
+
+def evaluate(message: Message, context: Context) -> Message:
+    """Count the right answers of every prompt in ``message``; reply with the counts."""
+    return reply_to_evaluate(message, client_for(context))
+
+
+def reply_to_train(message: Message, client: PromptTuningClient) -> Message:
+    """Let ``client`` search; reply with its prompt.
+
+    Parameters
+    ----------
+    message : Message
+        One ArrayRecord with the global prompt, one ConfigRecord with ``server-round``.
+    client : PromptTuningClient
+        Holds the private examples.
+
+    Returns
+    -------
+    Message
+        The records ``arrays``, ``metrics`` and ``report``; the last has what is no number.
+
+    Raises
+    ------
+    UploadError
+        If the message is malformed; nothing has been asked then.
+    """
+    arrays, config = _read(message)
+    prompts, num_examples, metrics = client.fit(arrays, config)
+    content = _records(num_examples, metrics)
+    content["arrays"] = ArrayRecord(prompts)
+    return Message(content, reply_to=message)
+
+
+def reply_to_evaluate(message: Message, client: PromptTuningClient) -> Message:
+    """Let ``client`` count right answers; reply with the counts.
+
+    Parameters, records and errors are those of `reply_to_train`, with one array for each prompt
+    to be counted and none in the reply.
+    """
+    loss, num_examples, metrics = client.evaluate(*_read(message))
+    return Message(_records(num_examples, {**metrics, "loss": loss}), reply_to=message)
+
+
+def _read(message: Message) -> tuple[NDArrays, dict[str, Any]]:
+    arrays = list(message.content.array_records.values())
+    configs = list(message.content.config_records.values())
+    if len(arrays) != 1 or len(configs) != 1 or ROUND_KEY not in configs[0]:
+        raise UploadError(
+            f"one ArrayRecord and one ConfigRecord with {ROUND_KEY!r} are needed, "
+            f"got {len(arrays)} and {len(configs)}"
+        )
+    return arrays[0].to_numpy_ndarrays(), dict(configs[0])
+
+
+def _records(num_examples: int, metrics: dict[str, Scalar]) -> RecordDict:
+    """Sort what a client reports into numbers, which servers average, and the rest."""
+    numbers: dict[str, Any] = {NUM_EXAMPLES_KEY: num_examples}
+    rest: dict[str, Any] = {}
+    for key, value in metrics.items():
+        averaged = isinstance(value, (int, float)) and key != ROUND_KEY
+        (numbers if averaged else rest)[key] = value
+    return RecordDict({"metrics": MetricRecord(numbers), "report": ConfigRecord(rest)})
+
+
+app = ClientApp()
+app.train()(train)
+app.evaluate()(evaluate)

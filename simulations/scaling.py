@@ -1,0 +1,85 @@
+"""How the time of the server's step grows with the number of clients.
+
+python -m simulations bench scaling
+"""
+
+import json
+import os
+import platform
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from simulations import bench_aggregation
+
+CLIENTS = (100, 300, 1000, 3000, 10_000)
+
+
+def exponent(clients: Sequence[int], seconds: Sequence[float]) -> tuple[float, float]:
+    """Fit ``seconds = factor * clients ** exponent`` by least squares on logarithms.
+
+    Parameters
+    ----------
+    clients, seconds
+        Two or more measurements, all above 0.
+
+    Returns
+    -------
+    exponent, factor : float
+        1 is linear growth, 2 quadratic; the factor is in seconds.
+    """
+    slope, intercept = np.polyfit(np.log(clients), np.log(seconds), 1)
+    return float(slope), float(np.exp(intercept))
+
+
+def run(clients: Sequence[int], folder: Path) -> dict[str, Any]:
+    """Measure every number of clients, then write ``aggregation.json`` and ``aggregation.md``.
+
+    Returns
+    -------
+    dict
+        What the JSON file holds.
+    """
+    runs = [bench_aggregation.run(number) for number in clients]
+    power, factor = exponent([r["clients"] for r in runs], [r["seconds"] for r in runs])
+    report: dict[str, Any] = {
+        "date": datetime.now(UTC).date().isoformat(),
+        "machine": f"{os.cpu_count()} cores, {platform.machine()}, Python "
+        f"{platform.python_version()}",
+        "exponent": round(power, 3),
+        "factor": factor,
+        "runs": runs,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(report, indent=2) + "\n"
+    (folder / "aggregation.json").write_text(text, encoding="utf-8")
+    table = _table(report)
+    (folder / "aggregation.md").write_text(table, encoding="utf-8")
+    print(table)
+    return report
+
+
+def _table(report: dict[str, Any]) -> str:
+    lines = [
+        "# aggregation",
+        "",
+        f"{report['date']}, {report['machine']}; synthetic uploads, about "
+        f"{report['runs'][0]['tokens']} tokens of {report['runs'][0]['dim']} dimensions a client, "
+        "settings of `aggregate()` by default. Peak memory is the whole process's.",
+        "",
+        "| clients | seconds | seconds per 1,000 clients | peak MiB | uploads MiB | tokens found | "
+        "quadratic way, seconds |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for r in report["runs"]:
+        quadratic = r["quadratic_seconds"]
+        lines.append(
+            f"| {r['clients']:,} | {r['seconds']:.2f} | {1000 * r['seconds'] / r['clients']:.2f} | "
+            f"{r['peak_mib']:,} | {r['uploads_mib']:,} | {r['prompt_tokens']} | "
+            f"{'-' if quadratic is None else f'{quadratic:.2f}'} |"
+        )
+    fit = f"Fit: seconds grow with clients to the power of {report['exponent']:.2f}"
+    return "\n".join([*lines, "", fit + "; 1 is linear.", ""])

@@ -1,0 +1,70 @@
+"""The settings of FedDTPT that both of its strategies share."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from strategies.aggregation import Method
+from strategies.candidates import Tokens
+from strategies.wire import ClientWeights, UploadError, read_prompt
+
+EmbedFn = Callable[[Sequence[NDArray[np.int64]]], Sequence[NDArray[np.floating[Any]]]]
+"""Prompts, each of shape ``(N_k,)``, to contextual token embeddings, each of shape ``(N_k, d)``."""
+
+
+@dataclass(frozen=True)
+class RoundSettings:
+    """What both strategies are set up with; their docstrings describe it.
+
+    Raises
+    ------
+    ValueError
+        If a value is not allowed; the message names it and what is.
+    """
+
+    embed_fn: EmbedFn
+    vocabulary_size: int
+    vocabulary: str = ""
+    max_tokens: int = 24
+    aggregation: Method = "feddtpt"
+    min_samples: int | None = None
+    client_weights: ClientWeights = "equal"
+    guard: bool = True
+    race_candidates: int = 4
+    admissible: Callable[[Tokens], bool] = lambda _: True
+    min_uploads: int = 1
+    min_scores: int = 1
+    accept_failures: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("vocabulary_size", "max_tokens", "race_candidates"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.min_samples is not None and self.min_samples < 1:
+            raise ValueError(f"min_samples must be None or at least 1, got {self.min_samples}")
+        for name, allowed in (("aggregation", Method), ("client_weights", ClientWeights)):
+            if getattr(self, name) not in get_args(allowed):
+                names = ", ".join(get_args(allowed))
+                raise ValueError(f"unknown {name} {getattr(self, name)!r}; allowed: {names}")
+
+    def read_initial(self, arrays: Sequence[NDArray[Any]]) -> Tokens:
+        """Return the first global prompt.
+
+        Raises
+        ------
+        ValueError
+            If it is not one prompt within the vocabulary and the length limit.
+        """
+        if len(arrays) != 1:
+            raise ValueError(f"the initial prompt is one array of token ids, got {len(arrays)}")
+        try:
+            return read_prompt(
+                np.asarray(arrays[0]),
+                vocabulary_size=self.vocabulary_size,
+                max_tokens=self.max_tokens,
+            )
+        except UploadError as error:
+            raise ValueError(f"the initial prompt is malformed: {error}") from None

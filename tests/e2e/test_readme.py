@@ -1,0 +1,85 @@
+"""The README's app of one's own, as it stands there, in real simulations with both interfaces."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[2]
+COMPONENTS = {
+    "message": ("my_app.server_app:app", "my_app.client_app:app"),
+    "legacy": ("my_app.legacy_server_app:app", "feddtpt_flwr.client_app:app"),
+}
+QUERIES = 16
+
+pytestmark = pytest.mark.slow
+
+
+def code_blocks() -> dict[str, str]:
+    """The README's Python blocks that begin with a file's name, by that name."""
+    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n# (my_app/\w+\.py)\n(.*?)```", text, re.DOTALL)
+    return dict(blocks)
+
+
+@pytest.fixture(params=COMPONENTS)
+def output(request: pytest.FixtureRequest, tmp_path: Path, embedded_assets: None) -> str:
+    (tmp_path / "my_app").mkdir()
+    for name, code in code_blocks().items():
+        (tmp_path / name).write_text(code, encoding="utf-8")
+    (tmp_path / "my_app" / "__init__.py").touch()
+    (tmp_path / "LICENSE").write_text("None.\n", encoding="utf-8")
+    server, client = COMPONENTS[request.param]
+    (tmp_path / "pyproject.toml").write_text(
+        f"""
+[project]
+name = "my-app"
+version = "1.0.0"
+license = {{ file = "LICENSE" }}
+dependencies = ["flwr[simulation]>=1.41,<2"]
+
+[tool.flwr.app]
+publisher = "me"
+fab-format-version = 1
+flwr-version-target = "1.41.0"
+
+[tool.flwr.app.components]
+serverapp = "{server}"
+clientapp = "{client}"
+
+[tool.flwr.app.config]
+seed-prompt = "Movie review."
+k-shot = 2
+public-per-class = 1
+test-size = 4
+queries-per-round = {QUERIES}
+max-prompt-tokens = 8
+""",
+        encoding="utf-8",
+    )
+    command = [str(Path(sys.executable).parent / "feddtpt-flwr"), "simulate", str(tmp_path)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+    done = subprocess.run(
+        [*command, "--num-clients", "2"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return str(request.param) + done.stdout + done.stderr
+
+
+def test_the_readmes_app_learns_a_prompt(output: str) -> None:
+    assert re.search(r"learned: \w+", output), output
+    assert re.search(rf"round 1, client 0: \d+ of {QUERIES} queries", output)
+    assert re.search(r"round 1: the .* is the global prompt", output)
+    assert "rejected" not in output
+    assert "the prompt stays" not in output
+    if output.startswith("message"):
+        assert "FedDTPT settings" in output
+        assert re.search(r"Outgoing message size: \d+ bytes", output)
+        assert "2 results and 0 failures" in output

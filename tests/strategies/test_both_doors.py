@@ -1,0 +1,421 @@
+"""Whole runs through Flower's own loops, in this process, with both kinds of strategy.
+
+The clients' objective is a stand-in for a language model: a prompt is right at every place where
+it equals a hidden one. It shows what the rounds do, not what a search finds.
+"""
+
+import json
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+import pytest
+from flwr.app import ArrayRecord, Context, Error, Message, MetricRecord, RecordDict
+from flwr.client import Client, NumPyClient
+from flwr.clientapp import ClientApp
+from flwr.clientapp.mod import LocalDpMod, arrays_size_mod, fixedclipping_mod, message_size_mod
+from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
+from flwr.server import ServerConfig
+from flwr.server.compat import start_grid
+from flwr.server.strategy import (
+    DifferentialPrivacyServerSideFixedClipping as LegacyPrivacy,
+)
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import DifferentialPrivacyServerSideFixedClipping as MessagePrivacy
+from flwr.supercore.task_identity import TaskIdentity
+from numpy.typing import NDArray
+
+from strategies import feddtpt, message
+from strategies.candidates import Tokens
+from strategies.rounds import RoundResult
+from strategies.wire import GAIN_KEY, ROUND_KEY, SCORED_KEY, correct_key
+
+SEED, HIDDEN = (1, 2, 3, 4, 5, 6), (11, 12, 13, 14, 15, 16)
+VOCABULARY_SIZE = 20
+DOORS = ("legacy", "message")
+
+Answer = tuple[list[NDArray[Any]], dict[str, Any]]
+both_doors = pytest.mark.parametrize("door", DOORS)
+
+
+def embed(prompts: Sequence[NDArray[np.int64]]) -> list[NDArray[np.float64]]:
+    return [np.eye(VOCABULARY_SIZE)[prompt] for prompt in prompts]
+
+
+def search(prompt: NDArray[Any], node: int, server_round: int) -> Answer:
+    """Every client finds one token, by node and round another."""
+    found = prompt.copy()
+    place = (node + 2 * server_round) % len(HIDDEN)
+    found[place] = HIDDEN[place]
+    return [found], {GAIN_KEY: (found != prompt).sum() / 6 - node / 1000}
+
+
+def count(prompts: Sequence[NDArray[Any]], node: int) -> dict[str, Any]:
+    right = [
+        int((prompt == np.array(HIDDEN)).sum()) if len(prompt) == 6 else 0 for prompt in prompts
+    ]
+    return {correct_key(i): number for i, number in enumerate(right)} | {SCORED_KEY: 6}
+
+
+def legacy_app(node_search: Callable[..., Answer], mods: list[Any]) -> ClientApp:
+    class Toy(NumPyClient):
+        def __init__(self, node: int) -> None:
+            self.node = node
+
+        def fit(self, parameters: Any, config: Any) -> Any:
+            arrays, metrics = node_search(parameters[0], self.node, config[ROUND_KEY])
+            return arrays, 6, {key: float(value) for key, value in metrics.items()}
+
+        def evaluate(self, parameters: Any, config: Any) -> Any:
+            return 0.5, 6, count(parameters, self.node)
+
+    def client_fn(context: Context) -> Client:
+        return Toy(context.node_id).to_client()
+
+    return ClientApp(client_fn, mods=mods)
+
+
+def message_app(node_search: Callable[..., Answer], mods: list[Any]) -> ClientApp:
+    app = ClientApp(mods=mods)
+
+    @app.train()
+    def train(question: Message, context: Context) -> Message:
+        (prompt,) = question.content.array_records["arrays"].to_numpy_ndarrays()
+        server_round = question.content.config_records["config"][ROUND_KEY]
+        arrays, metrics = node_search(prompt, context.node_id, server_round)
+        numbers = MetricRecord({"num-examples": 6})
+        numbers.update({key: float(value) for key, value in metrics.items()})
+        content = RecordDict({"arrays": ArrayRecord(arrays), "metrics": numbers})
+        return Message(content, reply_to=question)
+
+    @app.evaluate()
+    def evaluate(question: Message, context: Context) -> Message:
+        prompts = question.content.array_records["arrays"].to_numpy_ndarrays()
+        numbers = {"num-examples": 6} | count(prompts, context.node_id)
+        return Message(RecordDict({"metrics": MetricRecord(numbers)}), reply_to=question)
+
+    return app
+
+
+class Federation(Grid):
+    """Flower's grid in one process: every message goes through the ClientApp at once.
+
+    Parameters
+    ----------
+    door
+        "legacy" or "message".
+    nodes
+        Who is connected, by the number of search phases so far.
+    """
+
+    def __init__(
+        self,
+        door: str,
+        nodes: Callable[[int], Sequence[int]],
+        node_search: Callable[..., Answer] = search,
+        mods: Sequence[Any] = (),
+    ) -> None:
+        self.door, self.nodes = door, nodes
+        make = legacy_app if door == "legacy" else message_app
+        self.app = make(node_search, list(mods))
+        self.asked: dict[tuple[str, int], list[int]] = defaultdict(list)
+        self.states: dict[int, RecordDict] = {}
+        TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
+
+    def run_rounds(self, strategy: Any, num_rounds: int, evaluate: Any = None) -> Any:
+        if self.door == "legacy":
+            config = ServerConfig(num_rounds=num_rounds)
+            return start_grid(grid=self, config=config, strategy=strategy)
+        inner = getattr(strategy, "strategy", strategy)
+        arrays = inner.arrays if inner.prompt else ArrayRecord([np.array(SEED)])
+        return strategy.start(self, arrays, num_rounds=num_rounds, evaluate_fn=evaluate)
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> list[Message]:
+        # flwr.server sends one message at a time, each from a thread of its own.
+        return [self._deliver(question) for question in messages]
+
+    def _deliver(self, question: Message) -> Message:
+        node = question.metadata.dst_node_id
+        (config,) = question.content.config_records.values()
+        server_round = cast(int, config[ROUND_KEY])
+        self.asked[question.metadata.message_type, server_round].append(node)
+        context = Context(1, node, {}, self.states.setdefault(node, RecordDict()), {})
+        # As it would come out of the other end of a connection.
+        copy = recorddict_from_proto(recorddict_to_proto(question.content))
+        received = Message(copy, dst_node_id=node, message_type=question.metadata.message_type)
+        try:
+            reply = self.app(received, context)
+        except Exception as error:
+            reply = Message(Error(code=2, reason=repr(error)), reply_to=received)
+        reply.metadata.__dict__["_src_node_id"] = node
+        return reply
+
+    def get_node_ids(self) -> list[int]:
+        return list(self.nodes(sum(kind == "train" for kind, _ in self.asked)))
+
+    @property
+    def run(self) -> Any:
+        return SimpleNamespace(run_id=1)
+
+    def set_run(self, run: Any) -> None: ...
+
+    def create_message(self, *args: Any, **kwargs: Any) -> Message:
+        raise NotImplementedError
+
+    def push_messages(self, messages: Any) -> list[str]:
+        raise NotImplementedError
+
+    def pull_messages(self, message_ids: Any) -> list[Message]:
+        raise NotImplementedError
+
+
+class Central:
+    """Central evaluation for both doors, which writes down what it is asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[int, Tokens]] = []
+
+    def legacy(self, server_round: int, arrays: Any, _: Any) -> tuple[float, dict[str, Any]]:
+        return 0.0, dict(self.message(server_round, ArrayRecord(arrays)))
+
+    def message(self, server_round: int, record: ArrayRecord) -> MetricRecord:
+        (array,) = record.to_numpy_ndarrays()
+        self.asked.append((server_round, tuple(array.tolist())))
+        return MetricRecord({"right": int((array == np.array(HIDDEN)).sum())})
+
+
+def make(door: str, **options: Any) -> Any:
+    """A strategy; options have the names of the message door."""
+    common: dict[str, Any] = {
+        "embed_fn": embed,
+        "vocabulary_size": VOCABULARY_SIZE,
+        "max_tokens": 8,
+    }
+    if door == "message":
+        return message.FedDTPT(**common, **options)
+    names = {
+        "fraction_train": "fraction_fit",
+        "min_train_nodes": "min_fit_clients",
+        "min_evaluate_nodes": "min_evaluate_clients",
+        "min_available_nodes": "min_available_clients",
+    }
+    options = {names.get(name, name): value for name, value in options.items()}
+    return feddtpt.FedDTPT(initial_prompt=np.array(SEED), **common, **options)
+
+
+def four(_: int) -> range:
+    return range(1, 5)
+
+
+def right(prompt: Tokens) -> int:
+    return sum(a == b for a, b in zip(prompt, HIDDEN, strict=True))
+
+
+@both_doors
+def test_a_run_learns_and_evaluates_what_is_settled(door: str) -> None:
+    central, rounds = Central(), cast(list[RoundResult], [])
+    options: dict[str, Any] = {"on_round": rounds.append}
+    if door == "legacy":
+        options["evaluate_fn"] = central.legacy
+    strategy = make(door, **options)
+    outcome = Federation(door, four).run_rounds(strategy, 3, central.message)
+    assert right(strategy.prompt) == 6
+    settled = [(r.server_round, r.chosen.tokens) for r in rounds]
+    assert central.asked == [(0, SEED), *settled], "once for each settled prompt, and nothing else"
+    assert [r.central for r in rounds] == [{"right": right(r.chosen.tokens)} for r in rounds]
+    assert [r.failures for r in rounds] == [0, 0, 0]
+    assert strategy.prompt == rounds[-1].chosen.tokens
+    if door == "message":
+        (final,) = outcome.arrays.to_numpy_ndarrays()
+        assert tuple(final.tolist()) == strategy.prompt
+        assert outcome.evaluate_metrics_serverapp == {
+            0: {"right": 0},
+            **{r.server_round: {"right": right(r.chosen.tokens)} for r in rounds},
+        }
+    else:
+        assert [number for number, _ in outcome.losses_distributed] == [1, 2, 3]
+
+
+def test_both_doors_find_the_same() -> None:
+    results: list[list[RoundResult]] = []
+    for door in DOORS:
+        rounds: list[RoundResult] = []
+        Federation(door, four).run_rounds(make(door, on_round=rounds.append), 3)
+        results.append(rounds)
+    legacy, messages = results
+    for ours, theirs in zip(legacy, messages, strict=True):
+        assert ours.chosen.tokens == theirs.chosen.tokens
+        assert [c.tokens for c in ours.candidates] == [c.tokens for c in theirs.candidates]
+        assert ours.scores == theirs.scores
+
+
+@both_doors
+@pytest.mark.parametrize(
+    "options", [{"guard": True}, {"guard": False, "aggregation": "best"}], ids=["guard", "bare"]
+)
+def test_a_stopped_run_goes_on_as_if_it_had_not(door: str, options: dict[str, Any]) -> None:
+    whole: list[RoundResult] = []
+    strategy = make(door, on_round=whole.append, **options)
+    Federation(door, four).run_rounds(strategy, 4)
+    assert len({r.chosen.tokens for r in whole}) > 1, "rounds differ, or the test shows nothing"
+
+    parts: list[RoundResult] = []
+    first = make(door, on_round=parts.append, **options)
+    Federation(door, four).run_rounds(first, 1)
+    saved = json.dumps(first.state_dict())
+    second = make(door, on_round=parts.append, **options)
+    second.load_state_dict(json.loads(saved))
+    Federation(door, four).run_rounds(second, 2)
+    # And once more, with the strategy that is still there.
+    Federation(door, four).run_rounds(second, 1)
+    assert parts == whole
+    assert second.state_dict() == strategy.state_dict()
+    assert second.state_dict()["round"] == 4
+
+
+@both_doors
+def test_the_state_is_plain(door: str) -> None:
+    state = make(door).state_dict()
+    assert json.loads(json.dumps(state)) == state
+    assert state.keys() == {"version", "round", "prompt", "vocabulary"}
+
+
+@both_doors
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"version": 2}, "state of version 2"),
+        ({"vocabulary": "xyz"}, "state of vocabulary 'xyz', not ''"),
+        ({"round": -1}, "round is a number from 0, got -1"),
+        ({"round": None}, "round is a number from 0"),
+        ({"prompt": []}, "malformed"),
+        ({"prompt": [99]}, "malformed"),
+        ({"prompt": "?"}, "malformed"),
+        ({"prompt": None}, "malformed"),
+    ],
+)
+def test_a_bad_state_is_named_and_changes_nothing(
+    door: str, change: dict[str, Any], reason: str
+) -> None:
+    strategy = make(door)
+    before = strategy.state_dict()
+    good = {"version": 1, "round": 3, "prompt": [7, 8], "vocabulary": ""}
+    with pytest.raises(ValueError, match=reason):
+        strategy.load_state_dict(good | change)
+    assert strategy.state_dict() == before
+    strategy.load_state_dict(good)
+    assert strategy.state_dict() == good
+
+
+def test_a_restored_run_does_not_start_from_another_prompt() -> None:
+    strategy = make("message")
+    strategy.load_state_dict({"version": 1, "round": 3, "prompt": [7, 8], "vocabulary": ""})
+    with pytest.raises(ValueError, match=r"round 3 ended with the prompt \[7, 8\]"):
+        strategy.start(Federation("message", four), ArrayRecord([np.array(SEED)]))
+
+
+@both_doors
+def test_a_sample_of_the_clients_searches_and_all_score(door: str) -> None:
+    federation = Federation(door, lambda _: range(1, 11))
+    strategy = make(door, fraction_train=0.3)
+    federation.run_rounds(strategy, 3)
+    for number in (1, 2, 3):
+        assert len(federation.asked["train", number]) == 3
+        assert len(federation.asked["evaluate", number]) == 10
+    assert right(strategy.prompt) >= 3
+
+
+@both_doors
+def test_who_joins_late_starts_from_the_prompt_so_far(door: str) -> None:
+    seen: dict[int, list[Tokens]] = {}
+
+    def watched(prompt: NDArray[Any], node: int, server_round: int) -> Answer:
+        seen.setdefault(node, []).append(tuple(prompt.tolist()))
+        return search(prompt, node, server_round)
+
+    def joining(phases: int) -> Sequence[int]:
+        return (1, 2) if phases < 2 else (1, 2, 9)
+
+    rounds: list[RoundResult] = []
+    strategy = make(door, on_round=rounds.append)
+    federation = Federation(door, joining, watched)
+    federation.run_rounds(strategy, 3)
+    assert sorted(federation.asked["train", 3]) == [1, 2, 9]
+    assert seen[9] == [rounds[1].chosen.tokens]
+    assert rounds[1].chosen.tokens != SEED
+
+
+@both_doors
+def test_who_leaves_is_not_missed(door: str) -> None:
+    federation = Federation(door, lambda phases: (1, 2, 3) if phases < 2 else (1, 2))
+    strategy = make(door)
+    federation.run_rounds(strategy, 3)
+    assert [len(federation.asked["train", number]) for number in (1, 2, 3)] == [3, 3, 2]
+    assert right(strategy.prompt) >= 4
+
+
+@both_doors
+def test_a_client_that_breaks_down_is_a_failure(door: str) -> None:
+    def breaking(prompt: NDArray[Any], node: int, server_round: int) -> Answer:
+        if node == 2:
+            raise RuntimeError("out of memory")
+        return search(prompt, node, server_round)
+
+    rounds: list[RoundResult] = []
+    strategy = make(door, on_round=rounds.append)
+    Federation(door, four, breaking).run_rounds(strategy, 2)
+    assert [r.failures for r in rounds] == [1, 1]
+    assert right(strategy.prompt) > 0
+
+
+@both_doors
+def test_mods_that_measure_change_nothing(door: str, caplog: pytest.LogCaptureFixture) -> None:
+    plain, measured = make(door), make(door)
+    Federation(door, four).run_rounds(plain, 2)
+    mods = [message_size_mod, arrays_size_mod]
+    Federation(door, four, mods=mods).run_rounds(measured, 2)
+    assert measured.prompt == plain.prompt
+    assert "Outgoing message size" in caplog.text
+    assert "Total array elements sent" in caplog.text
+
+
+@both_doors
+@pytest.mark.parametrize("aggregation", ["feddtpt", "majority"])
+def test_local_differential_privacy_is_refused_or_harmless(door: str, aggregation: Any) -> None:
+    """It adds noise to token ids: other tokens, or none. The guard lets none of them through."""
+    rng = np.random.get_state()  # noqa: NPY002
+    np.random.seed(0)  # noqa: NPY002, Flower's mod draws from it
+    try:
+        rounds: list[RoundResult] = []
+        strategy = make(door, aggregation=aggregation, on_round=rounds.append)
+        mods = [LocalDpMod(clipping_norm=1.0, sensitivity=1.0, epsilon=0.5, delta=1e-5)]
+        Federation(door, four, mods=mods).run_rounds(strategy, 2)
+    finally:
+        np.random.set_state(rng)  # noqa: NPY002
+    assert right(strategy.prompt) >= right(SEED)
+    assert all(r.failures or r.chosen.tokens == SEED for r in rounds)
+
+
+@both_doors
+def test_a_clipping_mod_without_its_wrapper_is_a_failure(door: str) -> None:
+    rounds: list[RoundResult] = []
+    strategy = make(door, on_round=rounds.append)
+    Federation(door, four, mods=[fixedclipping_mod]).run_rounds(strategy, 1)
+    assert strategy.prompt == SEED
+    assert rounds[0].failures >= 4
+
+
+@both_doors
+@pytest.mark.parametrize("clipping_norm", [0.5, 1000.0])
+def test_central_differential_privacy_is_refused(door: str, clipping_norm: float) -> None:
+    """The wrapper clips ids, or adds noise to what the strategy returns."""
+    wrapper = LegacyPrivacy if door == "legacy" else MessagePrivacy
+    strategy = make(door)
+    private = wrapper(cast(Any, strategy), 1.0, clipping_norm, 4)
+    with pytest.raises((ValueError, TypeError)):
+        Federation(door, four).run_rounds(private, 3)
+    assert strategy.prompt == SEED

@@ -1,0 +1,343 @@
+import re
+from collections.abc import Sequence
+from typing import Any, cast
+
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from flwr.supercore.task_identity import TaskIdentity
+from numpy.typing import NDArray
+
+from strategies import aggregate
+from strategies.candidates import Tokens
+from strategies.message import FedDTPT
+from strategies.rounds import RoundResult
+from strategies.wire import (
+    CLIENT_KEY,
+    GAIN_KEY,
+    ROUND_KEY,
+    SCORED_KEY,
+    VOCABULARY_KEY,
+    correct_key,
+)
+
+SEED = (1, 2, 3, 4, 5)
+A, B, C = (9, 2, 3, 4, 5), (1, 2, 8, 4, 5), (1, 2, 3, 4, 7)
+
+# Messages carry who sends them; Flower's processes set this when they start.
+TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
+QUESTION = Message(RecordDict(), dst_node_id=7, message_type="train")
+
+
+class Nodes:
+    """A double of Flower's grid that only knows who is connected."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def get_node_ids(self) -> list[int]:
+        return list(range(1, self.number + 1))
+
+
+def nodes_connected(number: int) -> Grid:
+    return cast(Grid, Nodes(number))
+
+
+def embed(prompts: Sequence[NDArray[np.int64]]) -> list[NDArray[np.float64]]:
+    return [np.eye(20)[prompt] for prompt in prompts]
+
+
+class Server:
+    """A strategy in the middle of a round, as Flower's `Strategy.start` drives it."""
+
+    def __init__(self, **options: Any) -> None:
+        self.rounds: list[RoundResult] = []
+        options = {
+            "min_train_nodes": 1,
+            "min_evaluate_nodes": 1,
+            "min_available_nodes": 1,
+        } | options
+        self.strategy = FedDTPT(
+            embed, 20, vocabulary="abc", max_tokens=6, on_round=self.rounds.append, **options
+        )
+
+    def train(self, *replies: Message, nodes: int | None = None) -> tuple[Tokens, ...]:
+        grid = nodes_connected(nodes or len(replies))
+        sent = self.strategy.configure_train(1, record(SEED), ConfigRecord(), grid)
+        assert len(list(sent)) == (nodes or len(replies))
+        arrays, self.metrics = self.strategy.aggregate_train(1, replies)
+        assert arrays is not None
+        return prompts_in(arrays)
+
+    def score(self, *replies: Message, nodes: int | None = None) -> MetricRecord | None:
+        candidates = [candidate.tokens for candidate in self.strategy._rounds.candidates]
+        grid = nodes_connected(nodes or len(replies))
+        sent = self.strategy.configure_evaluate(1, record(*candidates), ConfigRecord(), grid)
+        assert len(list(sent)) == (nodes or len(replies))
+        return self.strategy.aggregate_evaluate(1, replies)
+
+
+def record(*prompts: Tokens) -> ArrayRecord:
+    return ArrayRecord([np.array(tokens) for tokens in prompts])
+
+
+def prompts_in(arrays: ArrayRecord) -> tuple[Tokens, ...]:
+    return tuple(tuple(int(t) for t in array) for array in arrays.to_numpy_ndarrays())
+
+
+def upload(
+    tokens: Any, client: str = "0", gain: Any = 0.1, numbers: Any = None, **report: Any
+) -> Message:
+    arrays = tokens if isinstance(tokens, ArrayRecord) else ArrayRecord([np.array(tokens)])
+    metrics = MetricRecord({"num-examples": 10, GAIN_KEY: gain} | (numbers or {}))
+    known = {CLIENT_KEY: client, VOCABULARY_KEY: "abc"} | report
+    content = RecordDict({"arrays": arrays, "metrics": metrics, "report": ConfigRecord(known)})
+    return Message(content, reply_to=QUESTION)
+
+
+def uploads(*tokens: Tokens) -> list[Message]:
+    return [upload(t, client=str(i)) for i, t in enumerate(tokens)]
+
+
+def scores(candidates: Sequence[Tokens], correct: dict[Tokens, Any], of: Any = 10) -> Message:
+    numbers: dict[str, Any] = {
+        correct_key(i): correct.get(tokens, 0) for i, tokens in enumerate(candidates)
+    }
+    metrics = MetricRecord({"num-examples": 10, SCORED_KEY: of} | numbers)
+    return Message(RecordDict({"metrics": metrics}), reply_to=QUESTION)
+
+
+def lost() -> Message:
+    return Message(Error(code=1, reason="out of memory"), reply_to=QUESTION)
+
+
+def raw(data: bytes, stype: str = "numpy.ndarray") -> ArrayRecord:
+    return ArrayRecord({"0": Array("int64", (1,), stype, data)})
+
+
+MALFORMED: dict[str, tuple[Message, str]] = {
+    "dtype": (upload([1.5, 2.0]), "float64; mods that clip"),
+    "bool": (upload([True, False]), "dtype bool"),
+    "shape": (upload([[1, 2]]), "shape (1, 2)"),
+    "empty": (upload(np.array([], dtype=np.int64)), "1 to 6 tokens, got 0"),
+    "long": (upload([1, 2, 3, 4, 5, 6, 7]), "1 to 6 tokens, got 7"),
+    "too large": (upload([1, 20]), "must lie in [0, 20), got 1 to 20"),
+    "negative": (upload([-1]), "must lie in [0, 20)"),
+    "garbage": (upload(raw(b"garbage")), "unreadable array"),
+    "no array": (upload(ArrayRecord()), "one array, got 0"),
+    "two arrays": (upload(record(A, B)), "one array, got 2"),
+    "nan": (upload([float("nan")]), "float64"),
+    "gain nan": (upload(A, gain=float("nan")), "gain must be a number"),
+    "gain 2": (upload(A, gain=2.0), "gain must be a number"),
+    "gain list": (upload(A, gain=[0.1]), "gain must be a number"),
+    "vocabulary": (upload(A, vocabulary="xyz"), "'xyz' is not the server's 'abc'"),
+    "nothing": (Message(RecordDict(), reply_to=QUESTION), "one array, got 0"),
+}
+
+
+@pytest.mark.parametrize("name", MALFORMED)
+def test_a_malformed_upload_is_a_failure_and_the_round_goes_on(
+    name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    bad, reason = MALFORMED[name]
+    server = Server()
+    candidates = server.train(bad, upload(B, client="1"), lost(), nodes=4)
+    assert set(candidates) == {SEED, B}
+    assert re.search(
+        f"round 1: the upload of client .* is rejected: .*{re.escape(reason)}", caplog.text
+    )
+    server.score(scores(candidates, {B: 9, SEED: 1}))
+    assert server.strategy.prompt == B
+    # One malformed, one error, one that never answered.
+    assert server.rounds[0].failures == 3
+
+
+@pytest.mark.parametrize("guard", [True, False])
+@pytest.mark.parametrize("replies", [[], [bad for bad, _ in MALFORMED.values()], [lost()]])
+def test_without_a_usable_upload_the_prompt_stays(guard: bool, replies: list[Message]) -> None:
+    server = Server(guard=guard)
+    assert server.train(*replies, nodes=20) == (SEED,)
+    assert server.strategy.prompt == SEED
+    assert server.metrics is None
+    (result,) = server.rounds
+    assert (result.chosen.tokens, result.failures) == (SEED, 20)
+
+
+def test_a_guarded_round() -> None:
+    server = Server()
+    candidates = server.train(*uploads(A, B))
+    assert candidates[0] == SEED
+    assert {A, B} < set(candidates)
+    assert server.rounds == [], "nothing is settled before the clients have counted"
+    assert server.metrics == {GAIN_KEY: pytest.approx(0.1)}
+    metrics = server.score(scores(candidates, {A: 9, SEED: 5}), scores(candidates, {A: 6}))
+    assert metrics is not None
+    assert metrics["accuracy"] == pytest.approx(15 / 20)
+    assert server.strategy.prompt == A
+    assert prompts_in(server.strategy.arrays) == (A,)
+    (result,) = server.rounds
+    assert result.chosen.tokens == A
+    assert [candidate.tokens for candidate in result.candidates] == list(candidates)
+    assert (result.scores[A].correct, result.scores[A].total) == (15, 20)
+    assert (result.failures, result.central) == (0, None)
+    assert result.num_bytes > 4 * 8 * sum(map(len, candidates))
+
+
+@pytest.mark.parametrize("aggregation", ["feddtpt", "majority", "best", "average"])
+def test_without_a_guard_the_papers_aggregate_is_the_prompt(aggregation: Any) -> None:
+    server = Server(guard=False, aggregation=aggregation)
+    prompts: list[NDArray[np.int64]] = [np.array(p) for p in (A, B, C)]
+    expected = aggregate(
+        prompts, embed(prompts), method=aggregation, max_tokens=6, accuracies=[0.1, 0.3, 0.2]
+    )
+    settled = tuple(int(token) for token in expected.tokens)
+    replies = [upload(A, "0", 0.1), upload(B, "1", 0.3), upload(C, "2", 0.2)]
+    assert server.train(*replies) == (settled,)
+    assert server.rounds[0].chosen.origin == "aggregate"
+    metrics = server.score(scores([settled], {settled: 7}))
+    assert metrics is not None
+    assert metrics["accuracy"] == pytest.approx(0.7)
+    assert len(server.rounds) == 1
+
+
+@pytest.mark.parametrize(("count", "of"), [(11, 10), (-1, 10), (9.0, 10), ([9], 10), (9, 0)])
+def test_liars_are_not_counted(count: Any, of: Any, caplog: pytest.LogCaptureFixture) -> None:
+    server = Server()
+    candidates = server.train(*uploads(A, B))
+    honest = scores(candidates, {A: 6, B: 4, SEED: 5})
+    server.score(scores(candidates, {B: count}, of=of), honest, lost(), nodes=4)
+    assert server.strategy.prompt == A
+    assert server.rounds[0].scores[B].total == 10
+    assert server.rounds[0].failures == 3
+    assert "the count of client 7 is rejected" in caplog.text
+
+
+def test_one_node_cannot_outvote_the_others_by_a_number() -> None:
+    server = Server()
+    candidates = server.train(*uploads(A, B))
+    honest = [scores(candidates, {A: 9, B: 3, SEED: 5})] * 2
+    server.score(*honest, scores(candidates, {B: 10**9}, of=10**9))
+    assert server.strategy.prompt == A
+
+
+@pytest.mark.parametrize("replies", [0, 1, 2])
+def test_without_enough_counts_the_prompt_stays(replies: int) -> None:
+    server = Server(min_evaluate_nodes=3)
+    candidates = server.train(*uploads(A, B))
+    metrics = server.score(*[scores(candidates, {A: 9})] * replies, nodes=3)
+    assert (metrics is None) == (replies == 0)
+    assert server.strategy.prompt == SEED
+    assert server.rounds[0].failures == 3 - replies
+
+
+def test_fewer_usable_uploads_than_the_minimum_keep_the_prompt() -> None:
+    server = Server(min_train_nodes=3)
+    assert server.train(*uploads(A, B), MALFORMED["dtype"][0]) == (SEED,)
+    assert server.rounds[0].failures == 1
+
+
+def test_metrics_that_do_not_fit_together_do_not_end_the_run(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    server = Server()
+    candidates = server.train(upload(A), upload(B, numbers={"extra": 1}))
+    assert {A, B} < set(candidates)
+    assert server.metrics is None
+    assert "the metrics of this round are left out" in caplog.text
+    metrics = server.score(
+        scores(candidates, {A: 9}),
+        Message(
+            RecordDict({"a": MetricRecord(), **scores(candidates, {A: 9}).content}),
+            reply_to=QUESTION,
+        ),
+    )
+    assert metrics == {"accuracy": pytest.approx(0.9)}
+
+
+def test_metrics_functions_see_usable_replies() -> None:
+    seen: list[tuple[int, str]] = []
+
+    def collect(contents: list[RecordDict], key: str) -> MetricRecord:
+        seen.append((len(contents), key))
+        return MetricRecord({"clients": len(contents)})
+
+    server = Server(
+        train_metrics_aggr_fn=collect,
+        evaluate_metrics_aggr_fn=collect,
+        weighted_by_key="num-scored-too",
+    )
+    ours = {"num-scored-too": 3}
+    candidates = server.train(upload(A, numbers=ours), upload(B, numbers=ours), MALFORMED["nan"][0])
+    assert server.metrics == {"clients": 2}
+    good = scores(candidates, {A: 9})
+    good.content.metric_records["metrics"]["num-scored-too"] = 3
+    metrics = server.score(good, scores(candidates, {A: 11}))
+    assert metrics == {"clients": 1, "accuracy": pytest.approx(0.9)}
+    assert seen == [(2, "num-scored-too"), (1, "num-scored-too")]
+
+
+def test_nodes_can_be_weighed_by_their_examples() -> None:
+    server = Server(guard=False, aggregation="majority", client_weights="examples")
+    good = [upload(p, numbers={"num-examples": n}) for p, n in ((A, 2), (C, 3), (B, 10**6))]
+    assert server.train(*good, upload(A, numbers={"num-examples": 0.5}), nodes=4) == (
+        (1, 2, 3, 4, 5),
+    )
+    assert server.rounds[0].failures == 1
+
+
+def test_what_is_sent() -> None:
+    server = Server(arrayrecord_key="prompt", configrecord_key="settings", fraction_train=0.5)
+    config = ConfigRecord({"extra": 3})
+    sent = list(server.strategy.configure_train(1, record(SEED), config, nodes_connected(6)))
+    assert len(sent) == 3
+    for message in sent:
+        assert prompts_in(message.content.array_records["prompt"]) == (SEED,)
+        assert message.content.config_records["settings"] == {
+            "extra": 3,
+            ROUND_KEY: 1,
+            VOCABULARY_KEY: "abc",
+        }
+
+
+def test_a_guard_without_evaluation_is_refused() -> None:
+    with pytest.raises(ValueError, match="fraction_evaluate above 0"):
+        Server(fraction_evaluate=0.0)
+    Server(fraction_evaluate=0.0, guard=False)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        (ArrayRecord(), "one array of token ids, got 0"),
+        (record(A, B), "one array of token ids, got 2"),
+        (ArrayRecord([np.array([0.5])]), "the initial prompt is malformed"),
+        (record((20,)), r"must lie in \[0, 20\)"),
+        (record((1,) * 7), "1 to 6 tokens, got 7"),
+    ],
+)
+def test_a_bad_first_prompt_is_named_before_anything_is_sent(
+    arrays: ArrayRecord, message: str
+) -> None:
+    grid = nodes_connected(2)
+    with pytest.raises(ValueError, match=message):
+        Server().strategy.start(grid, arrays)
+    with pytest.raises(ValueError, match=message):
+        Server().strategy.configure_train(1, arrays, ConfigRecord(), grid)
+
+
+def test_summary_logs_the_settings(caplog: pytest.LogCaptureFixture) -> None:
+    Server(aggregation="kmeans", race_candidates=7, min_samples=3).strategy.summary()
+    Server().strategy.summary()
+    for line in (
+        "Aggregation: kmeans",
+        "core point: 3",
+        "core point: grows with the nodes",
+        "besides the incumbent: 7",
+        "Guard: True",
+        "Client weights: equal",
+        "Longest prompt: 6 tokens",
+        "Fraction: train (1.00)",
+        "ArrayRecord key: 'arrays'",
+    ):
+        assert line in caplog.text

@@ -1,0 +1,164 @@
+import io
+from collections.abc import Sequence
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from strategies.aggregation import Method
+from strategies.rounds import RoundResult, Rounds
+from strategies.settings import RoundSettings
+from strategies.wire import (
+    CLIENT_KEY,
+    FAILURE_KEY,
+    GAIN_KEY,
+    SCORED_KEY,
+    VOCABULARY_KEY,
+    ClientWeights,
+    Reply,
+    correct_key,
+)
+
+SEED = (1, 2, 3)
+
+
+def embed(prompts: Sequence[NDArray[np.int64]]) -> list[NDArray[np.float64]]:
+    return [np.eye(10)[prompt] for prompt in prompts]
+
+
+def packed(array: NDArray[Any]) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
+anything = (
+    st.none()
+    | st.integers(-3, 12)
+    | st.floats()
+    | st.text(max_size=3)
+    | st.lists(st.integers(0, 3), max_size=2)
+)
+prompts = st.lists(st.integers(0, 9), min_size=1, max_size=6).map(np.array)
+arrays = (
+    prompts
+    | st.lists(st.integers(-5, 15), max_size=9).map(np.array)
+    | st.lists(st.floats(), max_size=3).map(np.array)
+)
+uploads = st.builds(
+    Reply,
+    sender=st.sampled_from("abc"),
+    tensors=st.lists(arrays.map(packed) | st.binary(max_size=20), min_size=1, max_size=2).map(tuple)
+    | prompts.map(lambda prompt: (packed(prompt),)),
+    metrics=st.dictionaries(
+        st.sampled_from([GAIN_KEY, VOCABULARY_KEY, CLIENT_KEY, "accuracy"]), anything, max_size=3
+    ),
+    num_examples=anything,
+)
+counts = st.builds(
+    Reply,
+    sender=st.sampled_from("abc"),
+    tensors=st.just(()),
+    metrics=st.dictionaries(
+        st.sampled_from([SCORED_KEY, *map(correct_key, range(5))]), anything, min_size=3
+    )
+    | st.fixed_dictionaries(
+        {SCORED_KEY: st.integers(8, 12), **{correct_key(i): st.integers(0, 8) for i in range(5)}}
+    ),
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    method=st.sampled_from(get_args(Method)),
+    client_weights=st.sampled_from(get_args(ClientWeights)),
+    guard=st.booleans(),
+    lists=st.lists(
+        st.tuples(st.lists(uploads, max_size=5), st.lists(counts, max_size=4)), max_size=3
+    ),
+)
+def test_whatever_clients_send_the_prompt_is_made_of_what_was_sent(
+    method: Method,
+    client_weights: ClientWeights,
+    guard: bool,
+    lists: list[tuple[list[Reply], list[Reply]]],
+) -> None:
+    results: list[RoundResult] = []
+    rounds = Rounds(
+        RoundSettings(
+            embed, 10, max_tokens=6, aggregation=method, client_weights=client_weights, guard=guard
+        ),
+        SEED,
+        central=lambda *_: None,
+        on_round=results.append,
+    )
+    sent = set(SEED)
+    for number, (local, scored) in enumerate(lists, start=1):
+        rounds.begin_round(number)
+        valid, _ = rounds.read_uploads(number, local, lost=1)
+        for index in valid:
+            sent |= set(np.load(io.BytesIO(local[index].tensors[0])).tolist())
+        candidates = rounds.propose()
+        good, _ = rounds.read_scores(scored, lost=0)
+        rounds.decide()
+        assert len(results) == rounds.round == number
+        assert results[-1].failures >= 1 + len(local) - len(valid)
+        if len(candidates) > 1:
+            assert results[-1].failures == 1 + len(local) - len(valid) + len(scored) - len(good)
+        assert rounds.prompt in candidates
+        assert 1 <= len(rounds.prompt) <= 6
+        assert set(rounds.prompt) <= sent
+
+
+def test_an_unchanged_state_gives_the_same_round() -> None:
+    """The same replies in another order, and twice: nothing is left over from before."""
+    local = [
+        Reply(str(i), (packed(np.array(p)),), {GAIN_KEY: 0.1 * i})
+        for i, p in enumerate([[1, 2, 4], [5, 2, 3], [1, 2, 3, 6]])
+    ]
+
+    def one_round(replies: Sequence[Reply]) -> RoundResult:
+        results: list[RoundResult] = []
+        rounds = Rounds(
+            RoundSettings(embed, 10), SEED, central=lambda *_: None, on_round=results.append
+        )
+        rounds.begin_round(1)
+        rounds.read_uploads(1, replies, 0)
+        for _ in range(2):
+            found = rounds.propose()
+        numbers = {correct_key(i): i for i in range(len(found))} | {SCORED_KEY: 9}
+        rounds.read_scores([Reply("0", (), numbers)] * 3, 0)
+        rounds.decide()
+        return results[-1]
+
+    assert one_round(local) == one_round(local[::-1]) == one_round(local)
+
+
+def test_prompts_that_were_changed_on_the_way_are_refused() -> None:
+    rounds = Rounds(RoundSettings(embed, 10), SEED, central=lambda *_: None)
+    rounds.expect([np.array(SEED)])
+    for changed in ([np.array([1, 2, 4])], [], [np.array(SEED)] * 2, [np.array([1.0, 2.0, 3.5])]):
+        with pytest.raises(ValueError, match="differential privacy"):
+            rounds.expect(changed)
+
+
+def test_a_client_that_failed_tells_what_happened(caplog: pytest.LogCaptureFixture) -> None:
+    results: list[RoundResult] = []
+    rounds = Rounds(
+        RoundSettings(embed, 10), SEED, central=lambda *_: None, on_round=results.append
+    )
+    rounds.begin_round(1)
+    found = (packed(np.array([1, 2, 4])),)
+    reason = {FAILURE_KEY: "the model\ndid not answer"}
+    replies = [Reply("a", (), reason), Reply("b", found, reason), Reply("c", (b"?",), reason)]
+    assert rounds.read_uploads(1, replies, lost=0) == ([1], [0]), "b found something before"
+    assert "round 1: the search of client a ended early: the model did not answer" in caplog.text
+    assert (1, 2, 4) in rounds.propose()
+    assert rounds.read_scores([Reply("a", (), reason)], lost=0) == ([], [0])
+    assert "round 1: no counts of client a: the model did not answer" in caplog.text
+    assert rounds.decide() is None
+    assert results[0].failures == 3
+    assert rounds.prompt == SEED

@@ -1,0 +1,25 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from simulations import scaling
+
+
+def test_the_exponent_is_that_of_a_power_law() -> None:
+    clients = [10, 100, 1000]
+    power, factor = scaling.exponent(clients, [0.5 * number**1.5 for number in clients])
+    assert power == pytest.approx(1.5)
+    assert factor == pytest.approx(0.5)
+
+
+def test_a_table_of_growing_numbers_of_clients(tmp_path: Path) -> None:
+    report = scaling.run([5, 50], tmp_path)
+    assert json.loads((tmp_path / "aggregation.json").read_text(encoding="utf-8")) == report
+    assert [run["clients"] for run in report["runs"]] == [5, 50]
+    for run in report["runs"]:
+        assert run["prompt_tokens"] >= 10
+        assert run["quadratic_agrees"]
+        assert run["peak_mib"] >= run["uploads_mib"] > 0
+    table = (tmp_path / "aggregation.md").read_text(encoding="utf-8")
+    assert f"to the power of {report['exponent']:.2f}" in table

@@ -1,0 +1,119 @@
+import json
+
+import numpy as np
+import pytest
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
+from numpy.typing import NDArray
+
+from feddtpt_flwr.client_app import PromptTuningClient
+from feddtpt_flwr.config import RunConfig
+from feddtpt_flwr.data import ClientData, Example
+from feddtpt_flwr.language_model.local import LocalLanguageModel
+from feddtpt_flwr.message_client import app, reply_to_evaluate, reply_to_train
+from feddtpt_flwr.vocabulary import Vocabulary
+from strategies.wire import (
+    CLIENT_KEY,
+    GAIN_KEY,
+    QUERIES_KEY,
+    ROUND_KEY,
+    SCORED_KEY,
+    VOCABULARY_KEY,
+    UploadError,
+    correct_key,
+)
+
+START = "Movie review."
+SETTINGS: dict[str, bool | float | int | str] = {
+    "queries-per-round": 24,
+    "seed-prompt": START,
+    "max-prompt-tokens": 8,
+    "k-shot": 2,
+    "public-per-class": 1,
+    "test-size": 4,
+    "dtype": "float32",
+    "device": "cpu",
+}
+
+
+def question(kind: str, *prompts: NDArray[np.int64], **config: int) -> Message:
+    TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
+    records = {"arrays": ArrayRecord(list(prompts)), "config": ConfigRecord({**config})}
+    return Message(RecordDict({**records}), dst_node_id=5, message_type=kind)
+
+
+@pytest.fixture
+def start(vocabulary: Vocabulary) -> NDArray[np.int64]:
+    return np.array(vocabulary.encode(START), dtype=np.int64)
+
+
+@pytest.fixture
+def client(
+    language_model: LocalLanguageModel, short_reviews: tuple[Example, ...]
+) -> PromptTuningClient:
+    data = ClientData(train=short_reviews[:4], validation=short_reviews[4:6])
+    config = RunConfig.from_run_config(SETTINGS)
+    return PromptTuningClient("ward 3", data, short_reviews[6:8], config, RecordDict())
+
+
+@pytest.mark.slow
+def test_a_reply_is_what_the_client_says(
+    client: PromptTuningClient, start: NDArray[np.int64], vocabulary: Vocabulary
+) -> None:
+    message = question("train", start, **{ROUND_KEY: 2})
+    reply = reply_to_train(message, client)
+    assert reply.metadata.dst_node_id == message.metadata.src_node_id
+    (arrays,) = reply.content.array_records.values()
+    (tokens,) = arrays.to_numpy_ndarrays()
+    assert tokens.dtype == np.int64
+    (numbers,) = reply.content.metric_records.values()
+    (report,) = reply.content.config_records.values()
+    assert numbers["num-examples"] == 6
+    assert numbers.keys() == {"num-examples", GAIN_KEY, QUERIES_KEY, "accuracy", "trials"}
+    assert report.keys() == {CLIENT_KEY, ROUND_KEY, VOCABULARY_KEY, "accepted"}
+    assert report[VOCABULARY_KEY] == vocabulary.fingerprint
+    assert (report[CLIENT_KEY], report[ROUND_KEY]) == ("ward 3", 2)
+    assert isinstance(json.loads(str(report["accepted"])), list)
+
+    reply = reply_to_evaluate(question("evaluate", start, tokens, **{ROUND_KEY: 2}), client)
+    assert not reply.content.array_records
+    (numbers,) = reply.content.metric_records.values()
+    assert numbers[SCORED_KEY] == 6
+    assert {correct_key(0), correct_key(1), "loss", "accuracy", "num-examples"} < numbers.keys()
+
+
+@pytest.mark.slow
+def test_both_doors_run_the_same_search(
+    language_model: LocalLanguageModel, start: NDArray[np.int64]
+) -> None:
+    """The ready-made app answers as the NumPyClient does for the same node."""
+    from feddtpt_flwr.client_app import client_for
+
+    def context() -> Context:
+        node_config: dict[str, bool | float | int | str] = {"partition-id": 1, "num-partitions": 2}
+        return Context(1, 5, node_config, RecordDict(), SETTINGS)
+
+    reply = app(question("train", start, **{ROUND_KEY: 1}), context())
+    arrays, num_examples, metrics = client_for(context()).fit([start], {ROUND_KEY: 1})
+    (ours,) = reply.content.array_records["arrays"].to_numpy_ndarrays()
+    assert ours.tolist() == arrays[0].tolist()
+    numbers, report = (
+        reply.content.metric_records["metrics"],
+        reply.content.config_records["report"],
+    )
+    assert {**numbers, **report} == {**metrics, "num-examples": num_examples}
+
+
+def test_a_malformed_message_costs_nothing(
+    client: PromptTuningClient, start: NDArray[np.int64]
+) -> None:
+    for message in (
+        question("train", start),
+        Message(RecordDict(), dst_node_id=5, message_type="train"),
+    ):
+        with pytest.raises(UploadError, match="one ArrayRecord and one ConfigRecord"):
+            reply_to_train(message, client)
+        with pytest.raises(UploadError, match="one ArrayRecord and one ConfigRecord"):
+            reply_to_evaluate(message, client)
+    with pytest.raises(UploadError, match="1 to 8 tokens"):
+        reply_to_train(question("train", np.arange(9), **{ROUND_KEY: 1}), client)
