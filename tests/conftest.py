@@ -1,5 +1,6 @@
 """The real small models that travel in PyPI wheels, loaded once for all tests."""
 
+import logging
 from collections.abc import Iterator, Sequence
 
 import pytest
@@ -32,6 +33,22 @@ def embedded_assets() -> None:
 @pytest.fixture(scope="session")
 def language_model(embedded_assets: None) -> LocalLanguageModel:
     return LocalLanguageModel("embedded", dtype="float32")
+
+
+@pytest.fixture
+def warned() -> Iterator[list[str]]:
+    """Warnings and errors in Flower's log; it may or may not hand them on to pytest's."""
+    messages: list[str] = []
+
+    class Collect(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            messages.append(record.getMessage())
+
+    handler = Collect(logging.WARNING)
+    logger = logging.getLogger("flwr")
+    logger.addHandler(handler)
+    yield messages
+    logger.removeHandler(handler)
 
 
 @pytest.fixture(scope="session")

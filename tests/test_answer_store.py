@@ -1,5 +1,4 @@
 import hashlib
-import logging
 import os
 import sqlite3
 import subprocess
@@ -83,13 +82,9 @@ def test_a_file_made_smaller(file: Path) -> None:
     assert len(large) < 40_000
 
 
-def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
-
-
 @pytest.mark.parametrize("what", ["no database", "no folder", "another table", "is a folder"])
 def test_a_file_that_cannot_be_used_gives_one_warning(
-    what: str, file: Path, caplog: pytest.LogCaptureFixture
+    what: str, file: Path, warned: list[str]
 ) -> None:
     file.parent.mkdir()
     if what == "no database":
@@ -101,34 +96,28 @@ def test_a_file_that_cannot_be_used_gives_one_warning(
         sqlite3.connect(file).execute("CREATE TABLE answers (something)").connection.commit()
     else:
         file.mkdir()
-    flwr_log = logging.getLogger("flwr")
-    flwr_log.addHandler(caplog.handler)
     store = AnswerStore(file, MIB)
     cache = AnswerCache(store=store)
     for number in range(3):
         cache.update([(f"question {number}", "positive")])
         assert cache.get(f"question {number}") == "positive"
         assert store.get(digest(number)) is None
-    flwr_log.removeHandler(caplog.handler)
-    (warning,) = warnings(caplog)
+    (warning,) = warned
     assert str(file) in warning
     assert "no answers are kept on disk" in warning
 
 
-def test_a_full_disk_gives_one_warning(file: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_full_disk_gives_one_warning(file: Path, warned: list[str]) -> None:
     store = AnswerStore(file, 100 * MIB)
     store.put({digest(1): "positive"})
     assert store._database
     # SQLite's own way to be full, as no test can fill a disk.
     store._database.execute("PRAGMA max_page_count = 8")
-    flwr_log = logging.getLogger("flwr")
-    flwr_log.addHandler(caplog.handler)
     cache = AnswerCache(store=store)
     for number in range(2000):
         cache.update([(str(number), "negative")])
-    flwr_log.removeHandler(caplog.handler)
     assert cache.get("1999") == "negative"
-    (warning,) = warnings(caplog)
+    (warning,) = warned
     assert "full" in warning
 
 

@@ -1,4 +1,3 @@
-import logging
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -302,18 +301,15 @@ def test_nobody_listens() -> None:
 
 
 def test_a_question_that_is_refused_is_a_wrong_answer(
-    endpoint: str, task: Task, some: tuple[Example, ...], caplog: pytest.LogCaptureFixture
+    endpoint: str, task: Task, some: tuple[Example, ...], warned: list[str]
 ) -> None:
     long = Example(" secretword" * 3000, 1)
     judge = evaluator(model(endpoint), task)
-    flwr_log = logging.getLogger("flwr")
-    flwr_log.addHandler(caplog.handler)
     correct = judge.correct(PROMPT, [*some, long, Example(long.input + "!", 1)])
-    flwr_log.removeHandler(caplog.handler)
     assert not correct[4:].any()
     assert judge.unparsed == 2
     assert judge.budget.used == len(some) + 2
-    (warning,) = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+    (warning,) = warned
     assert "HTTP 400" in warning
     assert "secretword" not in warning
 
