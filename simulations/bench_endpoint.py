@@ -76,7 +76,7 @@ def _bare(url: str, name: str, inputs: Sequence[str], choices: Sequence[str]) ->
             max_tokens=16,
             temperature=0,
             seed=0,
-            stop="\\n",
+            stop="\n",
             extra_body=fields,
         )
     return len(inputs) / (time.perf_counter() - start)

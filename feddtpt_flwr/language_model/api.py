@@ -248,7 +248,8 @@ class ApiLanguageModel:
                 stop = {"stop": "\n"} if choices else {}
                 text, usage = await self._endpoint.complete(query, fields | stop)
         except TransientError as error:
-            self._pacer.pause(error.retry_after)
+            if error.retry_after <= self._patience:  # else nobody waits for it
+                self._pacer.pause(error.retry_after)
             raise
         self._usage += usage
         self._pacer.correct(usage.prompt_tokens + usage.completion_tokens - expected)

@@ -8,6 +8,7 @@ import sys
 import time
 import tomllib
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,19 @@ def simulate(arguments: list[str], variables: dict[str, str]) -> subprocess.Comp
     return subprocess.run(arguments, env=variables, capture_output=True, text=True, timeout=500)
 
 
+def descendants(process: int) -> list[int]:
+    """The process and all that it started, directly or not."""
+    parents = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            number, _, rest = stat.read_text().partition(" ")
+            parents[int(number)] = int(rest.rpartition(")")[2].split()[1])
+    found = [process]
+    for each in found:
+        found += [child for child, parent in parents.items() if parent == each]
+    return found
+
+
 def test_an_interrupted_run_that_is_repeated_pays_for_nothing_twice(
     proxy: FaultProxy, tmp_path: Path, cache: Path
 ) -> None:
@@ -88,14 +102,14 @@ def test_an_interrupted_run_that_is_repeated_pays_for_nothing_twice(
         env=environment(cache),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        start_new_session=True,
     )
     deadline = time.monotonic() + 300
     while len(proxy.asked) <= asked_before_the_end and time.monotonic() < deadline:
         assert run.poll() is None, "the run ended by itself"
         time.sleep(0.2)
     time.sleep(2)
-    os.killpg(run.pid, signal.SIGKILL)
+    for process in descendants(run.pid):
+        os.kill(process, signal.SIGKILL)
     run.wait()
     assert proxy.answered.total() == asked_before_the_end
 

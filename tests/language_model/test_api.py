@@ -32,7 +32,7 @@ def model(url: str, **settings: Any) -> ApiLanguageModel:
         "constrain": "grammar",
         "concurrency": 4,
         "timeout": 30.0,
-        "patience": 0.5,
+        "patience": 3.0,
     }
     return ApiLanguageModel(url, MODEL, **(defaults | settings))
 
