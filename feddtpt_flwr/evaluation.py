@@ -2,14 +2,20 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from feddtpt_flwr.answer_store import AnswerStore
 from feddtpt_flwr.data import Example, Task
-from feddtpt_flwr.language_model import LanguageModel
+from feddtpt_flwr.language_model import IncrementalLanguageModel, LanguageModel
+from feddtpt_flwr.language_model.answers import parse_answer
+from feddtpt_flwr.language_model.usage import Metered, Usage
+
+UNPARSED = ""
+"""What stands for an answer that fits no label; no answer word is empty."""
 
 
 class BudgetExhaustedError(RuntimeError):
@@ -42,6 +48,10 @@ class QueryBudget:
             raise BudgetExhaustedError(f"{queries} queries wanted, {self.limit - self.used} left")
         self.used += queries
 
+    def refund(self, queries: int) -> None:
+        """Take back ``queries`` that were booked and not answered."""
+        self.used -= queries
+
 
 class AnswerCache:
     """Answers by question; the oldest are forgotten.
@@ -52,10 +62,13 @@ class AnswerCache:
     ----------
     capacity : int
         Most answers kept, at least 1.
+    store : AnswerStore, optional
+        Where answers are looked for that are not here, and where new ones go as well.
     """
 
-    def __init__(self, capacity: int = 4096) -> None:
+    def __init__(self, capacity: int = 4096, store: AnswerStore | None = None) -> None:
         self._capacity = capacity
+        self._store = store
         self._answers: dict[str, str] = {}
 
     def __len__(self) -> int:
@@ -64,11 +77,18 @@ class AnswerCache:
 
     def get(self, question: str) -> str | None:
         """Return the answer to ``question``, or None."""
-        return self._answers.get(_digest(question))
+        digest = _digest(question)
+        answer = self._answers.get(digest)
+        if answer is None and self._store is not None:
+            answer = self._store.get(digest)
+        return answer
 
     def update(self, answers: Iterable[tuple[str, str]]) -> None:
         """Keep ``(question, answer)`` pairs."""
-        self._answers |= {_digest(question): answer for question, answer in answers}
+        new = {_digest(question): answer for question, answer in answers}
+        if self._store is not None:  # an empty one is false
+            self._store.put(new)
+        self._answers |= new
         for old in list(self._answers)[: max(0, len(self) - self._capacity)]:
             del self._answers[old]
 
@@ -77,9 +97,11 @@ class AnswerCache:
         return json.dumps(self._answers)
 
     @classmethod
-    def from_json(cls, text: str, capacity: int = 4096) -> "AnswerCache":
+    def from_json(
+        cls, text: str, capacity: int = 4096, store: AnswerStore | None = None
+    ) -> "AnswerCache":
         """Read what `to_json` wrote."""
-        cache = cls(capacity)
+        cache = cls(capacity, store)
         cache._answers = dict(json.loads(text))
         return cache
 
@@ -87,7 +109,8 @@ class AnswerCache:
 class Evaluator:
     """Tells which examples a prompt answers correctly.
 
-    A question that was answered before is not asked again and costs nothing.
+    A question that was answered before is not asked again and costs nothing. What is kept of an
+    answer is the answer word it stands for, never the text: that may repeat the question.
 
     Parameters
     ----------
@@ -99,6 +122,11 @@ class Evaluator:
         Charged one query for every question that reaches the black box.
     cache : AnswerCache, optional
         Answers to start from.
+
+    Attributes
+    ----------
+    unparsed : int
+        Answers of the black box that fitted no label. They count as wrong.
     """
 
     def __init__(
@@ -112,6 +140,15 @@ class Evaluator:
         self._task = task
         self.budget = budget
         self.cache = AnswerCache() if cache is None else cache
+        self.unparsed = 0
+        self._rules = json.dumps([task.answers, task.synonyms])
+        self._usage_before = _usage(model)
+
+    @property
+    def usage(self) -> Usage | None:
+        """What the black box has used since this evaluator was made; None if it does not count."""
+        now = _usage(self._model)
+        return now - self._usage_before if now and self._usage_before else None
 
     def correct(self, prompt: str, examples: Sequence[Example]) -> NDArray[np.bool_]:
         """Return whether each example is answered correctly, shape ``(len(examples),)``.
@@ -120,6 +157,8 @@ class Evaluator:
         ------
         BudgetExhaustedError
             If the budget does not cover the questions still open; nothing is asked then.
+        ModelError
+            If the black box fails. The answers that did arrive are in the cache and were charged.
         """
         row: NDArray[np.bool_] = self.correct_all([prompt], examples)[0]
         return row
@@ -136,17 +175,34 @@ class Evaluator:
         known = {query: self.cache.get(self._question(query)) for query in queries}
         missing = [query for query, answer in known.items() if answer is None]
         if missing:
-            self.budget.spend(len(missing))
-            answers = self._model.answer(missing, self._task.answers)
-            known |= dict(zip(missing, answers, strict=True))
-            self.cache.update(zip(map(self._question, missing), answers, strict=True))
+            known |= self._ask(missing)
         given = np.array([known[query] for query in queries]).reshape(len(prompts), len(examples))
         expected = np.array([self._task.answers[e.label] for e in examples])
         correct: NDArray[np.bool_] = given == expected
         return correct
 
+    def _ask(self, queries: Sequence[str]) -> dict[str, str]:
+        """Return the answer to each query, and charge for what was answered, whatever happens."""
+        answers: dict[str, str] = {}
+        self.budget.spend(len(queries))
+        try:
+            for index, text in self._arriving(queries):
+                answer = parse_answer(text, self._task.answers, self._task.synonyms)
+                answers[queries[index]] = UNPARSED if answer is None else answer
+                self.unparsed += answer is None
+                self.cache.update([(self._question(queries[index]), answers[queries[index]])])
+        finally:
+            self.budget.refund(len(queries) - len(answers))
+        return answers
+
+    def _arriving(self, queries: Sequence[str]) -> Iterator[tuple[int, str]]:
+        if isinstance(self._model, IncrementalLanguageModel):
+            return self._model.iter_answers(queries, self._task.answers)
+        return enumerate(self._model.answer(queries, self._task.answers))
+
     def _question(self, query: str) -> str:
-        return f"{self._model.name}\0{query}"
+        # All that decides the answer word: the model with its settings, the words, the query.
+        return f"{self._model.name}\0{self._rules}\0{query}"
 
 
 def stratified_order(examples: Sequence[Example], rng: np.random.Generator) -> list[Example]:
@@ -166,4 +222,8 @@ def stratified_order(examples: Sequence[Example], rng: np.random.Generator) -> l
 
 
 def _digest(question: str) -> str:
-    return hashlib.blake2b(question.encode(), digest_size=10).hexdigest()
+    return hashlib.blake2b(question.encode(), digest_size=16).hexdigest()
+
+
+def _usage(model: LanguageModel) -> Usage | None:
+    return model.usage if isinstance(model, Metered) else None

@@ -11,6 +11,7 @@ from scipy.special import betaincc, logit
 from feddtpt_flwr.data import Example
 from feddtpt_flwr.evaluation import BudgetExhaustedError, Evaluator
 from feddtpt_flwr.feedback import Feedback, Trial
+from feddtpt_flwr.language_model import ModelError
 from feddtpt_flwr.masked_lm import MaskedLM
 from feddtpt_flwr.proposer import Proposer
 from feddtpt_flwr.readability import per_token
@@ -77,6 +78,8 @@ class SearchResult:
         The changes that led there, in order.
     num_trials : int
         Changes that were tried.
+    failure : ModelError, optional
+        What ended the search before its budget was used up.
     """
 
     tokens: Tokens
@@ -84,6 +87,7 @@ class SearchResult:
     start_accuracy: float
     accepted: tuple[Trial, ...]
     num_trials: int
+    failure: ModelError | None = None
 
 
 class PromptSearch:
@@ -152,7 +156,13 @@ class PromptSearch:
     def run(self, start: Tokens, feedback: Feedback) -> SearchResult:
         """Search from ``start`` until the budget is used up; add every trial to ``feedback``.
 
-        The result is never worse than ``start`` on the examples.
+        The result is never worse than ``start`` on the examples. If the black box fails, the search
+        ends with the best prompt so far.
+
+        Raises
+        ------
+        ModelError
+            If the black box fails before ``start`` is measured: then nothing can be said of it.
         """
         try:
             best = first = self._measure(start)
@@ -160,23 +170,29 @@ class PromptSearch:
             return SearchResult(start, 0.0, 0.0, (), 0)
         accepted: list[Trial] = []
         num_trials, tried, waiting = 0, {start}, list[Edit]()
-        while edits := self._propose(best.tokens, waiting, tried, feedback):
-            edits, waiting = edits[: self._width], edits[self._width :]
-            raced = self._race(best, edits)
-            tried |= {runner.edit.apply(best.tokens) for runner in raced}
-            convincing = (runner for runner in raced if self._convinces(runner, best.tokens))
-            winner = max(convincing, key=lambda runner: runner.helps, default=None)
-            for runner in raced:
-                trial = runner.trial(best.tokens, accepted=runner is winner)
-                feedback.record(trial)
-                if trial.accepted:
-                    accepted.append(trial)
-                    self._on_accept(trial)
-            num_trials += len(raced)
-            if winner:
-                best = Measured(winner.edit.apply(best.tokens), winner.correct)
-                waiting = [edit for other in waiting if (edit := other.after(winner.edit))]
-        return SearchResult(best.tokens, best.accuracy, first.accuracy, tuple(accepted), num_trials)
+        failure = None
+        try:
+            while edits := self._propose(best.tokens, waiting, tried, feedback):
+                edits, waiting = edits[: self._width], edits[self._width :]
+                raced = self._race(best, edits)
+                tried |= {runner.edit.apply(best.tokens) for runner in raced}
+                convincing = (runner for runner in raced if self._convinces(runner, best.tokens))
+                winner = max(convincing, key=lambda runner: runner.helps, default=None)
+                for runner in raced:
+                    trial = runner.trial(best.tokens, accepted=runner is winner)
+                    feedback.record(trial)
+                    if trial.accepted:
+                        accepted.append(trial)
+                        self._on_accept(trial)
+                num_trials += len(raced)
+                if winner:
+                    best = Measured(winner.edit.apply(best.tokens), winner.correct)
+                    waiting = [edit for other in waiting if (edit := other.after(winner.edit))]
+        except ModelError as error:
+            failure = error
+        return SearchResult(
+            best.tokens, best.accuracy, first.accuracy, tuple(accepted), num_trials, failure
+        )
 
     def _propose(
         self, tokens: Tokens, waiting: Sequence[Edit], tried: set[Tokens], feedback: Feedback

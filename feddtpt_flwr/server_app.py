@@ -12,7 +12,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from feddtpt_flwr import models
 from feddtpt_flwr.config import RunConfig
-from feddtpt_flwr.evaluation import Evaluator, QueryBudget
+from feddtpt_flwr.evaluation import AnswerCache, Evaluator, QueryBudget
 from feddtpt_flwr.experiment import load_data, load_task, readability, seed_tokens
 from feddtpt_flwr.recorder import Recorder
 from feddtpt_flwr.run_folder import RunFolder
@@ -37,23 +37,23 @@ def build(config: RunConfig, num_clients: int) -> tuple[FedDTPT, Recorder]:
 
     Raises
     ------
-    ConfigError, DataError, AssetError
-        If a setting, the data or an embedded asset is not what it has to be; the message says
-        which, and what is allowed.
+    ConfigError, DataError, AssetError, ModelError
+        If a setting, the data, an embedded asset or the language model's endpoint is not what it
+        has to be; the message says which, and what is allowed.
     """
     task = load_task(config)
     data = load_data(config, num_clients)
     masked_lm = models.masked_lm(config, task)
     vocabulary = masked_lm.vocabulary
     first = seed_tokens(config, task, vocabulary)
-    model = models.language_model(config)
+    model = models.ready_language_model(config)
     # Held-out questions are the experimenter's, not the federation's: counted, but not limited.
     budget = QueryBudget((config.num_server_rounds + 1) * len(data.test))
     recorder = Recorder(
         config,
         task,
         vocabulary,
-        Evaluator(model, task, budget),
+        Evaluator(model, task, budget, AnswerCache(store=models.answer_store(config))),
         data.test,
         RunFolder(Path(config.run_folder), f"{task.name}-seed{config.seed}"),
         model.name,

@@ -7,7 +7,14 @@ from typing import Annotated
 
 import typer
 
-from simulations import bench_aggregation, bench_evaluation, bench_labels, scaling, seeds
+from simulations import (
+    bench_aggregation,
+    bench_endpoint,
+    bench_evaluation,
+    bench_labels,
+    scaling,
+    seeds,
+)
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -65,6 +72,18 @@ def run_scaling(
 ) -> None:
     """Time the server's step for growing numbers of clients, and fit how the time grows."""
     scaling.run(clients or scaling.CLIENTS, folder)
+
+
+@bench.command("endpoint")
+def endpoint(
+    sentences: Annotated[int, typer.Option(min=1, help="Questions of each measurement.")] = 48,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of the server.")] = 1,
+    file: Annotated[
+        typer.FileTextWrite, typer.Option("--json", help="File for the figures; - prints them.")
+    ] = sys.stdout,  # type: ignore[assignment]
+) -> None:
+    """Time our client against a bare loop of single requests, on llama.cpp's server."""
+    file.write(json.dumps(bench_endpoint.run(sentences, threads), indent=2) + "\n")
 
 
 @app.command("seeds")
