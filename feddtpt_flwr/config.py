@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -35,6 +36,10 @@ class RunConfig(BaseModel):
         A built-in task or the path of a task's ``.toml`` file.
     data_source : {"default", "embedded", "hub", "files"}
         Where the examples come from; ``"default"`` is the task's first source.
+    clients : {"simulated", "own-data"}
+        Whose examples the clients search on: parts of the run's data, or in a deployment the file
+        that every node names in its node config. With ``"own-data"`` the run's data gives the
+        public set and the held-out examples.
     train_file, test_file : str
         Files for ``data-source = "files"``; without a test file, a fifth of the training file is
         held out.
@@ -55,6 +60,12 @@ class RunConfig(BaseModel):
     masked_lm : str
         The proposer: ``"embedded"`` (the embedded language model as an infiller), or a masked
         language model by hub name or folder.
+    masked_lm_endpoint : str
+        URL of a service that runs the proposer (Hugging Face's inference API, task fill-mask);
+        empty runs it in this process. With one, ``masked_lm`` names the tokenizer: a hub name, a
+        folder or a ``tokenizer.json``.
+    masked_lm_key_env : str
+        Environment variable that holds this service's key; empty if it needs none.
     device, dtype : str
         Where and in which numeric type local models run.
     seed_prompt : str
@@ -95,6 +106,7 @@ class RunConfig(BaseModel):
     seed: int = Field(0, ge=0)
     task: str = DEFAULT_TASK
     data_source: Literal["default", "embedded", "hub", "files"] = "default"
+    clients: Literal["simulated", "own-data"] = "simulated"
     train_file: str = ""
     test_file: str = ""
     k_shot: int = Field(16, ge=1)
@@ -105,6 +117,8 @@ class RunConfig(BaseModel):
     language_model: str = EMBEDDED
     chat: bool = False
     masked_lm: str = EMBEDDED
+    masked_lm_endpoint: str = ""
+    masked_lm_key_env: str = ""
     device: str = "auto"
     dtype: Dtype = "auto"
     seed_prompt: str = ""
@@ -137,11 +151,38 @@ class RunConfig(BaseModel):
             raise ConfigError("\n".join(_explain(e) for e in error.errors())) from None
         if config.data_source == "files" and not config.train_file:
             raise ConfigError('train-file = "": data-source = "files" needs a file')
+        if config.masked_lm_endpoint:
+            check_url("masked-lm-endpoint", config.masked_lm_endpoint)
+            if config.masked_lm == EMBEDDED:
+                raise ConfigError(
+                    f"masked-lm = {EMBEDDED!r}: with a masked-lm-endpoint it must name the "
+                    "service's tokenizer: a hub name, a folder or a tokenizer.json"
+                )
         return config
 
     def to_run_config(self) -> dict[str, Any]:
         """Return the settings under their names in the configuration."""
         return self.model_dump(by_alias=True)
+
+
+def check_url(key: str, url: str) -> None:
+    """Refuse what is no URL of a service, or holds a key that belongs to the environment.
+
+    Raises
+    ------
+    ConfigError
+        If it does not begin with ``http://`` or ``https://``, names no host, or names a user.
+    """
+    try:
+        parts = urlsplit(url)
+        valid = parts.scheme in ("http", "https") and bool(parts.hostname)
+        secret = bool(parts.username or parts.password)
+    except ValueError:
+        valid = secret = False
+    if secret:  # not shown: it would end up in logs
+        raise ConfigError(f"{key}: a user or password in the URL is not allowed; use a key")
+    if not valid:
+        raise ConfigError(f"{key} = {url!r}: a URL that begins with http:// or https:// is needed")
 
 
 def _explain(error: Any) -> str:

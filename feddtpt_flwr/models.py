@@ -18,6 +18,7 @@ from feddtpt_flwr.masked_lm import (
     TokenEmbedder,
 )
 from feddtpt_flwr.proposer import MaskedLMProposer, Proposer
+from feddtpt_flwr.remote_masked_lm import RemoteMaskedLM
 
 
 def language_model(config: RunConfig) -> LanguageModel:
@@ -42,6 +43,10 @@ def masked_lm(config: RunConfig, task: Task) -> MaskedLM:
         If there is no such model.
     """
     excluded = task.answers if config.exclude_answer_words else ()
+    if config.masked_lm_endpoint:
+        return _remote_masked_lm(
+            config.masked_lm_endpoint, config.masked_lm, config.masked_lm_key_env, excluded
+        )
     device = _device(config)
     with _named("masked-lm", config.masked_lm):
         return _masked_lm(config.masked_lm, excluded, device, config.dtype)
@@ -87,6 +92,16 @@ def _named(key: str, value: str) -> Iterator[None]:
 @cache
 def _language_model(model: str, chat: bool, device: str, dtype: str) -> LanguageModel:
     return LocalLanguageModel(model, chat=chat, device=device, dtype=dtype)
+
+
+@cache
+def _remote_masked_lm(
+    endpoint: str, tokenizer: str, key_env: str, excluded: tuple[str, ...]
+) -> MaskedLM:
+    try:
+        return RemoteMaskedLM(endpoint, tokenizer, key_env=key_env, excluded_words=excluded)
+    except ValueError as error:
+        raise ConfigError(f"masked-lm = {tokenizer!r}: {error}") from None
 
 
 @cache

@@ -2,10 +2,10 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from math import comb, inf, log
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import betaincc, logit
 
 from feddtpt_flwr.data import Example
 from feddtpt_flwr.evaluation import BudgetExhaustedError, Evaluator
@@ -176,8 +176,8 @@ class PromptSearch:
         score = self._masked_lm.log_likelihood
         # Per token: the sum would call every shorter prompt the better one.
         reads_better = score(after) / len(after) - score(before) / len(before)
-        evidence = min(logit(helps), MOST_EVIDENCE)
-        return bool(evidence + self._fluency * reads_better >= logit(self._confidence))
+        evidence = min(_log_odds(helps), MOST_EVIDENCE)
+        return evidence + self._fluency * reads_better >= _log_odds(self._confidence)
 
     def _batches(self) -> Iterator[int]:
         """Yield how many examples have been asked after each batch; batches double."""
@@ -213,4 +213,10 @@ def probability_of_gain(won: int, lost: int) -> float:
     float
         A probability in (0, 1).
     """
-    return float(betaincc(1 + won, 1 + lost, 0.5))
+    # The mass is that of a binomial tail, and exact in whole numbers.
+    tosses = 1 + won + lost
+    return sum(comb(tosses, heads) for heads in range(1 + won)) / (1 << tosses)
+
+
+def _log_odds(probability: float) -> float:
+    return log(probability / (1 - probability)) if probability < 1 else inf

@@ -42,7 +42,7 @@ def build(config: RunConfig, num_clients: int) -> tuple[FedDTPT, Recorder]:
         which, and what is allowed.
     """
     task = load_task(config)
-    data = load_data(config, num_clients)
+    data = load_data(config, 0 if config.clients == "own-data" else num_clients)
     masked_lm = models.masked_lm(config, task)
     vocabulary = masked_lm.vocabulary
     first = seed_tokens(config, task, vocabulary)

@@ -4,6 +4,14 @@ from collections.abc import Sequence
 from typing import Protocol
 
 
+class FatalModelError(RuntimeError):
+    """A model will not answer, however often it is asked: a refused key, an unknown model."""
+
+
+class ModelUnavailableError(RuntimeError):
+    """A model did not answer for now, although it was asked repeatedly."""
+
+
 class LanguageModel(Protocol):
     """A black-box language model.
 

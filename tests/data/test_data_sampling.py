@@ -136,7 +136,7 @@ def test_repeated_texts_count_once() -> None:
     ("changes", "message"),
     [
         ({"num_labels": 1}, "num_labels is 1: 2 or more is needed"),
-        ({"num_clients": 0}, "num_clients is 0: 1 or more is needed"),
+        ({"num_clients": -1}, "num_clients is -1: 0 or more is needed"),
         ({"k_shot": 0}, "k_shot is 0: 1 or more is needed"),
         ({"public_per_class": -1}, "public_per_class is -1: 0 or more is needed"),
         ({"test_size": -1}, "test_size is -1: 0 or more is needed"),
