@@ -71,8 +71,10 @@ class OwnFile:
                 f"data-labels='other={label_key(task.labels[0])}'"
             )
         frame[task.label_column] = labels
-        examples = to_examples(task, prepare(frame, task, str(self.path)))
-        return tuple({e.input: e for e in reversed(examples)}.values())[::-1]
+        unique: dict[str, Example] = {}
+        for example in to_examples(task, prepare(frame, task, str(self.path))):
+            unique.setdefault(example.input, example)
+        return tuple(unique.values())
 
     def _check_mappings(self, task: Task) -> None:
         columns = {*task.text_columns, task.label_column}

@@ -72,7 +72,7 @@ def test_test_sample_keeps_the_class_shares() -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(
-    num_clients=st.integers(1, 5),
+    num_clients=st.integers(0, 5),
     k_shot=st.integers(1, 8),
     public_per_class=st.integers(0, 10),
     partition=st.sampled_from(["iid", "dirichlet"]),
