@@ -6,22 +6,22 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from json import JSONDecodeError
 from math import log
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from feddtpt_flwr.language_model.base import FatalModelError, ModelUnavailableError
+from feddtpt_flwr.language_model.limits import retry_after
 from feddtpt_flwr.masked_lm import Fillings
+from feddtpt_flwr.tokenizer_file import load_tokenizer, mask_token
 from feddtpt_flwr.vocabulary import Vocabulary
 from strategies.candidates import Tokens
 
 if TYPE_CHECKING:
     from huggingface_hub import FillMaskOutputElement
-    from tokenizers import Tokenizer
 
 ATTEMPTS = 6
-LONGEST_WAIT = 30.0  # seconds; a service that asks for more is not there for this round
+LONGEST_WAIT = 30.0  # seconds
 OVERSAMPLING = 4  # about every second token of a vocabulary is a whole word
 SMALLEST = 1e-12  # a probability that the service rounded to zero
 
@@ -75,7 +75,7 @@ class RemoteMaskedLM:
         self._key_env = key_env
         self._key = _key(key_env)
         self._vocabulary = Vocabulary(plain)
-        self._mask = _mask_token(plain, tokenizer)
+        self._mask = mask_token(plain, tokenizer)
         self._allowed = self._vocabulary.proposable(excluded_words)
         self._num_candidates = num_candidates
         self._timeout = timeout
@@ -158,21 +158,32 @@ class RemoteMaskedLM:
 
     def _ask(self, text: str, **parameters: Any) -> "Sequence[FillMaskOutputElement]":
         """Ask about the mask in ``text``; wait and ask again while the service is busy."""
-        import stamina
+        from tenacity import (
+            RetryCallState,
+            Retrying,
+            retry_if_exception,
+            stop_after_attempt,
+            wait_random_exponential,
+        )
 
+        backoff = wait_random_exponential(multiplier=1, max=LONGEST_WAIT, min=0.1)
+        used_up = stop_after_attempt(self._attempts)
+
+        def asked_to_wait(state: RetryCallState) -> float:
+            return _retry_after(state.outcome.exception() if state.outcome else None)
+
+        retrying = Retrying(
+            retry=retry_if_exception(_may_pass),
+            # A service that asks for more time than this is not there for this round.
+            stop=lambda state: used_up(state) or asked_to_wait(state) > LONGEST_WAIT,
+            wait=lambda state: max(backoff(state), asked_to_wait(state)),
+            reraise=True,
+        )
         try:
-            for attempt in stamina.retry_context(
-                on=_retry_after,
-                attempts=self._attempts,
-                timeout=None,
-                wait_initial=0.5,
-                wait_max=LONGEST_WAIT,
-            ):
-                with attempt:
-                    return self._post(text, **parameters)
+            return retrying(self._post, text, **parameters)
         except _errors() as error:
-            raise self._explained(error) from None
-        raise AssertionError("unreachable: the last attempt returns or raises")
+            tries = int(retrying.statistics.get("attempt_number", 1))
+            raise self._explained(error, tries) from None
 
     def _post(self, text: str, **parameters: Any) -> "Sequence[FillMaskOutputElement]":
         from huggingface_hub import InferenceClient
@@ -189,7 +200,7 @@ class RemoteMaskedLM:
             raise ValueError("the answer is not one of the fill-mask task")
         return answers
 
-    def _explained(self, error: Exception) -> RuntimeError:
+    def _explained(self, error: Exception, tries: int) -> RuntimeError:
         # Written here and not passed on: a client's own message may hold headers or the question.
         where = f"masked-lm-endpoint = {self._endpoint!r}"
         status = _status(error)
@@ -206,42 +217,7 @@ class RemoteMaskedLM:
         if isinstance(error, ValueError) and not isinstance(error, JSONDecodeError):
             return FatalModelError(f"{where}: its answer is not one of the fill-mask task")
         what = f"HTTP {status}" if status else type(error).__name__
-        return ModelUnavailableError(f"{where}: no answer after {self._attempts} tries ({what})")
-
-
-def load_tokenizer(source: str) -> "Tokenizer":
-    """Load a tokenizer without transformers.
-
-    Parameters
-    ----------
-    source : str
-        A name on the Hugging Face hub, a folder with a ``tokenizer.json``, or that file.
-
-    Raises
-    ------
-    ValueError
-        If there is none.
-    """
-    from huggingface_hub import hf_hub_download
-    from tokenizers import Tokenizer
-
-    path = Path(source)
-    if path.is_dir():
-        path = path / "tokenizer.json"
-    if not path.is_file():
-        # A name that no model can have is a ValueError.
-        failures: tuple[type[Exception], ...] = (OSError, *_errors())
-        try:
-            path = Path(hf_hub_download(source, "tokenizer.json"))
-        except failures as error:
-            raise ValueError(
-                f"there is no {path}, and no tokenizer.json of that name can be had from the "
-                f"Hugging Face hub ({type(error).__name__})"
-            ) from None
-    try:
-        return Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises nothing narrower
-        raise ValueError(f"{path} is no tokenizer.json ({error})") from None
+        return ModelUnavailableError(f"{where}: no answer after {tries} tries ({what})")
 
 
 def _key(key_env: str) -> str | None:
@@ -252,13 +228,6 @@ def _key(key_env: str) -> str | None:
     raise ValueError(f"masked-lm-key-env = {key_env!r}: this environment variable is not set")
 
 
-def _mask_token(tokenizer: "Tokenizer", source: str) -> int:
-    for token, added in tokenizer.get_added_tokens_decoder().items():
-        if added.special and added.content.strip("[]<>|").lower() == "mask":
-            return int(token)
-    raise ValueError(f"{source!r} has no mask token: it is not a masked language model's")
-
-
 def _errors() -> tuple[type[Exception], ...]:
     """Return what an HTTP request and reading its answer may raise."""
     import httpx
@@ -267,25 +236,23 @@ def _errors() -> tuple[type[Exception], ...]:
     return (httpx.HTTPError, httpx.InvalidURL, OfflineModeIsEnabled, ValueError)
 
 
-def _status(error: Exception) -> int | None:
+def _status(error: BaseException | None) -> int | None:
     response = getattr(error, "response", None)
     return None if response is None else int(response.status_code)
 
 
-def _retry_after(error: Exception) -> bool | float:
-    """Return whether to ask again, or the seconds to wait if the service says how long."""
+def _may_pass(error: BaseException) -> bool:
     import httpx
 
-    status = _status(error)
-    if status is None:
-        # JSON that ends too early is a connection that broke.
-        return isinstance(error, (httpx.TransportError, TimeoutError, JSONDecodeError))
-    if status not in _BUSY:
-        return False
-    seconds = getattr(error, "response").headers.get("retry-after", "")  # noqa: B009
-    if seconds.isdecimal():
-        return min(float(seconds), LONGEST_WAIT)
-    return True
+    if (status := _status(error)) is not None:
+        return status in _BUSY
+    # JSON that ends too early is a connection that broke.
+    return isinstance(error, (httpx.TransportError, TimeoutError, JSONDecodeError))
+
+
+def _retry_after(error: BaseException | None) -> float:
+    response = getattr(error, "response", None)
+    return retry_after(response.headers) if response is not None else 0.0
 
 
 def _is_filling(answer: Any) -> bool:

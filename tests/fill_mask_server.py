@@ -24,6 +24,8 @@ class FillMaskService:
     key: str
     questions: list[dict[str, Any]] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
+    waits: list[float] = field(default_factory=list)
+    """Seconds that were waited between tries, if a test writes them here."""
     faults: list[Fault] = field(default_factory=list)
     """The next questions get these instead of an answer."""
 

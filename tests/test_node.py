@@ -1,6 +1,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from flwr.common import Context, RecordDict
 
@@ -12,7 +13,7 @@ from feddtpt_flwr.language_model.local import LocalLanguageModel
 from feddtpt_flwr.node import OVERRIDES, NodeConfig, Part, load_node, load_public
 from strategies.wire import ROUND_KEY
 
-OWN = {"clients": "own-data"}
+OWN: dict[str, Any] = {"clients": "own-data"}
 PARTS = {"partition-id": 1, "num-partitions": 3}
 
 
@@ -147,8 +148,6 @@ def test_the_same_app_serves_a_node_with_own_data(
     client: Any = client_fn(context)
     inner = client.numpy_client
     prompt = inner._vocabulary.encode("Movie review.")
-    import numpy as np
-
     _, num_examples, metrics = inner.evaluate([np.array(prompt)], {ROUND_KEY: 1})
     assert num_examples == 4
     assert metrics["client"] == "st-mary"

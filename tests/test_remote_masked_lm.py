@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-import stamina
 
 from feddtpt_flwr.language_model.base import FatalModelError, ModelUnavailableError
 from feddtpt_flwr.masked_lm import HuggingFaceMaskedLM
-from feddtpt_flwr.remote_masked_lm import RemoteMaskedLM, load_tokenizer
+from feddtpt_flwr.remote_masked_lm import ATTEMPTS, RemoteMaskedLM
+from feddtpt_flwr.tokenizer_file import load_tokenizer
 from feddtpt_flwr.vocabulary import Vocabulary
 from tests.fill_mask_server import (
     Fault,
@@ -42,8 +42,9 @@ def service(
     monkeypatch.setenv(KEY_ENV, fill_mask_service.key)
     fill_mask_service.questions.clear()
     fill_mask_service.headers.clear()
-    with stamina.set_testing(True, attempts=3, cap=True):  # no waiting between tries
-        yield fill_mask_service
+    fill_mask_service.waits.clear()
+    monkeypatch.setattr("tenacity.nap.time.sleep", fill_mask_service.waits.append)
+    yield fill_mask_service
     fill_mask_service.faults.clear()
 
 
@@ -201,8 +202,8 @@ def test_a_fault_that_passes_is_not_noticed(
 def test_a_fault_that_stays(
     fault: Fault, words: str, remote: RemoteMaskedLM, service: FillMaskService
 ) -> None:
-    service.faults += [fault] * 3
-    with pytest.raises(ModelUnavailableError, match=f"no answer after.*{words}"):
+    service.faults += [fault] * ATTEMPTS
+    with pytest.raises(ModelUnavailableError, match=f"no answer after {ATTEMPTS} tries.*{words}"):
         remote.fill((), ())
 
 
@@ -231,6 +232,23 @@ def test_a_service_that_ignores_targets(remote: RemoteMaskedLM, service: FillMas
     service.faults.append(say([{"score": 0.9, "token": 5, "token_str": "x"}]))
     with pytest.raises(FatalModelError, match="must understand 'targets'"):
         remote.log_likelihood(remote.vocabulary.encode("movie"))
+
+
+def test_a_service_that_says_when_is_obeyed(
+    remote: RemoteMaskedLM, service: FillMaskService
+) -> None:
+    service.faults.append(status(429, Retry_After="17"))
+    remote.fill((), ())
+    assert service.waits == [17]
+
+
+def test_a_service_that_wants_an_hour_is_not_waited_for(
+    remote: RemoteMaskedLM, service: FillMaskService
+) -> None:
+    service.faults.append(status(429, Retry_After="3600"))
+    with pytest.raises(ModelUnavailableError, match=r"after 1 tries \(HTTP 429\)"):
+        remote.fill((), ())
+    assert service.waits == []
 
 
 def test_nobody_listens(tiny_bert: Path, service: FillMaskService) -> None:
