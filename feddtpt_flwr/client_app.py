@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from logging import INFO
+from logging import ERROR, INFO
 from typing import Any
 
 import numpy as np
@@ -16,15 +16,21 @@ from feddtpt_flwr.data import ClientData, Example
 from feddtpt_flwr.evaluation import AnswerCache, Evaluator, QueryBudget, stratified_order
 from feddtpt_flwr.experiment import load_task, readability
 from feddtpt_flwr.feedback import Feedback, Trial
+from feddtpt_flwr.language_model import ModelError
 from feddtpt_flwr.node import NodeConfig, load_node
 from feddtpt_flwr.search import PromptSearch
 from strategies.candidates import Tokens
 from strategies.wire import (
     CLIENT_KEY,
+    COMPLETION_TOKENS_KEY,
+    COST_KEY,
+    FAILURE_KEY,
     GAIN_KEY,
+    PROMPT_TOKENS_KEY,
     QUERIES_KEY,
     ROUND_KEY,
     SCORED_KEY,
+    UNPARSED_KEY,
     VOCABULARY_KEY,
     correct_key,
     read_prompt,
@@ -71,7 +77,11 @@ class PromptTuningClient(NumPyClient):
     def fit(
         self, parameters: NDArrays, config: Mapping[str, Scalar]
     ) -> tuple[NDArrays, int, dict[str, Scalar]]:
-        """Search from the global prompt; return the local one."""
+        """Search from the global prompt; return the local one.
+
+        If the black box fails, the local prompt is the best so far, and there is none if not even
+        the global prompt could be measured. The metrics say what failed.
+        """
         server_round = int(config[ROUND_KEY])
         rng = np.random.default_rng([self._config.seed, server_round, _stream(self._name)])
         examples = stratified_order([*self._data.train, *self._public], rng)
@@ -98,15 +108,17 @@ class PromptTuningClient(NumPyClient):
             admissible=readability(self._config, self._task),
             on_accept=lambda trial: progress(trial.accuracy, trial.operator),
         )
-        result = search.run(self._read(parameters)[0], feedback)
+        try:
+            result = search.run(self._read(parameters)[0], feedback)
+        except ModelError as error:
+            self._save(feedback, evaluator)
+            return [], 0, self._report(config, evaluator, error)
         progress(result.accuracy, f"done, {result.num_trials} changes tried")
         self._save(feedback, evaluator)
         metrics: dict[str, Scalar] = {
-            CLIENT_KEY: self._name,
-            ROUND_KEY: int(config[ROUND_KEY]),
+            **self._report(config, evaluator, result.failure),
             VOCABULARY_KEY: self._vocabulary.fingerprint,
             GAIN_KEY: result.accuracy - result.start_accuracy,
-            QUERIES_KEY: evaluator.budget.used,
             "accuracy": result.accuracy,
             "trials": result.num_trials,
             "accepted": json.dumps([self._describe(trial) for trial in result.accepted]),
@@ -120,28 +132,53 @@ class PromptTuningClient(NumPyClient):
 
         The accuracy is the first prompt's on the validation examples, which no search sees. The
         counts, by which the server compares prompts, are over the training examples too: a prompt
-        from another client has seen none of either.
+        from another client has seen none of either. If the black box fails, there are no counts,
+        and the metrics say what failed.
         """
         prompts = self._read(parameters)
         validation = self._data.validation
         examples = [*validation, *self._data.train]
         evaluator = self._evaluator(len(prompts) * len(examples))
-        correct = [
-            evaluator.correct(self._vocabulary.decode(tokens), examples) for tokens in prompts
-        ]
-        self._save(self._feedback(), evaluator)
+        try:
+            correct = [
+                evaluator.correct(self._vocabulary.decode(tokens), examples) for tokens in prompts
+            ]
+        except ModelError as error:
+            return 1.0, 0, self._report(config, evaluator, error)
+        finally:
+            self._save(self._feedback(), evaluator)
         accuracy = float(correct[0][: len(validation)].mean())
         metrics: dict[str, Scalar] = {
             correct_key(index): int(answers.sum()) for index, answers in enumerate(correct)
         }
-        metrics |= {
-            CLIENT_KEY: self._name,
-            ROUND_KEY: int(config[ROUND_KEY]),
-            QUERIES_KEY: evaluator.budget.used,
+        metrics |= self._report(config, evaluator, None) | {
             SCORED_KEY: len(examples),
             "accuracy": accuracy,
         }
         return 1.0 - accuracy, len(validation), metrics
+
+    def _report(
+        self, config: Mapping[str, Scalar], evaluator: Evaluator, failure: ModelError | None
+    ) -> dict[str, Scalar]:
+        """Return what every answer to the server tells: who asked how much, and what went wrong."""
+        report: dict[str, Scalar] = {
+            CLIENT_KEY: self._name,
+            ROUND_KEY: int(config[ROUND_KEY]),
+            QUERIES_KEY: evaluator.budget.used,
+            UNPARSED_KEY: evaluator.unparsed,
+        }
+        if usage := evaluator.usage:
+            report |= {
+                "requests": usage.requests,
+                "retries": usage.retries,
+                PROMPT_TOKENS_KEY: usage.prompt_tokens,
+                COMPLETION_TOKENS_KEY: usage.completion_tokens,
+                COST_KEY: models.prices(self._config).cost(usage),
+            }
+        if failure:
+            log(ERROR, "client %s: %s", self._name, failure)
+            report[FAILURE_KEY] = str(failure)
+        return report
 
     def _read(self, parameters: NDArrays) -> list[Tokens]:
         return [
@@ -164,7 +201,8 @@ class PromptTuningClient(NumPyClient):
 
     def _evaluator(self, budget: int) -> Evaluator:
         saved = self._saved("answers")
-        cache = AnswerCache.from_json(saved) if saved else AnswerCache()
+        store = models.answer_store(self._config)
+        cache = AnswerCache.from_json(saved, store=store) if saved else AnswerCache(store=store)
         model = models.language_model(self._config)
         return Evaluator(model, self._task, QueryBudget(budget), cache)
 

@@ -1,5 +1,6 @@
 """The configuration of a run: typed, frozen, and checked once, before any query is paid for."""
 
+import re
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
 from urllib.parse import urlsplit
@@ -8,7 +9,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from feddtpt_flwr.assets import EMBEDDED
 from feddtpt_flwr.data import DEFAULT_TASK
+from feddtpt_flwr.language_model.constraints import Constrain
 from strategies.aggregation import Method
+
+_VARIABLE = r"[A-Za-z_][A-Za-z0-9_]*"
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -54,9 +58,34 @@ class RunConfig(BaseModel):
     dirichlet_alpha : float
         Concentration of the Dirichlet partition, above 0; small is uneven.
     language_model : str
-        The black box: ``"embedded"``, a hub name, a folder or a ``.gguf`` file.
+        The black box: ``"embedded"``, a hub name, a folder or a ``.gguf`` file; with an endpoint,
+        the model's name there.
     chat : bool
-        Whether queries go through the model's chat template.
+        Whether queries go through the model's chat template; with an endpoint, whether they are
+        chat completions.
+    endpoint : str
+        Base URL of an OpenAI-compatible API that has the language model; empty for a local one.
+    api_key_env : str
+        Environment variable that holds the key for it; servers that need none ignore it.
+    system_message : str
+        With an endpoint and chat: the message before the query; empty for none.
+    max_answer_tokens : int
+        With an endpoint: longest answer, in tokens; models that think first need many.
+    temperature : float
+        With an endpoint: sampling temperature, 0 to 2; above 0 no answers are kept on disk.
+    constrain : {"auto", "json-schema", "grammar", "choice", "none"}
+        How the endpoint is to confine answers to the answer words; ``"auto"`` finds out.
+    concurrency : int
+        Most requests of one process at a time.
+    requests_per_minute, tokens_per_minute : int
+        Most of one process to the endpoint; 0 for no limit.
+    timeout : float
+        Seconds for one request, above 0.
+    price_per_million_input, price_per_million_output : float
+        Prices of a million tokens, in any currency, for the report of costs.
+    cache_size_mib : int
+        Size of the file, shared by all processes of a machine, that keeps an endpoint's answers;
+        0 for none.
     masked_lm : str
         The proposer: ``"embedded"`` (the embedded language model as an infiller), or a masked
         language model by hub name or folder.
@@ -116,6 +145,19 @@ class RunConfig(BaseModel):
     dirichlet_alpha: float = Field(0.1, gt=0, allow_inf_nan=False)
     language_model: str = EMBEDDED
     chat: bool = False
+    endpoint: str = ""
+    api_key_env: str = "OPENAI_API_KEY"
+    system_message: str = ""
+    max_answer_tokens: int = Field(16, ge=1)
+    temperature: float = Field(0.0, ge=0, le=2)
+    constrain: Constrain = "auto"
+    concurrency: int = Field(8, ge=1, le=1000)
+    requests_per_minute: int = Field(0, ge=0)
+    tokens_per_minute: int = Field(0, ge=0)
+    timeout: float = Field(60.0, gt=0, allow_inf_nan=False)
+    price_per_million_input: float = Field(0.0, ge=0, allow_inf_nan=False)
+    price_per_million_output: float = Field(0.0, ge=0, allow_inf_nan=False)
+    cache_size_mib: int = Field(256, ge=0)
     masked_lm: str = EMBEDDED
     masked_lm_endpoint: str = ""
     masked_lm_key_env: str = ""
@@ -151,13 +193,8 @@ class RunConfig(BaseModel):
             raise ConfigError("\n".join(_explain(e) for e in error.errors())) from None
         if config.data_source == "files" and not config.train_file:
             raise ConfigError('train-file = "": data-source = "files" needs a file')
-        if config.masked_lm_endpoint:
-            check_url("masked-lm-endpoint", config.masked_lm_endpoint)
-            if config.masked_lm == EMBEDDED:
-                raise ConfigError(
-                    f"masked-lm = {EMBEDDED!r}: with a masked-lm-endpoint it must name the "
-                    "service's tokenizer: a hub name, a folder or a tokenizer.json"
-                )
+        if mistakes := [*_endpoint_mistakes(config), *_masked_lm_mistakes(config)]:
+            raise ConfigError("\n".join(mistakes))
         return config
 
     def to_run_config(self) -> dict[str, Any]:
@@ -165,24 +202,64 @@ class RunConfig(BaseModel):
         return self.model_dump(by_alias=True)
 
 
-def check_url(key: str, url: str) -> None:
-    """Refuse what is no URL of a service, or holds a key that belongs to the environment.
+def _endpoint_mistakes(config: RunConfig) -> list[str]:
+    """Return a line for every setting that does not fit the endpoint, or its absence."""
+    if not config.endpoint:
+        # A local model would not obey these, and so answer another question than the one asked.
+        settings = {"system-message": config.system_message, "temperature": config.temperature}
+        return [
+            f"{key} = {value!r}: is for a model behind an endpoint, and endpoint is empty"
+            for key, value in settings.items()
+            if value
+        ]
+    mistakes = _url_mistakes("endpoint", config.endpoint, "api-key-env")
+    if config.language_model == EMBEDDED:
+        mistakes.append(
+            f"language-model = {EMBEDDED!r}: with an endpoint, the model's name there is needed"
+        )
+    if config.system_message and not config.chat:
+        mistakes.append(
+            f"system-message = {config.system_message!r}: needs chat = true, as plain completions "
+            "know no messages"
+        )
+    if not re.fullmatch(_VARIABLE, config.api_key_env):
+        # Not repeated: the likely mistake is the key itself.
+        mistakes.append("api-key-env: the name of an environment variable is needed, not a key")
+    return mistakes
 
-    Raises
-    ------
-    ConfigError
-        If it does not begin with ``http://`` or ``https://``, names no host, or names a user.
-    """
+
+def _masked_lm_mistakes(config: RunConfig) -> list[str]:
+    """Return a line for every setting that does not fit the proposer's service."""
+    if not config.masked_lm_endpoint:
+        return []
+    mistakes = _url_mistakes("masked-lm-endpoint", config.masked_lm_endpoint, "masked-lm-key-env")
+    if config.masked_lm == EMBEDDED:
+        mistakes.append(
+            f"masked-lm = {EMBEDDED!r}: with a masked-lm-endpoint, the tokenizer of the model "
+            "there is needed: a hub name, a folder or a tokenizer.json"
+        )
+    if config.masked_lm_key_env and not re.fullmatch(_VARIABLE, config.masked_lm_key_env):
+        mistakes.append("masked-lm-key-env: the name of an environment variable is needed")
+    return mistakes
+
+
+def _url_mistakes(key: str, url: str, key_setting: str) -> list[str]:
     try:
         parts = urlsplit(url)
-        valid = parts.scheme in ("http", "https") and bool(parts.hostname)
-        secret = bool(parts.username or parts.password)
     except ValueError:
-        valid = secret = False
-    if secret:  # not shown: it would end up in logs
-        raise ConfigError(f"{key}: a user or password in the URL is not allowed; use a key")
-    if not valid:
-        raise ConfigError(f"{key} = {url!r}: a URL that begins with http:// or https:// is needed")
+        parts = urlsplit("")
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        return [
+            f"{key} = {url!r}: a URL that begins with http:// or https:// is needed, such as "
+            "'http://127.0.0.1:8080/v1'"
+        ]
+    if "@" in parts.netloc or parts.query or parts.fragment:
+        # Whatever is in the URL ends up in logs and result files.
+        return [
+            f"{key}: of the URL at {parts.hostname}, only scheme, host, port and path are allowed; "
+            f"a key belongs into the environment variable that {key_setting} names"
+        ]
+    return []
 
 
 def _explain(error: Any) -> str:

@@ -2,14 +2,20 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from feddtpt_flwr.answer_store import AnswerStore
 from feddtpt_flwr.data import Example, Task
-from feddtpt_flwr.language_model import LanguageModel
+from feddtpt_flwr.language_model import IncrementalLanguageModel, LanguageModel
+from feddtpt_flwr.language_model.answers import parse_answer
+from feddtpt_flwr.language_model.usage import Metered, Usage
+
+UNPARSED = ""
+"""What stands for an answer that fits no label; no answer word is empty."""
 
 
 class BudgetExhaustedError(RuntimeError):
@@ -37,6 +43,10 @@ class QueryBudget:
             raise BudgetExhaustedError(f"{queries} queries wanted, {self.limit - self.used} left")
         self.used += queries
 
+    def refund(self, queries: int) -> None:
+        """Take back ``queries`` that were booked and not answered."""
+        self.used -= queries
+
 
 class AnswerCache:
     """Answers by question; the oldest are forgotten.
@@ -47,10 +57,13 @@ class AnswerCache:
     ----------
     capacity : int
         Most answers kept, at least 1.
+    store : AnswerStore, optional
+        Where answers are looked for that are not here, and where new ones go as well.
     """
 
-    def __init__(self, capacity: int = 4096) -> None:
+    def __init__(self, capacity: int = 4096, store: AnswerStore | None = None) -> None:
         self._capacity = capacity
+        self._store = store
         self._answers: dict[str, str] = {}
 
     def __len__(self) -> int:
@@ -59,11 +72,18 @@ class AnswerCache:
 
     def get(self, question: str) -> str | None:
         """Return the answer to ``question``, or None."""
-        return self._answers.get(_digest(question))
+        digest = _digest(question)
+        answer = self._answers.get(digest)
+        if answer is None and self._store:
+            answer = self._store.get(digest)
+        return answer
 
     def update(self, answers: Iterable[tuple[str, str]]) -> None:
         """Keep ``(question, answer)`` pairs."""
-        self._answers |= {_digest(question): answer for question, answer in answers}
+        new = {_digest(question): answer for question, answer in answers}
+        if self._store:
+            self._store.put(new)
+        self._answers |= new
         for old in list(self._answers)[: max(0, len(self) - self._capacity)]:
             del self._answers[old]
 
@@ -72,9 +92,11 @@ class AnswerCache:
         return json.dumps(self._answers)
 
     @classmethod
-    def from_json(cls, text: str, capacity: int = 4096) -> "AnswerCache":
+    def from_json(
+        cls, text: str, capacity: int = 4096, store: AnswerStore | None = None
+    ) -> "AnswerCache":
         """Read what `to_json` wrote."""
-        cache = cls(capacity)
+        cache = cls(capacity, store)
         cache._answers = dict(json.loads(text))
         return cache
 
@@ -82,7 +104,8 @@ class AnswerCache:
 class Evaluator:
     """Tells which examples a prompt answers correctly.
 
-    A question that was answered before is not asked again and costs nothing.
+    A question that was answered before is not asked again and costs nothing. What is kept of an
+    answer is the answer word it stands for, never the text: that may repeat the question.
 
     Parameters
     ----------
@@ -94,6 +117,11 @@ class Evaluator:
         Charged one query for every question that reaches the black box.
     cache : AnswerCache, optional
         Answers to start from.
+
+    Attributes
+    ----------
+    unparsed : int
+        Answers of the black box that fitted no label. They count as wrong.
     """
 
     def __init__(
@@ -107,6 +135,15 @@ class Evaluator:
         self._task = task
         self.budget = budget
         self.cache = AnswerCache() if cache is None else cache
+        self.unparsed = 0
+        self._rules = json.dumps([task.answers, task.synonyms])
+        self._usage_before = _usage(model)
+
+    @property
+    def usage(self) -> Usage | None:
+        """What the black box has used since this evaluator was made; None if it does not count."""
+        now = _usage(self._model)
+        return now - self._usage_before if now and self._usage_before else None
 
     def correct(self, prompt: str, examples: Sequence[Example]) -> NDArray[np.bool_]:
         """Return whether each example is answered correctly, shape ``(len(examples),)``.
@@ -115,22 +152,40 @@ class Evaluator:
         ------
         BudgetExhaustedError
             If the budget does not cover the questions still open; nothing is asked then.
+        ModelError
+            If the black box fails. The answers that did arrive are in the cache and were charged.
         """
         stem = self._task.compose(prompt)
         known = {e.input: self.cache.get(self._question(stem, e.input)) for e in examples}
         missing = [text for text, answer in known.items() if answer is None]
         if missing:
-            self.budget.spend(len(missing))
-            answers = self._model.answer(stem, missing, self._task.answers)
-            known |= dict(zip(missing, answers, strict=True))
-            questions = [self._question(stem, text) for text in missing]
-            self.cache.update(zip(questions, answers, strict=True))
+            known |= self._ask(stem, missing)
         expected = [self._task.answers[e.label] for e in examples]
         given = [known[e.input] for e in examples]
         return np.array([g == e for g, e in zip(given, expected, strict=True)], dtype=bool)
 
+    def _ask(self, stem: str, inputs: Sequence[str]) -> dict[str, str]:
+        """Return the answer to each input, and charge for what was answered, whatever happens."""
+        answers: dict[str, str] = {}
+        self.budget.spend(len(inputs))
+        try:
+            for index, text in self._arriving(stem, inputs):
+                answer = parse_answer(text, self._task.answers, self._task.synonyms)
+                answers[inputs[index]] = UNPARSED if answer is None else answer
+                self.unparsed += answer is None
+                self.cache.update([(self._question(stem, inputs[index]), answers[inputs[index]])])
+        finally:
+            self.budget.refund(len(inputs) - len(answers))
+        return answers
+
+    def _arriving(self, stem: str, inputs: Sequence[str]) -> Iterator[tuple[int, str]]:
+        if isinstance(self._model, IncrementalLanguageModel):
+            return self._model.iter_answers(stem, inputs, self._task.answers)
+        return enumerate(self._model.answer(stem, inputs, self._task.answers))
+
     def _question(self, stem: str, text: str) -> str:
-        return f"{self._model.name}\0{stem}{text}"
+        # All that decides the answer word: the model with its settings, the words, the query.
+        return f"{self._model.name}\0{self._rules}\0{stem}{text}"
 
 
 def stratified_order(examples: Sequence[Example], rng: np.random.Generator) -> list[Example]:
@@ -150,4 +205,8 @@ def stratified_order(examples: Sequence[Example], rng: np.random.Generator) -> l
 
 
 def _digest(question: str) -> str:
-    return hashlib.blake2b(question.encode(), digest_size=10).hexdigest()
+    return hashlib.blake2b(question.encode(), digest_size=16).hexdigest()
+
+
+def _usage(model: LanguageModel) -> Usage | None:
+    return model.usage if isinstance(model, Metered) else None

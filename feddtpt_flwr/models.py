@@ -1,14 +1,18 @@
 """The models that a configuration names, each built once per process."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 
-from feddtpt_flwr.assets import EMBEDDED, AssetError
+from feddtpt_flwr.answer_store import AnswerStore
+from feddtpt_flwr.assets import EMBEDDED, AssetError, cache_folder
 from feddtpt_flwr.config import ConfigError, RunConfig
 from feddtpt_flwr.data import Task
 from feddtpt_flwr.language_model import LanguageModel
+from feddtpt_flwr.language_model.api import ApiLanguageModel
 from feddtpt_flwr.language_model.local import LocalLanguageModel
+from feddtpt_flwr.language_model.usage import Prices
 from feddtpt_flwr.language_model.weights import resolve_device
 from feddtpt_flwr.masked_lm import (
     CausalInfiller,
@@ -29,9 +33,40 @@ def language_model(config: RunConfig) -> LanguageModel:
     ConfigError
         If there is no such model.
     """
+    if config.endpoint:
+        return _api_language_model(config, os.environ.get(config.api_key_env, ""))
     device = _device(config)
     with _named("language-model", config.language_model):
         return _language_model(config.language_model, config.chat, device, config.dtype)
+
+
+def ready_language_model(config: RunConfig) -> LanguageModel:
+    """Return the black box after one line to its endpoint, if it has one, was answered.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such model.
+    ModelError
+        If the endpoint does not answer, refuses the key, or does not know the model.
+    """
+    model = language_model(config)
+    if isinstance(model, ApiLanguageModel):
+        model.prepare()
+    return model
+
+
+def answer_store(config: RunConfig) -> AnswerStore | None:
+    """Return where answers of an endpoint are kept on disk, or None if they are not."""
+    # Answers that were drawn at random are not repeated as if they were the only ones.
+    if not config.endpoint or not config.cache_size_mib or config.temperature > 0:
+        return None
+    return _answer_store(config.cache_size_mib)
+
+
+def prices(config: RunConfig) -> Prices:
+    """Return what tokens cost."""
+    return Prices(config.price_per_million_input, config.price_per_million_output)
 
 
 def masked_lm(config: RunConfig, task: Task) -> MaskedLM:
@@ -45,7 +80,12 @@ def masked_lm(config: RunConfig, task: Task) -> MaskedLM:
     excluded = task.answers if config.exclude_answer_words else ()
     if config.masked_lm_endpoint:
         return _remote_masked_lm(
-            config.masked_lm_endpoint, config.masked_lm, config.masked_lm_key_env, excluded
+            config.masked_lm_endpoint,
+            config.masked_lm,
+            config.masked_lm_key_env,
+            excluded,
+            config.timeout,
+            config.concurrency,
         )
     device = _device(config)
     with _named("masked-lm", config.masked_lm):
@@ -90,16 +130,53 @@ def _named(key: str, value: str) -> Iterator[None]:
 
 
 @cache
+def _api_language_model(config: RunConfig, key: str) -> ApiLanguageModel:
+    return ApiLanguageModel(
+        config.endpoint,
+        config.language_model,
+        key=key,
+        chat=config.chat,
+        system_message=config.system_message,
+        temperature=config.temperature,
+        # Where nothing is drawn the seed decides nothing, and runs can share their answers.
+        seed=config.seed if config.temperature else 0,
+        max_answer_tokens=config.max_answer_tokens,
+        constrain=config.constrain,
+        concurrency=config.concurrency,
+        requests_per_minute=config.requests_per_minute,
+        tokens_per_minute=config.tokens_per_minute,
+        timeout=config.timeout,
+    )
+
+
+@cache
+def _answer_store(size_mib: int) -> AnswerStore:
+    return AnswerStore(cache_folder() / "answers" / "answers-1.sqlite", size_mib * 2**20)
+
+
+@cache
 def _language_model(model: str, chat: bool, device: str, dtype: str) -> LanguageModel:
     return LocalLanguageModel(model, chat=chat, device=device, dtype=dtype)
 
 
 @cache
 def _remote_masked_lm(
-    endpoint: str, tokenizer: str, key_env: str, excluded: tuple[str, ...]
+    endpoint: str,
+    tokenizer: str,
+    key_env: str,
+    excluded: tuple[str, ...],
+    timeout: float,
+    concurrency: int,
 ) -> MaskedLM:
     try:
-        return RemoteMaskedLM(endpoint, tokenizer, key_env=key_env, excluded_words=excluded)
+        return RemoteMaskedLM(
+            endpoint,
+            tokenizer,
+            key_env=key_env,
+            excluded_words=excluded,
+            timeout=timeout,
+            concurrency=concurrency,
+        )
     except ValueError as error:
         raise ConfigError(f"masked-lm = {tokenizer!r}: {error}") from None
 

@@ -14,6 +14,15 @@ from feddtpt_flwr.experiment import load_data, load_task
 
 OVERRIDES = (
     "language-model",
+    "endpoint",
+    "api-key-env",
+    "concurrency",
+    "requests-per-minute",
+    "tokens-per-minute",
+    "timeout",
+    "price-per-million-input",
+    "price-per-million-output",
+    "cache-size-mib",
     "masked-lm",
     "masked-lm-endpoint",
     "masked-lm-key-env",

@@ -1,6 +1,7 @@
 """Turns what happens on the server into history, progress lines and the closing table."""
 
 import json
+import math
 import platform
 import time
 from importlib.metadata import PackageNotFoundError, version
@@ -16,13 +17,25 @@ from feddtpt_flwr import __version__
 from feddtpt_flwr.config import RunConfig
 from feddtpt_flwr.data import Example, Task
 from feddtpt_flwr.evaluation import Evaluator
+from feddtpt_flwr.language_model import ModelError
+from feddtpt_flwr.language_model.usage import Prices
 from feddtpt_flwr.run_folder import CurvePoint, RunFolder
 from feddtpt_flwr.statistics import Proportion, paired_difference
 from feddtpt_flwr.vocabulary import Vocabulary
 from strategies.candidates import Tokens
 from strategies.feddtpt import RoundResult
-from strategies.wire import QUERIES_KEY, ROUND_KEY
+from strategies.wire import (
+    COMPLETION_TOKENS_KEY,
+    COST_KEY,
+    FAILURE_KEY,
+    PROMPT_TOKENS_KEY,
+    QUERIES_KEY,
+    ROUND_KEY,
+    UNPARSED_KEY,
+)
 
+UNKNOWN = "not known: the language model did not answer"
+_SUMMED = (UNPARSED_KEY, PROMPT_TOKENS_KEY, COMPLETION_TOKENS_KEY, COST_KEY)
 _VERSIONS = ("flwr", "torch", "transformers", "scikit-learn", "numpy")
 
 
@@ -66,24 +79,38 @@ class Recorder:
         self._test = test
         self._folder = folder
         self._model_name = model_name
+        self._prices = Prices(config.price_per_million_input, config.price_per_million_output)
         self._start = time.monotonic()
         self._round_start = self._start
         self._queries = 0
+        self._sums: dict[str, float] = dict.fromkeys(_SUMMED, 0)
+        self._round_sums = dict(self._sums)
+        self._failures = 0
         self._prompts: list[Tokens] = []
-        self._correct: list[NDArray[np.bool_]] = []
+        self._correct: dict[Tokens, NDArray[np.bool_]] = {}
         self._curve: list[CurvePoint] = []
         self._bytes: list[int] = []
         folder.write_config(config.to_run_config())
 
     def evaluate(
         self, server_round: int, arrays: NDArrays, _: dict[str, Scalar]
-    ) -> tuple[float, dict[str, Scalar]]:
-        """Return loss (1 - accuracy) and accuracy of the global prompt on the test set."""
+    ) -> tuple[float, dict[str, Scalar]] | None:
+        """Return loss (1 - accuracy) and accuracy of the global prompt on the test set.
+
+        None if the black box fails: what the clients have found is worth more than this figure.
+        """
         tokens = tuple(int(token) for token in arrays[0])
-        correct = self._evaluator.correct(self._vocabulary.decode(tokens), self._test)
-        accuracy = Proportion(int(correct.sum()), len(correct))
         self._prompts.append(tokens)
-        self._correct.append(correct)
+        accuracy = self._measure(tokens, f"round {server_round}")
+        if server_round == 0:
+            self._folder.append(
+                "start",
+                prompt=self._vocabulary.decode(tokens),
+                accuracy=accuracy.value if accuracy else None,
+            )
+        self._write_prompt()
+        if accuracy is None:
+            return None
         self._curve.append(CurvePoint(self._queries, accuracy))
         log(
             INFO,
@@ -93,11 +120,6 @@ class Recorder:
             self._queries,
             self._vocabulary.decode(tokens),
         )
-        if server_round == 0:
-            self._folder.append(
-                "start", prompt=self._vocabulary.decode(tokens), accuracy=accuracy.value
-            )
-        self._write_prompt()
         return 1 - accuracy.value, {"accuracy": accuracy.value}
 
     def fit_metrics(self, results: list[tuple[int, Metrics]]) -> Metrics:
@@ -133,14 +155,21 @@ class Recorder:
             failures=result.failures,
             bytes=result.num_bytes,
             queries=self._queries,
+            **self._round_sums,
             accuracy=result.central[1]["accuracy"] if result.central else None,
             seconds=round(now - self._round_start, 3),
         )
         self._round_start = now
+        self._round_sums = dict.fromkeys(_SUMMED, 0)
 
     def close(self) -> str:
         """Draw the plot and return the closing table."""
-        self._folder.plot(self._curve)
+        # The black box may have come back since.
+        if not all(self._measure(p, "the end") for p in (self._prompts[0], self._prompts[-1])):
+            log(WARNING, "the gain on held-out examples is not known")
+        self._write_prompt()
+        if self._curve:
+            self._folder.plot(self._curve)
         return self._table()
 
     def _client_metrics(self, phase: str, results: list[tuple[int, Metrics]]) -> Metrics:
@@ -148,7 +177,11 @@ class Recorder:
         for num_examples, metrics in results:
             values: dict[str, Any] = dict(metrics)
             try:
-                asked, accuracy = int(values[QUERIES_KEY]), float(values["accuracy"])
+                asked = int(values[QUERIES_KEY])
+                failed = FAILURE_KEY in values
+                measured = not failed or "accuracy" in values
+                accuracy = float(values["accuracy"]) if measured else 0.0
+                sums = {key: _amount(values.get(key, 0)) for key in _SUMMED}
                 if "accepted" in values:
                     values["accepted"] = json.loads(values["accepted"])
                 server_round = values.pop(ROUND_KEY)
@@ -158,14 +191,33 @@ class Recorder:
                 log(WARNING, "a client's report on its %s is left out: %r", phase, error)
                 continue
             queries += asked
-            total += num_examples
-            correct += num_examples * accuracy
+            self._failures += failed
+            for key, value in sums.items():
+                self._sums[key] += value
+                self._round_sums[key] += value
+            if measured:
+                total += num_examples
+                correct += num_examples * accuracy
         self._queries += queries
         return {QUERIES_KEY: queries, "accuracy": correct / total if total else 0.0}
 
+    def _measure(self, tokens: Tokens, when: str) -> Proportion | None:
+        """Return the held-out accuracy of a prompt, or None if the black box fails."""
+        if tokens not in self._correct:
+            try:
+                correct = self._evaluator.correct(self._vocabulary.decode(tokens), self._test)
+            except ModelError as error:
+                log(WARNING, "%s: no held-out accuracy: %s", when, error)
+                return None
+            self._correct[tokens] = correct
+        return self._accuracy(tokens)
+
+    def _accuracy(self, tokens: Tokens) -> Proportion | None:
+        correct = self._correct.get(tokens)
+        return None if correct is None else Proportion(int(correct.sum()), len(correct))
+
     def _write_prompt(self) -> None:
-        first, last = self._curve[0].accuracy, self._curve[-1].accuracy
-        tokens = self._prompts[-1]
+        seed, tokens = self._prompts[0], self._prompts[-1]
         self._folder.write_prompt(
             {
                 "prompt": self._vocabulary.decode(tokens),
@@ -179,12 +231,12 @@ class Recorder:
                 "language-model": self._model_name,
                 "chat": self._config.chat,
                 "held-out-accuracy": {
-                    "learned": _describe(last),
-                    "seed-prompt": _describe(first),
+                    "learned": _describe(self._accuracy(tokens)),
+                    "seed-prompt": _describe(self._accuracy(seed)),
                 },
-                "seed-prompt": self._vocabulary.decode(self._prompts[0]),
+                "seed-prompt": self._vocabulary.decode(seed),
                 "queries": self._queries,
-                "rounds": len(self._curve) - 1,
+                "rounds": len(self._prompts) - 1,
                 "seed": self._config.seed,
                 "versions": {
                     "python": platform.python_version(),
@@ -198,18 +250,23 @@ class Recorder:
         from rich.console import Console
         from rich.table import Table
 
-        difference = paired_difference(self._correct[0], self._correct[-1])
+        seed, learned = self._prompts[0], self._prompts[-1]
+        difference = UNKNOWN
+        if seed in self._correct and learned in self._correct:
+            interval = paired_difference(self._correct[seed], self._correct[learned])
+            difference = "{:+.1%} [{:+.1%}, {:+.1%}]".format(*interval)
         table = Table(title="FedDTPT", show_header=False, title_justify="left")
         rows = {
-            "seed prompt": self._vocabulary.decode(self._prompts[0]),
-            "learned prompt": self._vocabulary.decode(self._prompts[-1]),
+            "seed prompt": self._vocabulary.decode(seed),
+            "learned prompt": self._vocabulary.decode(learned),
             f"accuracy on {len(self._test)} held-out examples": (
-                f"seed prompt    {self._curve[0].accuracy}\n"
-                f"learned prompt {self._curve[-1].accuracy}"
+                f"seed prompt    {self._accuracy(seed) or UNKNOWN}\n"
+                f"learned prompt {self._accuracy(learned) or UNKNOWN}"
             ),
-            "difference, paired": "{:+.1%} [{:+.1%}, {:+.1%}]".format(*difference),
+            "difference, paired": difference,
             "LLM queries of the clients": f"{self._queries:,}",
             "LLM queries for the held-out examples": f"{self._evaluator.budget.used:,}",
+            **self._endpoint_rows(),
             "bytes per round, all clients": ", ".join(f"{size:,}" for size in self._bytes),
             "time": f"{time.monotonic() - self._start:.0f} s",
             "run folder": str(self._folder.path),
@@ -220,13 +277,41 @@ class Recorder:
         Console(file=text, width=100).print(table)
         return text.getvalue()
 
+    def _endpoint_rows(self) -> dict[str, str]:
+        """Return what there is to say of a model that is not in this process."""
+        usage = self._evaluator.usage
+        if usage is None:
+            return {}
+        sums, prices = self._sums, self._prices
+        return {
+            "answers that fit no label": (
+                f"clients {sums[UNPARSED_KEY]:,.0f}, held-out {self._evaluator.unparsed:,}"
+            ),
+            "tokens read + written": (
+                f"clients {sums[PROMPT_TOKENS_KEY]:,.0f} + {sums[COMPLETION_TOKENS_KEY]:,.0f}, "
+                f"held-out {usage.prompt_tokens:,} + {usage.completion_tokens:,}"
+            ),
+            "cost at the configured prices": (
+                f"clients {sums[COST_KEY]:,.4f}, held-out {prices.cost(usage):,.4f}"
+            ),
+            "searches and scorings that the model's failure cut short": str(self._failures),
+        }
 
-def _describe(accuracy: Proportion) -> dict[str, Any]:
+
+def _describe(accuracy: Proportion | None) -> dict[str, Any] | None:
+    if accuracy is None:
+        return None
     return {
         "accuracy": accuracy.value,
         "interval-95": [accuracy.low, accuracy.high],
         "examples": accuracy.total,
     }
+
+
+def _amount(value: Any) -> float:
+    if not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+        raise ValueError(f"no amount: {value!r}")
+    return value
 
 
 def _version(package: str) -> str:

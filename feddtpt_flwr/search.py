@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from feddtpt_flwr.data import Example
 from feddtpt_flwr.evaluation import BudgetExhaustedError, Evaluator
 from feddtpt_flwr.feedback import Feedback, Trial
+from feddtpt_flwr.language_model import ModelError
 from feddtpt_flwr.masked_lm import MaskedLM
 from feddtpt_flwr.proposer import Proposer
 from strategies.candidates import Tokens
@@ -48,6 +49,8 @@ class SearchResult:
         The changes that led there, in order.
     num_trials : int
         Changes that were tried.
+    failure : ModelError, optional
+        What ended the search before its budget was used up.
     """
 
     tokens: Tokens
@@ -55,6 +58,7 @@ class SearchResult:
     start_accuracy: float
     accepted: tuple[Trial, ...]
     num_trials: int
+    failure: ModelError | None = None
 
 
 class PromptSearch:
@@ -113,7 +117,13 @@ class PromptSearch:
     def run(self, start: Tokens, feedback: Feedback) -> SearchResult:
         """Search from ``start`` until the budget is used up; add every trial to ``feedback``.
 
-        The result is never worse than ``start`` on the examples.
+        The result is never worse than ``start`` on the examples. If the black box fails, the search
+        ends with the best prompt so far.
+
+        Raises
+        ------
+        ModelError
+            If the black box fails before ``start`` is measured: then nothing can be said of it.
         """
         accepted: list[Trial] = []
         tried = {start}
@@ -121,6 +131,7 @@ class PromptSearch:
             best = first = self._measure(start)
         except BudgetExhaustedError:
             return SearchResult(start, 0.0, 0.0, (), 0)
+        failure = None
         try:
             while edit := self._propose_new(best.tokens, tried, feedback):
                 candidate, trial = self._race(best, edit)
@@ -131,8 +142,10 @@ class PromptSearch:
                     self._on_accept(trial)
         except BudgetExhaustedError:
             pass  # the regular end: the next question would have been one too many
+        except ModelError as error:
+            failure = error
         return SearchResult(
-            best.tokens, best.accuracy, first.accuracy, tuple(accepted), len(tried) - 1
+            best.tokens, best.accuracy, first.accuracy, tuple(accepted), len(tried) - 1, failure
         )
 
     def _propose_new(self, tokens: Tokens, tried: set[Tokens], feedback: Feedback) -> Edit | None:

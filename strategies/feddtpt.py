@@ -37,6 +37,7 @@ from strategies.wire import (
     ROUND_KEY,
     VOCABULARY_KEY,
     UploadError,
+    failure,
     payload_bytes,
     read_scores,
     read_upload,
@@ -229,9 +230,13 @@ class FedDTPT(FedAvg):
         incumbent = Candidate(self.prompt, "incumbent")
         self._candidates = (incumbent,)
         metrics: dict[str, Scalar] = {}
-        if self.fit_metrics_aggregation_fn and valid:
+        # A client that failed has something to tell as well: what it spent, and what went wrong.
+        reports = valid + [
+            pair for pair in results if failure(pair[1].metrics) and pair not in valid
+        ]
+        if self.fit_metrics_aggregation_fn and reports:
             metrics = self.fit_metrics_aggregation_fn(
-                [(res.num_examples, res.metrics) for _, res in valid]
+                [(res.num_examples, res.metrics) for _, res in reports]
             )
         refused = bool(self._failures) and not self.accept_failures
         if not uploads or refused:
@@ -272,7 +277,13 @@ class FedDTPT(FedAvg):
         self._num_bytes += sum(payload_bytes(_NOTHING, res.metrics) for _, res in results)
         scores = {t: Score() for t in tokens}
         valid: list[tuple[int, dict[str, Scalar]]] = []
+        failed_reports: list[tuple[int, dict[str, Scalar]]] = []
         for proxy, result in results:
+            if reason := failure(result.metrics):
+                client = result.metrics.get(CLIENT_KEY, proxy.cid)
+                log(WARNING, "round %d: no scores of client %s: %s", server_round, client, reason)
+                failed_reports.append((result.num_examples, result.metrics))
+                continue
             try:
                 counts = read_scores(result.metrics, tokens)
             except UploadError as error:
@@ -285,15 +296,15 @@ class FedDTPT(FedAvg):
         failed = len(failures) + len(results) - len(valid)
         self._failures += failed
         metrics: dict[str, Scalar] = {}
-        if self.evaluate_metrics_aggregation_fn and valid:
-            metrics = self.evaluate_metrics_aggregation_fn(valid)
+        if self.evaluate_metrics_aggregation_fn and (valid or failed_reports):
+            metrics = self.evaluate_metrics_aggregation_fn(valid + failed_reports)
         chosen, score = choose(self._candidates, scores)
         if len(self._candidates) > 1:
             if failed and not self.accept_failures:
                 chosen, score = self._candidates[0], scores[self._candidates[0].tokens]
             self._settle(server_round, chosen, scores)
         if not valid:
-            return None, {}
+            return None, metrics
         metrics["accuracy"] = score.accuracy
         if self._central:
             metrics |= {f"central-{key}": value for key, value in self._central[1].items()}
@@ -320,6 +331,10 @@ class FedDTPT(FedAvg):
         valid, uploads = [], []
         for proxy, result in results:
             client = str(result.metrics.get(CLIENT_KEY, proxy.cid))
+            if reason := failure(result.metrics):
+                log(WARNING, "the search of client %s ended early: %s", client, reason)
+                if not result.parameters.tensors:
+                    continue
             try:
                 upload = read_upload(
                     result.parameters,

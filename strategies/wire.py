@@ -15,6 +15,11 @@ GAIN_KEY = "gain"
 QUERIES_KEY = "queries"
 SCORED_KEY = "num-scored"
 CLIENT_KEY = "client"
+UNPARSED_KEY = "unparsed"
+PROMPT_TOKENS_KEY = "prompt-tokens"
+COMPLETION_TOKENS_KEY = "completion-tokens"
+COST_KEY = "cost"
+FAILURE_KEY = "failure"
 
 
 class UploadError(ValueError):
@@ -36,6 +41,11 @@ def payload_bytes(parameters: Parameters, scalars: Mapping[str, Scalar]) -> int:
         else:
             size += len(value) if isinstance(value, bytes) else 8
     return size
+
+
+def failure(metrics: Mapping[str, Scalar]) -> str:
+    """Return what a client says went wrong, in one short line; empty if nothing did."""
+    return " ".join(str(metrics.get(FAILURE_KEY, "")).split())[:300]
 
 
 def read_prompt(array: NDArray[Any], *, vocabulary_size: int, max_tokens: int) -> Tokens:

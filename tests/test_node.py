@@ -92,12 +92,36 @@ def test_the_run_data_may_lie_in_the_apps_folder(
     assert len(load_public(config)[0]) == 4
 
 
+NODES_OWN: dict[str, Any] = {
+    "language-model": "there",
+    "endpoint": "http://node/v1",
+    "api-key-env": "NODE_KEY",
+    "concurrency": 3,
+    "requests-per-minute": 10,
+    "tokens-per-minute": 1000,
+    "timeout": 5.0,
+    "price-per-million-input": 0.5,
+    "price-per-million-output": 1.5,
+    "cache-size-mib": 1,
+    "masked-lm": "/models/bert",
+    "masked-lm-endpoint": "http://node/fill",
+    "masked-lm-key-env": "NODE_FILL_KEY",
+    "device": "cpu",
+    "dtype": "float32",
+    "train-file": "/data/public.csv",
+}
+
+
 @pytest.mark.parametrize("key", OVERRIDES)
 def test_what_a_node_may_replace(key: str) -> None:
-    run_config = {"masked-lm": "runs", "masked-lm-endpoint": "http://runs"}
-    value = "http://node" if key.endswith("endpoint") else "cpu" if key == "device" else "float32"
-    config = NodeConfig.read(run_config, {**PARTS, key: value})
-    assert config.run.to_run_config()[key] == value
+    run_config = {
+        "language-model": "runs",
+        "endpoint": "http://runs/v1",
+        "masked-lm": "runs",
+        "masked-lm-endpoint": "http://runs",
+    }
+    config = NodeConfig.read(run_config, {**PARTS, key: NODES_OWN[key]})
+    assert config.run.to_run_config()[key] == NODES_OWN[key] != run_config.get(key)
 
 
 @pytest.mark.parametrize(

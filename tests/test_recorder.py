@@ -76,7 +76,9 @@ def test_a_whole_run(
     task: Task,
     test_set: tuple[Example, ...],
 ) -> None:
-    loss, metrics = recorder.evaluate(0, arrays(vocabulary, SEED), {})
+    first = recorder.evaluate(0, arrays(vocabulary, SEED), {})
+    assert first
+    loss, metrics = first
     answers = language_model.answer(task.compose(SEED), [e.input for e in test_set], task.answers)
     expected = sum(a == task.answers[e.label] for a, e in zip(answers, test_set, strict=True))
     assert metrics == {"accuracy": expected / TEST_SIZE}
@@ -88,6 +90,7 @@ def test_a_whole_run(
     assert recorder.evaluate_metrics([(4, race)]) == {QUERIES_KEY: 8}
 
     central = recorder.evaluate(1, arrays(vocabulary, LEARNED), {})
+    assert central
     seed, learned = vocabulary.encode(SEED), vocabulary.encode(LEARNED)
     candidates = (Candidate(seed, "incumbent"), Candidate(learned, "client 1"))
     scores = {seed: Score(3, 8)}

@@ -55,6 +55,9 @@ class Task:
         The verbalizer: the answer word of each label, in the same order.
     seed_prompt : str
         The prompt that the search starts from.
+    synonyms : tuple of tuple of str
+        Further words for each answer, in the same order, that count as that answer; empty for
+        none. They matter with models that answer in their own words.
 
     Raises
     ------
@@ -68,6 +71,7 @@ class Task:
     labels: tuple[str | int, ...]
     answers: tuple[str, ...]
     seed_prompt: str
+    synonyms: tuple[tuple[str, ...], ...] = ()
 
     def __post_init__(self) -> None:
         for field in ("name", "template", "label_column", "seed_prompt"):
@@ -77,6 +81,7 @@ class Task:
         self._check_template()
         self._check_labels()
         self._check_answers()
+        self._check_synonyms()
 
     def _check_template(self) -> None:
         try:
@@ -113,6 +118,24 @@ class Task:
         # Models vary the case of their answers, so answers must differ by more than case.
         if len({word.casefold() for word in answers}) != len(answers):
             self._reject("answers", "the answers must differ, also when case is ignored")
+
+    def _check_synonyms(self) -> None:
+        synonyms = self.synonyms
+        if not isinstance(synonyms, tuple) or not all(
+            isinstance(words, tuple) and all(isinstance(word, str) for word in words)
+            for words in synonyms
+        ):
+            self._reject("synonyms", "a tuple of strings is needed for each answer")
+        if synonyms and len(synonyms) != len(self.answers):
+            self._reject(
+                "synonyms", f"as many are needed as answers, {len(self.answers)}; () for none"
+            )
+        words = [word for others in synonyms for word in others]
+        if any(not word or word != word.strip() for word in words):
+            self._reject("synonyms", "every word must be non-empty, without space at its ends")
+        words += self.answers
+        if len({word.casefold() for word in words}) != len(words):
+            self._reject("synonyms", "no word may stand twice, also when case is ignored")
 
     def _reject(self, field: str, allowed: str) -> NoReturn:
         raise DataError(f"task {self.name!r}: {field} is {getattr(self, field)!r}: {allowed}")
@@ -180,9 +203,7 @@ class Task:
         required = [field.name for field in fields(cls) if field.default is MISSING]
         if missing := [key for key in required if key not in table]:
             raise DataError(f"{path}: key {missing[0]!r} is missing; keys: {', '.join(keys)}")
-        values: dict[str, Any] = {
-            key: tuple(value) if isinstance(value, list) else value for key, value in table.items()
-        }
+        values: dict[str, Any] = {key: _frozen(value) for key, value in table.items()}
         return cls(**values)
 
 
@@ -194,6 +215,10 @@ def label_key(value: object) -> str:
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
     return str(value).strip()
+
+
+def _frozen(value: object) -> object:
+    return tuple(_frozen(item) for item in value) if isinstance(value, list) else value
 
 
 @lru_cache(maxsize=128)

@@ -1,5 +1,17 @@
 """The black box: a prompt and inputs go in, text comes out, and nothing else."""
 
-from feddtpt_flwr.language_model.base import LanguageModel
+from feddtpt_flwr.language_model.base import (
+    FatalModelError,
+    IncrementalLanguageModel,
+    LanguageModel,
+    ModelError,
+    ModelUnavailableError,
+)
 
-__all__ = ["LanguageModel"]
+__all__ = [
+    "FatalModelError",
+    "IncrementalLanguageModel",
+    "LanguageModel",
+    "ModelError",
+    "ModelUnavailableError",
+]

@@ -1,15 +1,22 @@
 """What the search may know of a language model: text in, text out."""
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Iterator, Sequence
+from typing import Protocol, runtime_checkable
 
 
-class FatalModelError(RuntimeError):
-    """A model will not answer, however often it is asked: a refused key, an unknown model."""
+class ModelError(RuntimeError):
+    """The black box gives no answer.
+
+    The message names the endpoint and what is wrong, and holds neither a key nor a question.
+    """
 
 
-class ModelUnavailableError(RuntimeError):
-    """A model did not answer for now, although it was asked repeatedly."""
+class FatalModelError(ModelError):
+    """Asking again cannot help: the key is refused, the model unknown, the account empty."""
+
+
+class ModelUnavailableError(ModelError):
+    """The model did not answer, however often it was asked; it may do so later."""
 
 
 class LanguageModel(Protocol):
@@ -41,5 +48,30 @@ class LanguageModel(Protocol):
         -------
         list[str]
             One answer per input, in order.
+
+        Raises
+        ------
+        ModelError
+            If a model somewhere else does not answer.
+        """
+        ...
+
+
+@runtime_checkable
+class IncrementalLanguageModel(Protocol):
+    """A black box whose answers come one by one, and may stop coming.
+
+    What has arrived before a failure or an interruption is already with the caller.
+    """
+
+    def iter_answers(
+        self, prompt: str, inputs: Sequence[str], choices: Sequence[str]
+    ) -> Iterator[tuple[int, str]]:
+        """Yield the index of an input and its answer, in the order of their arrival.
+
+        Raises
+        ------
+        ModelError
+            After the answers that did arrive.
         """
         ...

@@ -1,0 +1,110 @@
+"""Answers kept on disk, so that no process of this machine pays for one twice.
+
+An SQLite file with hashes of questions and the answer words, nothing else: no question can be read
+from it, and reading it runs no code.
+"""
+
+import sqlite3
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from logging import WARNING, getLogger
+from pathlib import Path
+
+_BUSY_SECONDS = 30.0
+_PUTS_PER_CHECK = 64
+_EVICTED_SHARE = 8  # an eighth at a time
+_log = getLogger("flwr")
+
+
+class AnswerStore:
+    """Answers by the hash of their question, in a file that processes share.
+
+    Several processes may write at the same time. If the file cannot be used (no space, no right
+    to write, no database) one warning says so, and nothing is kept from then on.
+
+    Parameters
+    ----------
+    file : Path
+        The file; made with its folder if there is none.
+    max_bytes : int
+        Size of the file at which the oldest answers are forgotten.
+    """
+
+    def __init__(self, file: Path, max_bytes: int) -> None:
+        self._file = file
+        self._max_bytes = max_bytes
+        self._lock = threading.Lock()
+        self._puts = 0
+        self._database: sqlite3.Connection | None = None
+        with self._usable():
+            self._database = _open(file)
+
+    def get(self, digest: str) -> str | None:
+        """Return the answer to the question with this hash, or None."""
+        with self._usable():
+            if self._database:
+                select = "SELECT answer FROM answers WHERE question = ?"
+                row = self._database.execute(select, (bytes.fromhex(digest),)).fetchone()
+                return str(row[0]) if row else None
+        return None
+
+    def put(self, answers: Mapping[str, str]) -> None:
+        """Keep answers by the hashes of their questions; what is there already stays."""
+        with self._usable():
+            if self._database:
+                rows = [(bytes.fromhex(digest), answer) for digest, answer in answers.items()]
+                insert = "INSERT OR IGNORE INTO answers (question, answer) VALUES (?, ?)"
+                self._database.executemany(insert, rows)
+                if self._puts % _PUTS_PER_CHECK == 0:
+                    self._forget_oldest(self._database)
+                self._puts += 1
+
+    def __len__(self) -> int:
+        """Return the number of answers kept."""
+        with self._usable():
+            if self._database:
+                row = self._database.execute("SELECT count(*) FROM answers").fetchone()
+                return int(row[0])
+        return 0
+
+    def _forget_oldest(self, database: sqlite3.Connection) -> None:
+        (page_size,) = database.execute("PRAGMA page_size").fetchone()
+        while True:
+            (pages,) = database.execute("PRAGMA page_count").fetchone()
+            if pages * page_size <= self._max_bytes:
+                return
+            (count,) = database.execute("SELECT count(*) FROM answers").fetchone()
+            if not count:
+                return
+            database.execute(
+                "DELETE FROM answers WHERE id IN (SELECT id FROM answers ORDER BY id LIMIT ?)",
+                (count // _EVICTED_SHARE + 1,),
+            )
+
+    @contextmanager
+    def _usable(self) -> Iterator[None]:
+        """Go on without the file if it fails: it saves money, but is not needed."""
+        with self._lock:
+            try:
+                yield
+            except (sqlite3.Error, OSError) as error:
+                self._database = None
+                _log.log(WARNING, "%s: no answers are kept on disk: %s", self._file, error)
+
+
+def _open(file: Path) -> sqlite3.Connection:
+    file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    database = sqlite3.connect(
+        file, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False
+    )
+    # Nothing that a file from elsewhere may define is to be run: no views, no triggers.
+    database.execute("PRAGMA trusted_schema = OFF")
+    database.execute("PRAGMA auto_vacuum = FULL")
+    database.execute("PRAGMA journal_mode = WAL")
+    database.execute("PRAGMA synchronous = NORMAL")
+    database.execute(
+        "CREATE TABLE IF NOT EXISTS answers "
+        "(id INTEGER PRIMARY KEY, question BLOB UNIQUE NOT NULL, answer TEXT NOT NULL)"
+    )
+    return database
