@@ -113,6 +113,12 @@ def _device(config: RunConfig) -> str:
         return resolve_device(config.device)
     except ValueError as error:
         raise ConfigError(str(error)) from None
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"a model is to run in this process, which needs {error.name}, and that is not "
+            "installed here; install feddtpt-flwr with all it depends on, or set endpoint and "
+            "masked-lm-endpoint to services"
+        ) from None
 
 
 @contextmanager
