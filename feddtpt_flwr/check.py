@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from feddtpt_flwr import models
 from feddtpt_flwr.assets import AssetError
 from feddtpt_flwr.config import ConfigError, RunConfig
-from feddtpt_flwr.data import DataError, Example, Task
+from feddtpt_flwr.data import DataError, Task
 from feddtpt_flwr.data.own import OwnFile, count_by_class
 from feddtpt_flwr.experiment import load_task, seed_tokens
 from feddtpt_flwr.language_model import ModelError
@@ -227,5 +227,9 @@ def _timed(do: Callable[[], _T]) -> tuple[float, _T]:
 
 
 def fixes(findings: Sequence[Finding]) -> list[str]:
-    """Return what must be done, in the order in which it was found."""
-    return list(dict.fromkeys(f"{f.subject}: {f.fix}" for f in findings if f.fix))
+    """Return what must be done, each thing once with all that it concerns, as it was found."""
+    concerned: dict[str, list[str]] = {}
+    for finding in findings:
+        if finding.fix:
+            concerned.setdefault(finding.fix, []).append(finding.subject)
+    return [f"{', '.join(subjects)}: {fix}" for fix, subjects in concerned.items()]

@@ -196,8 +196,11 @@ def read_table(path: Path, columns: tuple[str, ...] = ()) -> pd.DataFrame:
         return READERS[path.suffix.lower()](path, columns)
     except DataError:
         raise
-    except ImportError as error:  # pandas reads Parquet with pyarrow, if that is installed
-        raise DataError(f"{path}: reading {path.suffix} needs one more package: {error}") from error
+    except ImportError:
+        raise DataError(
+            f"{path}: reading {path.suffix} needs pyarrow, which is not installed here: "
+            "pip install pyarrow"
+        ) from None
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read as {path.suffix}: {error}") from error
 

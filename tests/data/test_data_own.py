@@ -90,6 +90,17 @@ def test_too_few_of_a_class_are_named_with_all_counts(tmp_path: Path) -> None:
     assert "too few are there of 'negative'; there are: 'negative' 5, 'positive' 10" in message
 
 
+def test_parquet_without_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path, ".parquet")
+
+    def fail(*_: object) -> None:
+        raise ImportError("as pandas does without pyarrow")
+
+    monkeypatch.setattr(pd, "read_parquet", fail)
+    with pytest.raises(DataError, match="needs pyarrow, which is not installed here"):
+        OwnFile(path).read(TASK)
+
+
 @pytest.mark.parametrize(
     ("columns", "labels", "words"),
     [
