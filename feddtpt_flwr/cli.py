@@ -70,6 +70,55 @@ def simulate(
         raise typer.Exit(1)
 
 
+@app.command()
+def check(
+    folder: Annotated[
+        Path | None,
+        typer.Argument(help="Folder of the Flower app; by default the installed one's settings."),
+    ] = None,
+    run_config: Annotated[
+        list[str] | None,
+        typer.Option("--run-config", "-c", help="The run's settings, or its .toml file."),
+    ] = None,
+    node_config: Annotated[
+        list[str] | None,
+        typer.Option("--node-config", "-n", help="As flower-supernode will get it."),
+    ] = None,
+) -> None:
+    """See whether this node is ready for a run: models, data, speed and cost.
+
+    Asks the models a few questions; ends with exit status 1 if something must be fixed. Shows
+    neither keys nor texts of examples.
+    """
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    from feddtpt_flwr.check import check_node, fixes
+
+    settings = _defaults(folder / "pyproject.toml") if folder else {}
+    findings = []
+    console = Console()
+    with console.status("looking") as status:
+        for finding in check_node(
+            {**settings, **_overrides(run_config or [])}, _overrides(node_config or [])
+        ):
+            findings.append(finding)
+            status.update(f"looked at: {finding.subject}")
+    table = Table(title="Check of this node", title_justify="left", show_header=False)
+    for finding in findings:
+        mark = "[red]fix[/red]" if finding.fix else "[green]ok[/green]"
+        table.add_row(mark, finding.subject, escape(finding.result))
+    console.print(table)
+    if not (to_do := fixes(findings)):
+        console.print("Nothing to fix.")
+        return
+    console.print(f"To fix ({len(to_do)}):")
+    for line in to_do:
+        console.print(f"- {line}", markup=False, highlight=False, soft_wrap=True)
+    raise typer.Exit(1)
+
+
 def _check(folder: Path, run_config: list[str]) -> None:
     """Find mistakes in the settings at once: Flower starts for many seconds, then tells less."""
     try:

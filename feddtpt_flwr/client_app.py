@@ -14,9 +14,10 @@ from feddtpt_flwr import models
 from feddtpt_flwr.config import RunConfig
 from feddtpt_flwr.data import ClientData, Example
 from feddtpt_flwr.evaluation import AnswerCache, Evaluator, QueryBudget, stratified_order
-from feddtpt_flwr.experiment import load_data, load_task, readability
+from feddtpt_flwr.experiment import load_task, readability
 from feddtpt_flwr.feedback import Feedback, Trial
 from feddtpt_flwr.language_model import ModelError
+from feddtpt_flwr.node import NodeConfig, load_node
 from feddtpt_flwr.search import PromptSearch
 from strategies.candidates import Tokens
 from strategies.wire import (
@@ -231,17 +232,14 @@ def _stream(name: str) -> int:
 
 
 def client_for(context: Context) -> PromptTuningClient:
-    """Build the client of one simulated node."""
-    config = RunConfig.from_run_config(context.run_config)
-    partition = int(context.node_config["partition-id"])
-    data = load_data(config, int(context.node_config["num-partitions"]))
-    return PromptTuningClient(
-        str(partition), data.clients[partition], data.public, config, context.state
-    )
+    """Build the client of one node, simulated or deployed."""
+    config = NodeConfig.read(context.run_config, context.node_config)
+    node = load_node(config, context.node_id)
+    return PromptTuningClient(node.name, node.data, node.public, node.config, context.state)
 
 
 def client_fn(context: Context) -> Client:
-    """Build the client of one simulated node, as Flower's ``fit`` and ``evaluate`` need it."""
+    """Build the client of one node, as Flower's ``fit`` and ``evaluate`` need it."""
     return client_for(context).to_client()
 
 

@@ -12,6 +12,8 @@ from feddtpt_flwr.data import DEFAULT_TASK
 from feddtpt_flwr.language_model.constraints import Constrain
 from strategies.aggregation import Method
 
+_VARIABLE = r"[A-Za-z_][A-Za-z0-9_]*"
+
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 
@@ -38,6 +40,10 @@ class RunConfig(BaseModel):
         A built-in task or the path of a task's ``.toml`` file.
     data_source : {"default", "embedded", "hub", "files"}
         Where the examples come from; ``"default"`` is the task's first source.
+    clients : {"simulated", "own-data"}
+        Whose examples the clients search on: parts of the run's data, or in a deployment the file
+        that every node names in its node config. With ``"own-data"`` the run's data gives the
+        public set and the held-out examples.
     train_file, test_file : str
         Files for ``data-source = "files"``; without a test file, a fifth of the training file is
         held out.
@@ -83,6 +89,12 @@ class RunConfig(BaseModel):
     masked_lm : str
         The proposer: ``"embedded"`` (the embedded language model as an infiller), or a masked
         language model by hub name or folder.
+    masked_lm_endpoint : str
+        URL of a service that runs the proposer (Hugging Face's inference API, task fill-mask);
+        empty runs it in this process. With one, ``masked_lm`` names the tokenizer: a hub name, a
+        folder or a ``tokenizer.json``.
+    masked_lm_key_env : str
+        Environment variable that holds this service's key; empty if it needs none.
     device, dtype : str
         Where and in which numeric type local models run.
     seed_prompt : str
@@ -124,6 +136,7 @@ class RunConfig(BaseModel):
     seed: int = Field(0, ge=0)
     task: str = DEFAULT_TASK
     data_source: Literal["default", "embedded", "hub", "files"] = "default"
+    clients: Literal["simulated", "own-data"] = "simulated"
     train_file: str = ""
     test_file: str = ""
     k_shot: int = Field(16, ge=1)
@@ -147,6 +160,8 @@ class RunConfig(BaseModel):
     price_per_million_output: float = Field(0.0, ge=0, allow_inf_nan=False)
     cache_size_mib: int = Field(256, ge=0)
     masked_lm: str = EMBEDDED
+    masked_lm_endpoint: str = ""
+    masked_lm_key_env: str = ""
     device: str = "auto"
     dtype: Dtype = "auto"
     seed_prompt: str = ""
@@ -179,7 +194,7 @@ class RunConfig(BaseModel):
             raise ConfigError("\n".join(_explain(e) for e in error.errors())) from None
         if config.data_source == "files" and not config.train_file:
             raise ConfigError('train-file = "": data-source = "files" needs a file')
-        if mistakes := _endpoint_mistakes(config):
+        if mistakes := [*_endpoint_mistakes(config), *_masked_lm_mistakes(config)]:
             raise ConfigError("\n".join(mistakes))
         return config
 
@@ -198,19 +213,7 @@ def _endpoint_mistakes(config: RunConfig) -> list[str]:
             for key, value in settings.items()
             if value
         ]
-    mistakes = []
-    url = urlsplit(config.endpoint)
-    if url.scheme not in ("http", "https") or not url.hostname:
-        mistakes.append(
-            f"endpoint = {config.endpoint!r}: a URL that begins with http:// or https:// is "
-            "needed, such as 'http://127.0.0.1:8080/v1'"
-        )
-    elif "@" in url.netloc or url.query or url.fragment:
-        # Whatever is in the URL ends up in logs and result files.
-        mistakes.append(
-            f"endpoint: of the URL at {url.hostname}, only scheme, host, port and path are "
-            "allowed; a key belongs into the environment variable that api-key-env names"
-        )
+    mistakes = _url_mistakes("endpoint", config.endpoint, "api-key-env")
     if config.language_model == EMBEDDED:
         mistakes.append(
             f"language-model = {EMBEDDED!r}: with an endpoint, the model's name there is needed"
@@ -220,10 +223,44 @@ def _endpoint_mistakes(config: RunConfig) -> list[str]:
             f"system-message = {config.system_message!r}: needs chat = true, as plain completions "
             "know no messages"
         )
-    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", config.api_key_env):
+    if not re.fullmatch(_VARIABLE, config.api_key_env):
         # Not repeated: the likely mistake is the key itself.
         mistakes.append("api-key-env: the name of an environment variable is needed, not a key")
     return mistakes
+
+
+def _masked_lm_mistakes(config: RunConfig) -> list[str]:
+    """Return a line for every setting that does not fit the proposer's service."""
+    if not config.masked_lm_endpoint:
+        return []
+    mistakes = _url_mistakes("masked-lm-endpoint", config.masked_lm_endpoint, "masked-lm-key-env")
+    if config.masked_lm == EMBEDDED:
+        mistakes.append(
+            f"masked-lm = {EMBEDDED!r}: with a masked-lm-endpoint, the tokenizer of the model "
+            "there is needed: a hub name, a folder or a tokenizer.json"
+        )
+    if config.masked_lm_key_env and not re.fullmatch(_VARIABLE, config.masked_lm_key_env):
+        mistakes.append("masked-lm-key-env: the name of an environment variable is needed")
+    return mistakes
+
+
+def _url_mistakes(key: str, url: str, key_setting: str) -> list[str]:
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        parts = urlsplit("")
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        return [
+            f"{key} = {url!r}: a URL that begins with http:// or https:// is needed, such as "
+            "'http://127.0.0.1:8080/v1'"
+        ]
+    if "@" in parts.netloc or parts.query or parts.fragment:
+        # Whatever is in the URL ends up in logs and result files.
+        return [
+            f"{key}: of the URL at {parts.hostname}, only scheme, host, port and path are allowed; "
+            f"a key belongs into the environment variable that {key_setting} names"
+        ]
+    return []
 
 
 def _explain(error: Any) -> str:

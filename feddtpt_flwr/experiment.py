@@ -29,12 +29,21 @@ def load_task(config: RunConfig) -> Task:
     DataError
         If there is none of this name, or its file is not a valid task.
     """
+    if config.task.endswith(".toml"):
+        return get_task(_find(config.task))
     return get_task(config.task)
 
 
 @cache
 def load_data(config: RunConfig, num_clients: int) -> FederatedData:
     """Draw the examples of all clients, the public set and the test set.
+
+    Parameters
+    ----------
+    config : RunConfig
+        Settings of the run.
+    num_clients : int
+        Clients that get a part of the run's data, 0 if they have data of their own.
 
     Raises
     ------
@@ -82,9 +91,18 @@ def readability(config: RunConfig, task: Task) -> Readability:
 
 def _source(config: RunConfig, task: Task) -> Source:
     if config.data_source == "files":
-        train = Path(config.train_file).resolve()
-        test = str(Path(config.test_file).resolve()) if config.test_file else None
+        train = _find(config.train_file)
+        test = str(_find(config.test_file)) if config.test_file else None
         if task.name in GLUE_LAYOUTS and train.suffix == ".tsv":
             return glue_files(task.name, train.parent, train_file=train.name, test_file=test)
         return FileSource(train, test)
     return get_source(task.name, None if config.data_source == "default" else config.data_source)
+
+
+def _find(name: str) -> Path:
+    """Return the full path of a file, which may also lie in the app's folder.
+
+    What Flower packs there (``.toml`` and ``.jsonl`` files among others) is on every node.
+    """
+    path, packed = Path(name), Path(__file__).parents[1] / name
+    return (packed if packed.exists() and not path.exists() else path).resolve()

@@ -22,6 +22,7 @@ from feddtpt_flwr.masked_lm import (
     TokenEmbedder,
 )
 from feddtpt_flwr.proposer import MaskedLMProposer, Proposer
+from feddtpt_flwr.remote_masked_lm import RemoteMaskedLM
 
 
 def language_model(config: RunConfig) -> LanguageModel:
@@ -77,6 +78,15 @@ def masked_lm(config: RunConfig, task: Task) -> MaskedLM:
         If there is no such model.
     """
     excluded = task.answers if config.exclude_answer_words else ()
+    if config.masked_lm_endpoint:
+        return _remote_masked_lm(
+            config.masked_lm_endpoint,
+            config.masked_lm,
+            config.masked_lm_key_env,
+            excluded,
+            config.timeout,
+            config.concurrency,
+        )
     device = _device(config)
     with _named("masked-lm", config.masked_lm):
         return _masked_lm(config.masked_lm, excluded, device, config.dtype)
@@ -103,6 +113,12 @@ def _device(config: RunConfig) -> str:
         return resolve_device(config.device)
     except ValueError as error:
         raise ConfigError(str(error)) from None
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"a model is to run in this process, which needs {error.name}, and that is not "
+            "installed here; install feddtpt-flwr with all it depends on, or set endpoint and "
+            "masked-lm-endpoint to services"
+        ) from None
 
 
 @contextmanager
@@ -147,6 +163,28 @@ def _answer_store(size_mib: int) -> AnswerStore:
 @cache
 def _language_model(model: str, chat: bool, device: str, dtype: str) -> LanguageModel:
     return LocalLanguageModel(model, chat=chat, device=device, dtype=dtype)
+
+
+@cache
+def _remote_masked_lm(
+    endpoint: str,
+    tokenizer: str,
+    key_env: str,
+    excluded: tuple[str, ...],
+    timeout: float,
+    concurrency: int,
+) -> MaskedLM:
+    try:
+        return RemoteMaskedLM(
+            endpoint,
+            tokenizer,
+            key_env=key_env,
+            excluded_words=excluded,
+            timeout=timeout,
+            concurrency=concurrency,
+        )
+    except ValueError as error:
+        raise ConfigError(f"masked-lm = {tokenizer!r}: {error}") from None
 
 
 @cache

@@ -3,10 +3,10 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from math import comb, inf, log
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import betaincc, logit
 
 from feddtpt_flwr.data import Example
 from feddtpt_flwr.evaluation import BudgetExhaustedError, Evaluator
@@ -261,8 +261,8 @@ class PromptSearch:
         if runner.helps <= 0.5 or len(runner.correct) < len(self._examples):
             return False
         old, new = per_token(self._masked_lm, [before, runner.edit.apply(before)])
-        evidence = min(logit(runner.helps), MOST_EVIDENCE)
-        return bool(evidence + self._fluency * (new - old) >= logit(self._confidence))
+        evidence = min(_log_odds(runner.helps), MOST_EVIDENCE)
+        return bool(evidence + self._fluency * (new - old) >= _log_odds(self._confidence))
 
     def _batches(self) -> Iterator[int]:
         """Yield how many examples have been asked after each batch; batches double."""
@@ -297,4 +297,10 @@ def probability_of_gain(won: int, lost: int) -> float:
     float
         A probability in (0, 1).
     """
-    return float(betaincc(1 + won, 1 + lost, 0.5))
+    # The mass is that of a binomial tail, and exact in whole numbers.
+    tosses = 1 + won + lost
+    return sum(comb(tosses, heads) for heads in range(1 + won)) / (1 << tosses)
+
+
+def _log_odds(probability: float) -> float:
+    return log(probability / (1 - probability)) if probability < 1 else inf

@@ -1,7 +1,8 @@
 """The server: seed prompt, strategy, central evaluation, run folder."""
 
 import time
-from logging import INFO
+from collections.abc import Callable
+from logging import INFO, WARNING
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,10 @@ from feddtpt_flwr import models
 from feddtpt_flwr.config import RunConfig
 from feddtpt_flwr.evaluation import AnswerCache, Evaluator, QueryBudget
 from feddtpt_flwr.experiment import load_data, load_task, readability, seed_tokens
+from feddtpt_flwr.language_model import ModelError
 from feddtpt_flwr.recorder import Recorder
 from feddtpt_flwr.run_folder import RunFolder
+from strategies.candidates import Tokens
 from strategies.feddtpt import FedDTPT
 
 app = ServerApp()
@@ -42,10 +45,11 @@ def build(config: RunConfig, num_clients: int) -> tuple[FedDTPT, Recorder]:
         has to be; the message says which, and what is allowed.
     """
     task = load_task(config)
-    data = load_data(config, num_clients)
+    data = load_data(config, 0 if config.clients == "own-data" else num_clients)
     masked_lm = models.masked_lm(config, task)
     vocabulary = masked_lm.vocabulary
     first = seed_tokens(config, task, vocabulary)
+    masked_lm.log_likelihood([first])  # a service that does not answer shows it here
     model = models.ready_language_model(config)
     # Held-out questions are the experimenter's, not the federation's: counted, but not limited.
     budget = QueryBudget((config.num_server_rounds + 1) * len(data.test))
@@ -68,7 +72,7 @@ def build(config: RunConfig, num_clients: int) -> tuple[FedDTPT, Recorder]:
         min_samples=config.min_samples or None,
         guard=config.guard,
         race_candidates=config.race_candidates,
-        admissible=readability(config, task),
+        admissible=_safely(readability(config, task)),
         on_round=recorder.round,
         fraction_fit=config.fraction_fit,
         min_fit_clients=1,
@@ -79,6 +83,19 @@ def build(config: RunConfig, num_clients: int) -> tuple[FedDTPT, Recorder]:
         evaluate_metrics_aggregation_fn=recorder.evaluate_metrics,
     )
     return strategy, recorder
+
+
+def _safely(admissible: Callable[[Tokens], bool]) -> Callable[[Tokens], bool]:
+    """Leave out a prompt that cannot be judged now: an outage must not end the run."""
+
+    def judged(tokens: Tokens) -> bool:
+        try:
+            return admissible(tokens)
+        except ModelError as error:
+            log(WARNING, "a candidate is left out: %s", error)
+            return False
+
+    return judged
 
 
 def _wait_for_clients(grid: Grid, config: RunConfig) -> int:

@@ -19,14 +19,22 @@ class Vocabulary:
 
     Parameters
     ----------
-    tokenizer : transformers.PreTrainedTokenizerFast
-        The masked language model's tokenizer.
+    tokenizer : tokenizers.Tokenizer or transformers.PreTrainedTokenizerFast
+        The masked language model's tokenizer. Of the latter only the former inside it is used, so
+        that a node without transformers reads and writes prompts like one with it.
+
+    Raises
+    ------
+    ValueError
+        If it is a tokenizer that has no `tokenizers.Tokenizer` inside.
     """
 
     def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer = tokenizer
-        self._pieces: list[str] = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
-        self._special = frozenset(tokenizer.all_special_ids)
+        self._tokenizer = _plain_copy(tokenizer)
+        size = self._tokenizer.get_vocab_size(with_added_tokens=True)
+        self._pieces = [self._tokenizer.id_to_token(token) or "" for token in range(size)]
+        added = self._tokenizer.get_added_tokens_decoder()
+        self._special = frozenset(token for token, what in added.items() if what.special)
         # "##" alone proves nothing: to a byte-level vocabulary it is a heading's mark.
         self._wordpiece = not any(piece.startswith(_WORD_MARKS) for piece in self._pieces)
 
@@ -42,20 +50,31 @@ class Vocabulary:
     def encode(self, text: str) -> tuple[int, ...]:
         """Return the token ids of ``text``, each word with its leading space, nothing added."""
         # Every word carries its space, the first one too, so that words can change places.
-        ids = self._tokenizer(" " + text.strip(), add_special_tokens=False)["input_ids"]
-        return tuple(int(i) for i in ids)
+        return tuple(self._tokenizer.encode(" " + text.strip(), add_special_tokens=False).ids)
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Return the text of ``tokens`` without leading or trailing space."""
-        return str(self._tokenizer.decode(list(tokens))).strip()
+        return self.text(tokens).strip()
+
+    def text(self, tokens: Sequence[int]) -> str:
+        """Return the text of ``tokens`` with the space at its ends that belongs to them."""
+        return str(self._tokenizer.decode([int(i) for i in tokens], skip_special_tokens=False))
+
+    def token_id(self, piece: str) -> int | None:
+        """Return the id of the token spelt ``piece``, such as ``"[MASK]"``; None if none is."""
+        found: int | None = self._tokenizer.token_to_id(piece)
+        return found
+
+    def piece(self, token: int) -> str:
+        """Return how the vocabulary spells ``token``, marks of spaces and pieces included."""
+        return self._pieces[token]
 
     def spans(self, tokens: Sequence[int]) -> tuple[str, list[tuple[int, int]]]:
         """Return the text of ``tokens``, and the half-open span of each token in it."""
         # Token by token, a multi-byte character or a cleaned-up space may come out differently;
         # the whole text's beginnings are what counts.
-        ends = [len(str(self._tokenizer.decode(list(tokens[: i + 1])))) for i in range(len(tokens))]
-        text = str(self._tokenizer.decode(list(tokens)))
-        return text, list(zip([0, *ends][: len(ends)], ends, strict=True))
+        ends = [len(self.text(tokens[: i + 1])) for i in range(len(tokens))]
+        return self.text(tokens), list(zip([0, *ends][: len(ends)], ends, strict=True))
 
     def starts_word(self, token: int) -> bool:
         """Return whether ``token`` begins a word or is a mark of its own, such as a full stop."""
@@ -96,3 +115,20 @@ class Vocabulary:
             elif word in {",", ".", ":", "?", ";", "!"}:
                 allowed[token] = not marked or self._wordpiece
         return allowed
+
+
+def _plain_copy(tokenizer: Any) -> Any:
+    """Return a `tokenizers.Tokenizer` that neither cuts nor pads what it reads."""
+    from tokenizers import Tokenizer
+
+    plain = getattr(tokenizer, "backend_tokenizer", tokenizer)
+    if not isinstance(plain, Tokenizer):
+        raise ValueError(
+            f"the tokenizer {type(tokenizer).__name__} has no tokenizer.json; a prompt needs one "
+            "that the tokenizers library reads"
+        )
+    # A copy: transformers switches cutting and padding of its own one on and off.
+    plain = Tokenizer.from_str(plain.to_str())
+    plain.no_truncation()
+    plain.no_padding()
+    return plain

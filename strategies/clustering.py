@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.cluster import DBSCAN
 
 from strategies.blocked_dbscan import blocked_dbscan
 
@@ -111,6 +110,8 @@ def cluster_tokens(points: NDArray[np.floating[Any]], eps: float, min_samples: i
     ValueError
         If ``eps`` is negative or not finite, or ``min_samples`` below 1.
     """
+    from sklearn.cluster import DBSCAN  # slow to import, and the clients never need it
+
     if not (np.isfinite(eps) and eps >= 0):
         raise ValueError(f"eps must be finite and at least 0, got {eps}")
     if min_samples < 1:

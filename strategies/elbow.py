@@ -5,7 +5,6 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.neighbors import NearestNeighbors
 
 Floats = NDArray[np.float64]
 ElbowMethod = Literal["split", "lines", "chord", "gap"]
@@ -46,6 +45,8 @@ def neighbour_distances(
     ValueError
         If ``k`` is below 1.
     """
+    from sklearn.neighbors import NearestNeighbors  # slow to import, and the clients never need it
+
     if k < 1:
         raise ValueError(f"k must be at least 1, got {k}")
     if len(points) < 2:

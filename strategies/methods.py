@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.cluster import KMeans
 
 from strategies.clustering import cluster_tokens, min_samples_for
 from strategies.elbow import ElbowMethod, elbow, neighbour_distances
@@ -108,6 +107,8 @@ def kmeans(uploads: Uploads, settings: Settings) -> Choice:
 
     Never more clusters than distinct embeddings. The seed is fixed.
     """
+    from sklearn.cluster import KMeans  # slow to import, and the clients never need it
+
     points = uploads.points()
     wanted = uploads.mean_length if settings.n_clusters is None else settings.n_clusters
     if wanted < 1:

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +13,7 @@ from feddtpt_flwr.language_model.local import LocalLanguageModel
 from feddtpt_flwr.masked_lm import CausalInfiller, EncoderEmbedder
 from feddtpt_flwr.vocabulary import Vocabulary
 from simulations.llama_server import llama_server
+from tests.fill_mask_server import FillMaskService, fill_mask_server
 
 ENDPOINT_KEY = "loopback-only"
 
@@ -77,6 +79,35 @@ def wordpiece(embedded_assets: None) -> Vocabulary:
     from transformers import AutoTokenizer
 
     return Vocabulary(AutoTokenizer.from_pretrained(embedded_encoder()))
+
+
+@pytest.fixture(scope="session")
+def tiny_bert(embedded_assets: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A BERT of two small layers with a real WordPiece vocabulary, its weights random."""
+    import torch
+    from transformers import AutoTokenizer, BertConfig, BertForMaskedLM
+
+    folder = tmp_path_factory.mktemp("tiny-bert")
+    tokenizer = AutoTokenizer.from_pretrained(embedded_encoder())
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        initializer_range=0.5,
+    )
+    BertForMaskedLM(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def fill_mask_service(tiny_bert: Path) -> Iterator[FillMaskService]:
+    """The tiny BERT behind HTTP."""
+    with fill_mask_server(tiny_bert, key="a-key-of-the-service") as service:
+        yield service
 
 
 @pytest.fixture(scope="session")

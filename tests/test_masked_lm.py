@@ -5,32 +5,10 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from feddtpt_flwr.assets import embedded_encoder
 from feddtpt_flwr.masked_lm import CausalInfiller, EncoderEmbedder, HuggingFaceMaskedLM, MaskedLM
 from feddtpt_flwr.memory import Memory
 from feddtpt_flwr.vocabulary import Vocabulary
 from strategies.candidates import Tokens
-
-
-@pytest.fixture(scope="module")
-def tiny_bert(embedded_assets: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A BERT of two small layers with a real WordPiece vocabulary, its weights random."""
-    from transformers import AutoTokenizer, BertConfig, BertForMaskedLM
-
-    folder = tmp_path_factory.mktemp("tiny-bert")
-    tokenizer = AutoTokenizer.from_pretrained(embedded_encoder())
-    tokenizer.save_pretrained(folder)
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=64,
-        initializer_range=0.5,
-    )
-    BertForMaskedLM(config).save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

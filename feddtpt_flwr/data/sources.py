@@ -7,14 +7,15 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol
-
-import pandas as pd
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from feddtpt_flwr.data.cleaning import NO_CLEANING, Cleaning, Tables, prepare, separate
 from feddtpt_flwr.data.embedded import EMBEDDED, IMDB_WORDS
 from feddtpt_flwr.data.errors import DataError
 from feddtpt_flwr.data.task import Task, label_key
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 class Source(Protocol):
@@ -162,7 +163,7 @@ class FileSource:
         return separate(train, test, task)
 
     def _table(self, path: Path, task: Task) -> pd.DataFrame:
-        frame = _read(path, self.columns).rename(columns=dict(self.rename))
+        frame = read_table(path, self.columns).rename(columns=dict(self.rename))
         if self.label_map and task.label_column in frame:
             frame[task.label_column] = [
                 self.label_map.get(label_key(value), value) for value in frame[task.label_column]
@@ -170,7 +171,21 @@ class FileSource:
         return prepare(frame, task, str(path), self.cleaning)
 
 
-def _read(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
+def read_table(path: Path, columns: tuple[str, ...] = ()) -> pd.DataFrame:
+    """Read a file of one of the kinds that `FileSource` knows, as it is.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    columns : tuple of str
+        Column names of CSV and TSV files without a header line; empty if there is one.
+
+    Raises
+    ------
+    DataError
+        If the file is missing, of unknown kind, or cannot be read.
+    """
     if path.suffix.lower() not in READERS:
         raise DataError(
             f"{path}: unknown suffix {path.suffix!r}; known suffixes: {', '.join(READERS)}"
@@ -181,6 +196,11 @@ def _read(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
         return READERS[path.suffix.lower()](path, columns)
     except DataError:
         raise
+    except ImportError:
+        raise DataError(
+            f"{path}: reading {path.suffix} needs pyarrow, which is not installed here: "
+            "pip install pyarrow"
+        ) from None
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read as {path.suffix}: {error}") from error
 
@@ -188,6 +208,8 @@ def _read(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
 def _read_delimited(
     path: Path, columns: tuple[str, ...], separator: str, quoting: Literal[0, 3]
 ) -> pd.DataFrame:
+    import pandas as pd
+
     # All values stay the strings they are: "None" and "NA" are words, "007" is not 7.
     frame = pd.read_csv(
         path,
@@ -218,6 +240,8 @@ def _read_tsv(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
 
 
 def _read_jsonl(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
+    import pandas as pd
+
     _refuse_columns(path, columns)
     # Not pandas.read_json: it takes strings that look like dates or numbers for such.
     with path.open(encoding="utf-8") as lines:
@@ -228,6 +252,8 @@ def _read_jsonl(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
 
 
 def _read_parquet(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
+    import pandas as pd
+
     _refuse_columns(path, columns)
     frame: pd.DataFrame = pd.read_parquet(path)
     return frame

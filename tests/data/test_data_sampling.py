@@ -72,7 +72,7 @@ def test_test_sample_keeps_the_class_shares() -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(
-    num_clients=st.integers(1, 5),
+    num_clients=st.integers(0, 5),
     k_shot=st.integers(1, 8),
     public_per_class=st.integers(0, 10),
     partition=st.sampled_from(["iid", "dirichlet"]),
@@ -136,7 +136,7 @@ def test_repeated_texts_count_once() -> None:
     ("changes", "message"),
     [
         ({"num_labels": 1}, "num_labels is 1: 2 or more is needed"),
-        ({"num_clients": 0}, "num_clients is 0: 1 or more is needed"),
+        ({"num_clients": -1}, "num_clients is -1: 0 or more is needed"),
         ({"k_shot": 0}, "k_shot is 0: 1 or more is needed"),
         ({"public_per_class": -1}, "public_per_class is -1: 0 or more is needed"),
         ({"test_size": -1}, "test_size is -1: 0 or more is needed"),

@@ -1,0 +1,145 @@
+"""A node's own file: read, checked and split on the node, and described without its content.
+
+What goes wrong on a node is reported to the server. No message of this module therefore holds a
+cell of the file, a column's name or a label that the operator did not write into the node config.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from feddtpt_flwr.data.cleaning import prepare
+from feddtpt_flwr.data.errors import DataError
+from feddtpt_flwr.data.sampling import ClientData, draw, to_examples
+from feddtpt_flwr.data.sources import read_table
+from feddtpt_flwr.data.task import Example, Task, label_key
+
+
+@dataclass(frozen=True)
+class OwnFile:
+    """Where a node's examples lie, and how its words differ from the task's.
+
+    Attributes
+    ----------
+    path : Path
+        A ``.csv``, ``.tsv``, ``.jsonl`` or ``.parquet`` file with named columns.
+    columns : mapping of str to str
+        The task's column for a column of the file, e.g. ``{"review": "text"}``. Columns not named
+        keep their names.
+    labels : mapping of str to str
+        The task's label for a value in the file, e.g. ``{"bad": "0"}``. Values not named stay as
+        they are.
+    """
+
+    path: Path
+    columns: Mapping[str, str] = field(default_factory=dict)
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+    def read(self, task: Task) -> tuple[Example, ...]:
+        """Read and check all rows; a text that is repeated counts once.
+
+        Raises
+        ------
+        DataError
+            If the file is missing or cannot be read, a column is missing, a cell is empty, or a
+            label is not one of the task's.
+        """
+        self._check_mappings(task)
+        frame = read_table(self.path).rename(columns=dict(self.columns))
+        for column in (*task.text_columns, task.label_column):
+            if column not in frame.columns:
+                raise DataError(
+                    f"{self.path}: none of its {len(frame.columns)} columns is called {column!r}; "
+                    f"the first line of CSV and TSV files names the columns, and data-columns maps "
+                    f"other names, as in data-columns='other={column}'"
+                )
+        labels = [
+            self.labels.get(label_key(value), value) for value in frame[task.label_column].tolist()
+        ]
+        declared = {label_key(label) for label in task.labels}
+        strange = Counter(label_key(label) for label in labels) - Counter(
+            label_key(label) for label in labels if label_key(label) in declared
+        )
+        if strange:
+            raise DataError(
+                f"{self.path}: {strange.total()} of {len(labels)} rows hold {len(strange)} labels "
+                f"in column {task.label_column!r} that task {task.name!r} does not declare; "
+                f"declared: {sorted(declared)}; data-labels maps others, as in "
+                f"data-labels='other={label_key(task.labels[0])}'"
+            )
+        frame[task.label_column] = labels
+        unique: dict[str, Example] = {}
+        for example in to_examples(task, prepare(frame, task, str(self.path))):
+            unique.setdefault(example.input, example)
+        return tuple(unique.values())
+
+    def _check_mappings(self, task: Task) -> None:
+        columns = {*task.text_columns, task.label_column}
+        labels = {label_key(label) for label in task.labels}
+        for key, mapping, allowed in (
+            ("data-columns", self.columns, columns),
+            ("data-labels", self.labels, labels),
+        ):
+            for ours, theirs in mapping.items():
+                if theirs not in allowed:
+                    raise DataError(
+                        f"{key}: '{ours}={theirs}': task {task.name!r} has no {theirs!r}; allowed "
+                        f"after '=': {', '.join(sorted(allowed))}"
+                    )
+
+
+def split_own(
+    file: OwnFile, task: Task, *, k_shot: int, seed: int, shared: Collection[str] = ()
+) -> ClientData:
+    """Draw a node's training and validation examples from its file.
+
+    Parameters
+    ----------
+    file : OwnFile
+        The file.
+    task : Task
+        The task.
+    k_shot : int
+        Training examples per class, 1 or more, and as many others to validate on.
+    seed : int
+        The run's seed, 0 or more.
+    shared : collection of str
+        Inputs that others hold too, such as the public set's; they are left out.
+
+    Raises
+    ------
+    DataError
+        If a class has too few examples, or the file is not as `OwnFile.read` needs it.
+    """
+    shared = set(shared)
+    examples = [e for e in file.read(task) if e.input not in shared]
+    there = count_by_class(examples, task)
+    if any(count < 2 * k_shot for count in there.values()):
+        counts = ", ".join(f"{answer!r} {count}" for answer, count in there.items())
+        few = ", ".join(repr(answer) for answer, count in there.items() if count < 2 * k_shot)
+        raise DataError(
+            f"{file.path}: {2 * k_shot} examples of each class are needed (k-shot = {k_shot} to "
+            f"train on and as many to validate on), too few are there of {few}; there are: {counts}"
+        )
+    return draw(
+        examples,
+        (),
+        num_labels=task.num_labels,
+        num_clients=1,
+        k_shot=k_shot,
+        public_per_class=0,
+        test_size=0,
+        partition="iid",
+        dirichlet_alpha=1.0,
+        seed=seed,
+        class_names=task.answers,
+    ).clients[0]
+
+
+def count_by_class(examples: Collection[Example], task: Task) -> dict[str, int]:
+    """Return the number of examples of each class, by its answer word."""
+    counts = Counter(example.label for example in examples)
+    return {answer: counts[label] for label, answer in enumerate(task.answers)}

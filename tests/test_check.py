@@ -1,0 +1,169 @@
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import Result
+from typer.testing import CliRunner
+
+from feddtpt_flwr import cli
+from feddtpt_flwr.check import Finding, Speed, check_node, describe_run, fixes, most_queries
+from feddtpt_flwr.config import RunConfig
+from feddtpt_flwr.data import Task
+from feddtpt_flwr.language_model.local import LocalLanguageModel
+from feddtpt_flwr.language_model.usage import Usage
+from simulations.llama_server import llama_server
+from tests.fill_mask_server import FillMaskService
+
+SMALL: dict[str, Any] = {"k-shot": 2, "public-per-class": 1, "test-size": 4, "dtype": "float32"}
+
+
+def check(*arguments: str | Path, **variables: str) -> Result:
+    command = ["check", *map(str, arguments)]
+    return CliRunner().invoke(cli.app, command, env={"COLUMNS": "200", **variables})
+
+
+def said(result: Result) -> str:
+    return re.sub(r"[\s│┌┐└┘─┬┴]+", " ", result.output)
+
+
+@pytest.fixture
+def own_file(tmp_path: Path) -> Path:
+    path = tmp_path / "own.csv"
+    rows = [f"a secretword{i} film,{i % 2}" for i in range(20)]
+    path.write_text("\n".join(["text,label", *rows]), encoding="utf-8")
+    return path
+
+
+def test_most_queries_of_a_run(task: Task) -> None:
+    config = RunConfig.from_run_config(
+        {"num-server-rounds": 3, "queries-per-round": 100, "k-shot": 4, "race-candidates": 2}
+    )
+    assert most_queries(config, task) == 3 * (100 + 3 * 16)
+    without = config.model_copy(update={"guard": False})
+    assert most_queries(without, task) == 3 * (100 + 16)
+
+
+def test_a_run_is_described_with_tokens_time_and_money(task: Task) -> None:
+    settings: dict[str, Any] = {
+        "num-server-rounds": 1,
+        "queries-per-round": 960,
+        "k-shot": 10,
+        "guard": False,
+    }
+    settings |= {"price-per-million-input": 10.0, "price-per-million-output": 100.0}
+    config = RunConfig.from_run_config(settings)
+    used = Usage(requests=16, prompt_tokens=1600, completion_tokens=32)
+    text = describe_run(config, task, Speed(0.06, 0.5, used, 16))
+    assert "at most 1,000 questions in 1 rounds" in text
+    assert "about 2 min" in text
+    assert "about 100,000 tokens read and 2,000 written" in text
+    assert "about 1.20 at the prices set" in text
+    local = describe_run(config, task, Speed(0.06, 0.5, Usage(), 16))
+    assert "tokens" not in local
+
+
+def test_a_fix_is_named_once() -> None:
+    found = [Finding("a", "fine"), Finding("b", "", "x"), Finding("c", "", "x")]
+    assert fixes(found) == ["b, c: x"]
+
+
+def test_a_bad_setting_ends_the_check() -> None:
+    findings = list(check_node({"k-shot": 0}, {}))
+    assert [f.subject for f in findings] == ["settings"]
+    assert "k-shot = 0" in findings[0].fix
+
+
+@pytest.mark.slow
+def test_a_node_with_embedded_models_is_ready(
+    language_model: LocalLanguageModel, own_file: Path
+) -> None:
+    result = check(
+        "-c", "k-shot=2 public-per-class=1 test-size=4 dtype='float32' clients='own-data'",
+        "-n", f"data-path='{own_file}'",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    text = said(result)
+    assert "10 'negative', 10 'positive'" in text
+    assert "4 to search on, 4 to validate on, 2 in the public set" in text
+    assert "answers a second" in text
+    assert "18 questions were asked" in text
+    assert "at most 810 questions in 3 rounds" in text
+    assert "Nothing to fix." in text
+    assert "secretword" not in result.output
+
+
+@pytest.mark.slow
+def test_a_node_with_services_is_ready(
+    embedded_assets: None, own_file: Path, tiny_bert: Path, fill_mask_service: FillMaskService
+) -> None:
+    key = "llm-secret-9"
+    with llama_server(key=key) as endpoint:
+        result = check(
+            "-c", "clients='own-data' k-shot=2 public-per-class=0 language-model='smollm2'",
+            "-c", f"endpoint='{endpoint}' masked-lm='{tiny_bert}' api-key-env='LLM_KEY'",
+            "-c", "price-per-million-input=1.0 masked-lm-key-env='FILL_KEY'",
+            "-c", f"masked-lm-endpoint='{fill_mask_service.url}'",
+            "-n", f"data-path='{own_file}'",
+            LLM_KEY=key,
+            FILL_KEY=fill_mask_service.key,
+        )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    text = said(result)
+    assert endpoint in text
+    assert "tokens read" in text
+    assert "at the prices set" in text
+    for secret in (key, fill_mask_service.key, "secretword"):
+        assert secret not in result.output
+
+
+def test_everything_that_is_wrong_is_listed(own_file: Path, tiny_bert: Path) -> None:
+    """Nothing listens at the black box, the key of the masked LM is missing, data are few."""
+    result = check(
+        "-c", "clients='own-data' k-shot=9 public-per-class=0 language-model='m'",
+        "-c", "endpoint='http://127.0.0.1:9/v1' api-key-env='LLM_KEY'",
+        "-c", f"masked-lm='{tiny_bert}' masked-lm-endpoint='http://127.0.0.1:9/fill'",
+        "-c", "masked-lm-key-env='NOT_THERE'",
+        "-n", f"data-path='{own_file}'",
+        LLM_KEY="llm-secret-9",
+    )  # fmt: skip
+    assert result.exit_code == 1
+    text = said(result)
+    assert "To fix (3)" in text
+    assert "18 examples of each class are needed" in text
+    assert "NOT_THERE" in text
+    assert "http://127.0.0.1:9/v1" in text
+    assert "llm-secret-9" not in result.output
+    assert "secretword" not in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["-c", "clients='own-data'"], "data-path is missing"),
+        (["-n", "data-path='a.csv'"], "'simulated' and would not use it"),
+        (["-c", "kshot=3"], "unknown configuration key 'kshot'"),
+        (["-c", "task='none'"], "unknown task 'none'"),
+    ],
+)
+def test_settings_that_do_not_fit(arguments: list[str], words: str) -> None:
+    result = check(*arguments)
+    assert result.exit_code == 1
+    assert words in said(result)
+
+
+def test_a_node_without_torch_is_told_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, own_file: Path
+) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, "torch", None)
+    findings = list(
+        check_node(
+            {**SMALL, "clients": "own-data", "public-per-class": 0}, {"data-path": str(own_file)}
+        )
+    )
+    wrong = {f.subject: f.fix for f in findings if f.fix}
+    assert wrong.keys() == {"masked LM", "black box"}
+    assert "needs torch, and that is not installed here" in wrong["black box"]
+    assert "endpoint and masked-lm-endpoint" in wrong["black box"]

@@ -1,0 +1,192 @@
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.common import Context, RecordDict
+
+from feddtpt_flwr.client_app import client_fn
+from feddtpt_flwr.config import ConfigError, RunConfig
+from feddtpt_flwr.data import DataError, Example
+from feddtpt_flwr.experiment import load_data
+from feddtpt_flwr.language_model.local import LocalLanguageModel
+from feddtpt_flwr.node import OVERRIDES, NodeConfig, Part, load_node, load_public
+from strategies.wire import ROUND_KEY
+
+OWN: dict[str, Any] = {"clients": "own-data"}
+PARTS = {"partition-id": 1, "num-partitions": 3}
+
+
+@pytest.fixture
+def reviews_file(reviews: tuple[Example, ...], tmp_path: Path) -> Path:
+    """Real reviews in a hospital's own words."""
+    path = tmp_path / "reviews.tsv"
+    lines = [f"{e.input.split(': ', 1)[1].split(chr(10))[0]}\t{'-+'[e.label]}" for e in reviews]
+    path.write_text("\n".join(["sentence\topinion", *lines[:200]]), encoding="utf-8")
+    return path
+
+
+def own(path: Path) -> dict[str, Any]:
+    return {
+        "data-path": str(path),
+        "data-columns": "sentence=text, opinion=label",
+        "data-labels": "-=0, +=1",
+        "node-name": "st-mary",
+    }
+
+
+def test_a_simulated_node_has_a_part() -> None:
+    config = NodeConfig.read({}, PARTS)
+    assert config.examples == Part(1, 3)
+    assert config.run == RunConfig.from_run_config({})
+
+
+def test_a_node_with_data_of_its_own(reviews_file: Path) -> None:
+    config = NodeConfig.read({**OWN, "k-shot": 4, "public-per-class": 2}, own(reviews_file))
+    node = load_node(config, 7)
+    assert node.name == "st-mary"
+    assert len(node.data.train) == len(node.data.validation) == 8
+    assert len(node.public) == 4
+    private = {e.input for e in (*node.data.train, *node.data.validation)}
+    assert not private & {e.input for e in node.public}
+
+
+def test_without_a_name_it_is_the_nodes_number(reviews_file: Path) -> None:
+    settings = own(reviews_file)
+    del settings["node-name"]
+    config = NodeConfig.read({**OWN, "k-shot": 2, "public-per-class": 0}, settings)
+    assert load_node(config, 7).name == "node-7"
+
+
+def test_all_nodes_and_the_server_have_the_same_public_set(embedded_assets: None) -> None:
+    config = RunConfig.from_run_config({**OWN, "public-per-class": 3, "test-size": 20})
+    public, shared = load_public(config)
+    on_the_server = load_data(config, 0)
+    assert public == on_the_server.public
+    assert len(public) == 6
+    assert shared >= {e.input for e in on_the_server.test}
+    assert on_the_server.clients == ()
+
+
+def test_without_a_public_set_the_runs_data_is_not_needed() -> None:
+    config = RunConfig.from_run_config({**OWN, "task": "sst2", "public-per-class": 0})
+    assert load_public(config) == ((), frozenset())
+
+
+def test_the_run_data_may_lie_in_the_apps_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What Flower packs is on every node, wherever the node was started."""
+    folder = tmp_path / "app"
+    (folder / "feddtpt_flwr").mkdir(parents=True)
+    lines = [f'{{"sentence": "text {i}", "label": {i % 2}}}' for i in range(40)]
+    (folder / "public.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    (folder / "task.toml").write_text(
+        'name = "mine"\ntemplate = "{prompt} {sentence}"\nlabel_column = "label"\n'
+        'labels = [0, 1]\nanswers = ["no", "yes"]\nseed_prompt = "Say."\n',
+        encoding="utf-8",
+    )
+    monkeypatch.setattr("feddtpt_flwr.experiment.__file__", str(folder / "feddtpt_flwr" / "x.py"))
+    settings = {"task": "task.toml", "data-source": "files", "train-file": "public.jsonl"}
+    config = RunConfig.from_run_config({**OWN, **settings, "test-size": 0, "public-per-class": 2})
+    assert len(load_public(config)[0]) == 4
+
+
+NODES_OWN: dict[str, Any] = {
+    "language-model": "there",
+    "endpoint": "http://node/v1",
+    "api-key-env": "NODE_KEY",
+    "concurrency": 3,
+    "requests-per-minute": 10,
+    "tokens-per-minute": 1000,
+    "timeout": 5.0,
+    "price-per-million-input": 0.5,
+    "price-per-million-output": 1.5,
+    "cache-size-mib": 1,
+    "masked-lm": "/models/bert",
+    "masked-lm-endpoint": "http://node/fill",
+    "masked-lm-key-env": "NODE_FILL_KEY",
+    "device": "cpu",
+    "dtype": "float32",
+    "train-file": "/data/public.csv",
+}
+
+
+@pytest.mark.parametrize("key", OVERRIDES)
+def test_what_a_node_may_replace(key: str) -> None:
+    run_config = {
+        "language-model": "runs",
+        "endpoint": "http://runs/v1",
+        "masked-lm": "runs",
+        "masked-lm-endpoint": "http://runs",
+    }
+    config = NodeConfig.read(run_config, {**PARTS, key: NODES_OWN[key]})
+    assert config.run.to_run_config()[key] == NODES_OWN[key] != run_config.get(key)
+
+
+@pytest.mark.parametrize(
+    ("run_config", "node_config", "words"),
+    [
+        ({}, {}, "partition-id or num-partitions is missing.*set clients = 'own-data'"),
+        ({}, {"partition-id": 0}, "partition-id or num-partitions is missing"),
+        ({}, {"partition-id": 3, "num-partitions": 3}, "partition-id = 3: 0 to .* = 2"),
+        ({}, {"partition-id": -1, "num-partitions": 3}, "partition-id = -1: .*greater"),
+        ({}, {**PARTS, "data-path": "a.csv"}, "data-path = 'a.csv': .*'simulated'.*'own-data'"),
+        ({}, {**PARTS, "data-labels": "a=0"}, "data-labels = 'a=0': .*'simulated'"),
+        (OWN, {}, "data-path is missing"),
+        (OWN, {"data-path": ""}, "data-path is missing"),
+        (OWN, {"data-path": 3}, "data-path = 3: .*valid string"),
+        (OWN, {**PARTS, "data-path": "a.csv"}, "partition-id = 1: .*'own-data'"),
+        (OWN, {"data-path": "a", "data-labels": "bad"}, "data-labels = 'bad': pairs"),
+        (OWN, {"data-path": "a", "data-columns": "a=b=c"}, "data-columns = 'a=b=c': pairs"),
+        (OWN, {"data-path": "a", "data-columns": "=b"}, "data-columns = '=b': pairs"),
+        (OWN, {"datapath": "a"}, "unknown key 'datapath'; keys: .*data-path.*language-model"),
+        (OWN, {"data-path": "a", "k-shot": 3}, "unknown key 'k-shot'"),
+        (OWN, {"data-path": "a", "masked-lm-endpoint": "x"}, "masked-lm-endpoint = 'x'"),
+        ({"clients": "mine"}, PARTS, "clients = 'mine': .*'simulated' or 'own-data'"),
+    ],
+)
+def test_a_node_config_that_does_not_fit(
+    run_config: dict[str, Any], node_config: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(ConfigError, match=words):
+        NodeConfig.read(run_config, node_config)
+
+
+def test_an_unknown_key_is_named_without_its_value() -> None:
+    with pytest.raises(ConfigError) as caught:
+        NodeConfig.read(OWN, {"data-path": "a", "api-key": "a-secret"})
+    assert "a-secret" not in str(caught.value)
+
+
+def test_the_same_app_serves_a_node_with_own_data(
+    reviews_file: Path, language_model: LocalLanguageModel
+) -> None:
+    context = Context(
+        run_id=1,
+        node_id=5,
+        node_config=own(reviews_file),
+        state=RecordDict(),
+        run_config={**OWN, "k-shot": 2, "public-per-class": 1, "test-size": 4, "dtype": "float32"},
+    )
+    client: Any = client_fn(context)
+    inner = client.numpy_client
+    prompt = inner._vocabulary.encode("Movie review.")
+    _, num_examples, metrics = inner.evaluate([np.array(prompt)], {ROUND_KEY: 1})
+    assert num_examples == 4
+    assert metrics["client"] == "st-mary"
+    assert metrics["num-scored"] == 8
+
+
+def test_a_client_with_a_faulty_file_asks_nothing(tmp_path: Path, embedded_assets: None) -> None:
+    path = tmp_path / "own.csv"
+    path.write_text("text,label\nfine,1\n", encoding="utf-8")
+    context = Context(
+        run_id=1,
+        node_id=5,
+        node_config={"data-path": str(path)},
+        state=RecordDict(),
+        run_config=OWN,
+    )
+    with pytest.raises(DataError, match="32 examples of each class are needed"):
+        client_fn(context)
