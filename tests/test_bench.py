@@ -13,6 +13,7 @@ def test_the_exponent_is_that_of_a_power_law() -> None:
     assert factor == pytest.approx(0.5)
 
 
+@pytest.mark.slow
 def test_a_table_of_growing_numbers_of_clients(tmp_path: Path) -> None:
     report = scaling.run([5, 50], tmp_path)
     assert json.loads((tmp_path / "aggregation.json").read_text(encoding="utf-8")) == report

@@ -1,5 +1,4 @@
 import json
-from typing import Any
 
 import numpy as np
 import pytest
@@ -39,9 +38,8 @@ SETTINGS: dict[str, bool | float | int | str] = {
 
 def question(kind: str, *prompts: NDArray[np.int64], **config: int) -> Message:
     TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
-    records: dict[str, Any]
-    records = {"arrays": ArrayRecord(list(prompts)), "config": ConfigRecord({**config})}
-    return Message(RecordDict(records), dst_node_id=5, message_type=kind)
+    content = RecordDict({"arrays": ArrayRecord(list(prompts)), "config": ConfigRecord({**config})})
+    return Message(content, dst_node_id=5, message_type=kind)
 
 
 @pytest.fixture
