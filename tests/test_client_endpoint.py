@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from feddtpt_flwr import models
 from feddtpt_flwr.client_app import STATE_KEY, PromptTuningClient
 from feddtpt_flwr.config import RunConfig
 from feddtpt_flwr.data import ClientData, Example
+from feddtpt_flwr.language_model.api import ApiLanguageModel
 from feddtpt_flwr.vocabulary import Vocabulary
 from strategies.wire import (
     COMPLETION_TOKENS_KEY,
@@ -85,12 +87,9 @@ def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Do not wait two minutes for a server that is down."""
     monkeypatch.setattr(
         "feddtpt_flwr.models.ApiLanguageModel",
-        lambda *args, **kwargs: _ApiLanguageModel(*args, **kwargs, patience=0.0),
+        partial(ApiLanguageModel, patience=0.0),
     )
     models._api_language_model.cache_clear()
-
-
-_ApiLanguageModel = models.ApiLanguageModel
 
 
 @pytest.mark.slow

@@ -416,7 +416,11 @@ def test_a_client_whose_model_failed_is_a_failure_that_is_reported() -> None:
         return {}
 
     server = Server(fit_metrics_aggregation_fn=collect, evaluate_metrics_aggregation_fn=collect)
-    failed = {CLIENT_KEY: "2", FAILURE_KEY: "the model\nis down", "queries": 3}
+    failed: dict[str, Scalar] = {
+        CLIENT_KEY: "2",
+        FAILURE_KEY: "the model\nis down",
+        "queries": 3,
+    }
     nothing = FitRes(OK, ndarrays_to_parameters([]), 0, dict(failed))
     candidates = server.fit(*uploads(A, B), (cast(ClientProxy, Proxy("2")), nothing))
     no_counts = EvaluateRes(OK, 1.0, 0, dict(failed))
