@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,7 @@ def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Do not wait two minutes for a server that is down."""
     monkeypatch.setattr(
         "feddtpt_flwr.models.ApiLanguageModel",
-        lambda *args, **kwargs: ApiLanguageModel(*args, **kwargs, patience=0.0),
+        partial(ApiLanguageModel, patience=0.0),
     )
     models._api_language_model.cache_clear()
 

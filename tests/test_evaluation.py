@@ -1,6 +1,7 @@
+import dataclasses
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pytest
@@ -185,3 +186,61 @@ def test_order_depends_on_the_seed_alone() -> None:
     orders = [stratified_order(pool, np.random.default_rng(seed)) for seed in (1, 1, 2)]
     assert orders[0] == orders[1]
     assert orders[0] != orders[2]
+
+
+class Talkative:
+    """A fake language model, for what is made of answers in its own words."""
+
+    name = "talkative"
+
+    def answer(self, prompt: str, inputs: Sequence[str], choices: Sequence[str]) -> list[str]:
+        says = {"x": "I think it is Negative.", "xx": "Lovely, as you say: xx.", "xxx": "No idea."}
+        return [says[text] for text in inputs]
+
+
+def test_answers_in_other_words(task: Task) -> None:
+    some = [Example("x", 0), Example("xx", 1), Example("xxx", 1)]
+    evaluator = Evaluator(Talkative(), task, QueryBudget(3))
+    assert evaluator.correct("p", some).tolist() == [True, False, False]
+    assert evaluator.unparsed == 2
+    assert evaluator.correct("p", some).tolist() == [True, False, False]
+    assert evaluator.unparsed == 2, "what is known is not counted again"
+    assert set(json.loads(evaluator.cache.to_json()).values()) == {"negative", ""}, (
+        "an answer may repeat the question; what is kept of it does not"
+    )
+
+
+def test_answers_of_other_rules_are_not_reused(task: Task) -> None:
+    some = [Example("xx", 1)]
+    cache = AnswerCache()
+    assert not Evaluator(Talkative(), task, QueryBudget(1), cache).correct("p", some).any()
+    lenient = dataclasses.replace(task, synonyms=((), ("lovely",)))
+    evaluator = Evaluator(Talkative(), lenient, QueryBudget(1), cache)
+    assert evaluator.correct("p", some).all()
+    assert (evaluator.unparsed, evaluator.budget.used) == (0, 1)
+    assert evaluator.usage is None, "this model does not count"
+
+
+class Interrupted(CountingModel):
+    """A fake language model that is interrupted after some answers."""
+
+    def iter_answers(
+        self, prompt: str, inputs: Sequence[str], choices: Sequence[str]
+    ) -> Iterator[tuple[int, str]]:
+        for index in reversed(range(len(inputs))):
+            if len(self.asked) == 3:
+                raise KeyboardInterrupt
+            yield index, self.answer(prompt, [inputs[index]], choices)[0]
+
+
+def test_what_arrived_before_an_interruption_is_kept_and_charged(task: Task) -> None:
+    model, cache = Interrupted(), AnswerCache()
+    evaluator = Evaluator(model, task, QueryBudget(10), cache)
+    with pytest.raises(KeyboardInterrupt):
+        evaluator.correct("p", examples(*range(6)))
+    assert evaluator.budget.used == len(cache) == 3
+    whole = Evaluator(CountingModel(), task, QueryBudget(3), cache)
+    assert whole.correct("p", examples(*range(6))).tolist() == [
+        number % 2 == number % 3 % 2 for number in range(6)
+    ]
+    assert whole.budget.used == 3

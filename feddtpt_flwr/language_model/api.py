@@ -237,8 +237,8 @@ class ApiLanguageModel:
         expected = len(query) // 4 + limit
         if (seconds := self._pacer.reserve(expected)) > 0:
             await nap(seconds, failed)
-            if failed.is_set():
-                raise TransientError("not sent, as another question failed")
+        if failed.is_set():  # perhaps while this one waited
+            raise TransientError("not sent, as another question failed")
         try:
             if self._chat:
                 text, usage = await self._endpoint.chat(query, self._system_message, fields)

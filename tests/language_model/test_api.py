@@ -269,6 +269,21 @@ def test_answers_on_their_way_are_kept(
     assert len(proxy.asked) == 3, "after a failure nothing new is asked"
 
 
+def test_what_waits_to_be_repeated_is_given_up(
+    proxy: FaultProxy, task: Task, some: tuple[Example, ...]
+) -> None:
+    def refused_later(handler: faults.Handler, body: Body) -> Response | None:
+        time.sleep(0.5)
+        return faults.error(403)(handler, body)
+
+    proxy.faults = [faults.error(503, retry_after="20"), refused_later]
+    start = time.monotonic()
+    with pytest.raises(FatalModelError, match="HTTP 403"):
+        evaluator(model(proxy.url, concurrency=2, patience=60.0), task).correct(PROMPT, some)
+    assert time.monotonic() - start < 10
+    assert len(proxy.asked) == 2
+
+
 @pytest.mark.parametrize(
     ("status", "message"),
     [(401, "the key is refused"), (404, "no such model"), (402, "the account is used up")],
