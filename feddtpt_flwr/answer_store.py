@@ -12,7 +12,7 @@ from logging import WARNING, getLogger
 from pathlib import Path
 
 _BUSY_SECONDS = 30.0
-_PUTS_PER_CHECK = 64
+_ANSWERS_PER_CHECK = 256
 _EVICTED_SHARE = 8  # an eighth at a time
 _log = getLogger("flwr")
 
@@ -35,7 +35,7 @@ class AnswerStore:
         self._file = file
         self._max_bytes = max_bytes
         self._lock = threading.Lock()
-        self._puts = 0
+        self._unchecked = _ANSWERS_PER_CHECK
         self._database: sqlite3.Connection | None = None
         with self._usable():
             self._database = _open(file)
@@ -56,9 +56,10 @@ class AnswerStore:
                 rows = [(bytes.fromhex(digest), answer) for digest, answer in answers.items()]
                 insert = "INSERT OR IGNORE INTO answers (question, answer) VALUES (?, ?)"
                 self._database.executemany(insert, rows)
-                if self._puts % _PUTS_PER_CHECK == 0:
+                self._unchecked += len(rows)
+                if self._unchecked > _ANSWERS_PER_CHECK:
                     self._forget_oldest(self._database)
-                self._puts += 1
+                    self._unchecked = 0
 
     def __len__(self) -> int:
         """Return the number of answers kept."""

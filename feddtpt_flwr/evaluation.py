@@ -74,14 +74,14 @@ class AnswerCache:
         """Return the answer to ``question``, or None."""
         digest = _digest(question)
         answer = self._answers.get(digest)
-        if answer is None and self._store:
+        if answer is None and self._store is not None:
             answer = self._store.get(digest)
         return answer
 
     def update(self, answers: Iterable[tuple[str, str]]) -> None:
         """Keep ``(question, answer)`` pairs."""
         new = {_digest(question): answer for question, answer in answers}
-        if self._store:
+        if self._store is not None:  # an empty one is false
             self._store.put(new)
         self._answers |= new
         for old in list(self._answers)[: max(0, len(self) - self._capacity)]:

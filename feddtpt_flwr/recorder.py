@@ -294,7 +294,7 @@ class Recorder:
             "cost at the configured prices": (
                 f"clients {sums[COST_KEY]:,.4f}, held-out {prices.cost(usage):,.4f}"
             ),
-            "searches and scorings that the model's failure cut short": str(self._failures),
+            "searches and scorings cut short": str(self._failures),
         }
 
 

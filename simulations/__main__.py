@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from simulations import bench_aggregation, seeds
+from simulations import bench_aggregation, bench_endpoint, seeds
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -28,6 +28,18 @@ def aggregation(
 ) -> None:
     """Time the server's step on synthetic uploads, and the quadratic way as far as it goes."""
     file.write(json.dumps(bench_aggregation.run(clients), indent=2) + "\n")
+
+
+@bench.command("endpoint")
+def endpoint(
+    sentences: Annotated[int, typer.Option(min=1, help="Questions of each measurement.")] = 48,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of the server.")] = 1,
+    file: Annotated[
+        typer.FileTextWrite, typer.Option("--json", help="File for the figures; - prints them.")
+    ] = sys.stdout,  # type: ignore[assignment]
+) -> None:
+    """Time our client against a bare loop of single requests, on llama.cpp's server."""
+    file.write(json.dumps(bench_endpoint.run(sentences, threads), indent=2) + "\n")
 
 
 @app.command("seeds")

@@ -5,6 +5,7 @@ It needs the package ``xllamacpp`` (``pip install 'feddtpt-flwr[dev]'``).
 
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -58,24 +59,19 @@ def llama_server(
         If it does not start; the message is what it printed.
     """
     arguments = [str(model or embedded_language_model()), threads, parallel, CONTEXT_TOKENS, key]
-    process = subprocess.Popen(
-        [sys.executable, "-c", _PROGRAM, *map(str, arguments)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdin
-    assert process.stdout
-    assert process.stderr
-    try:
-        if not (address := process.stdout.readline().strip()):
-            raise RuntimeError(f"llama.cpp did not start: {process.stderr.read()}")
-        yield f"{address}/v1"
-    finally:
-        process.stdin.close()
+    command = [sys.executable, "-c", _PROGRAM, *map(str, arguments)]
+    with (
+        tempfile.TemporaryFile("w+") as log,
+        subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True
+        ) as process,
+    ):
         try:
-            process.wait(timeout=5)
-        except subprocess.TimeoutExpired:
+            address = process.stdout.readline().strip() if process.stdout else ""
+            if not address:
+                process.wait()
+                log.seek(0)
+                raise RuntimeError(f"llama.cpp did not start: {log.read()}")
+            yield f"{address}/v1"
+        finally:
             process.kill()
-            process.wait()

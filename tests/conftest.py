@@ -1,5 +1,6 @@
 """The real small models that travel in PyPI wheels, loaded once for all tests."""
 
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -11,7 +12,10 @@ from feddtpt_flwr.data.embedded import wheel_folder
 from feddtpt_flwr.language_model.local import LocalLanguageModel
 from feddtpt_flwr.masked_lm import CausalInfiller, EncoderEmbedder
 from feddtpt_flwr.vocabulary import Vocabulary
+from simulations.llama_server import llama_server
 from tests.fill_mask_server import FillMaskService, fill_mask_server
+
+ENDPOINT_KEY = "loopback-only"
 
 
 @pytest.fixture(scope="session")
@@ -31,6 +35,33 @@ def embedded_assets() -> None:
 @pytest.fixture(scope="session")
 def language_model(embedded_assets: None) -> LocalLanguageModel:
     return LocalLanguageModel("embedded", dtype="float32")
+
+
+@pytest.fixture
+def warned() -> Iterator[list[str]]:
+    """Warnings and errors in Flower's log; it may or may not hand them on to pytest's."""
+    messages: list[str] = []
+
+    class Collect(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            messages.append(record.getMessage())
+
+    handler = Collect(logging.WARNING)
+    logger = logging.getLogger("flwr")
+    logger.addHandler(handler)
+    yield messages
+    logger.removeHandler(handler)
+
+
+@pytest.fixture(scope="session")
+def endpoint(embedded_assets: None) -> Iterator[str]:
+    """A real server with the same model: llama.cpp's own, which computes on the quantised weights.
+
+    It asks for `ENDPOINT_KEY`.
+    """
+    pytest.importorskip("xllamacpp")
+    with llama_server(key=ENDPOINT_KEY) as url:
+        yield url
 
 
 @pytest.fixture(scope="session")

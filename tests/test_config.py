@@ -74,6 +74,18 @@ def test_a_config_does_not_change() -> None:
         ("chat", "yes", "valid boolean"),
         ("chat", 1, "valid boolean"),
         ("dtype", "float8", "'auto', 'float32', 'bfloat16' or 'float16'"),
+        ("max-answer-tokens", 0, "greater than or equal to 1"),
+        ("temperature", -0.1, "greater than or equal to 0"),
+        ("temperature", 2.1, "less than or equal to 2"),
+        ("constrain", "regex", "'auto', 'json-schema', 'grammar', 'choice' or 'none'"),
+        ("concurrency", 0, "greater than or equal to 1"),
+        ("requests-per-minute", -1, "greater than or equal to 0"),
+        ("tokens-per-minute", 0.5, "valid integer"),
+        ("timeout", 0.0, "greater than 0"),
+        ("timeout", float("inf"), "finite"),
+        ("price-per-million-input", -1.0, "greater than or equal to 0"),
+        ("price-per-million-output", float("nan"), "finite"),
+        ("cache-size-mib", -1, "greater than or equal to 0"),
         ("max-prompt-tokens", 1, "greater than or equal to 2"),
         ("max-prompt-tokens", 257, "less than or equal to 256"),
         ("queries-per-round", 0, "greater than or equal to 1"),
@@ -131,3 +143,48 @@ def test_the_aggregations_are_the_strategys() -> None:
 def test_no_configuration_raises_anything_else(run_config: dict[str, Any]) -> None:
     with suppress(ConfigError):
         RunConfig.from_run_config(run_config)
+
+
+REMOTE = {"endpoint": "http://127.0.0.1:8080/v1", "language-model": "some-model"}
+
+
+def test_an_endpoint() -> None:
+    config = RunConfig.from_run_config(
+        REMOTE | {"chat": True, "system-message": "Be terse.", "temperature": 1}
+    )
+    assert config.endpoint == "http://127.0.0.1:8080/v1"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"endpoint": "127.0.0.1:8080"}, "endpoint = '127.0.0.1:8080': a URL that begins with"),
+        ({"endpoint": "ftp://host/v1"}, "endpoint = 'ftp://host/v1': a URL"),
+        ({"endpoint": "http:///v1"}, "endpoint = 'http:///v1': a URL"),
+        ({"language-model": "embedded"}, "language-model = 'embedded': with an endpoint"),
+        ({"system-message": "Hi"}, "system-message = 'Hi': needs chat = true"),
+        ({"endpoint": "", "temperature": 0.5}, "temperature = 0.5: is for a model behind an"),
+        ({"endpoint": "", "system-message": "Hi"}, "system-message = 'Hi': is for a model behind"),
+    ],
+)
+def test_settings_that_do_not_fit_an_endpoint(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        RunConfig.from_run_config(REMOTE | settings)
+    assert str(caught.value).startswith(message)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"endpoint": "https://user:secret@host/v1"},
+        {"endpoint": "https://host/v1?key=secret"},
+        {"api-key-env": "sk-secret"},
+        {"api-key-env": ""},
+    ],
+)
+def test_a_secret_in_the_settings_is_refused_and_not_repeated(settings: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        RunConfig.from_run_config(REMOTE | settings)
+    assert "secret" not in str(caught.value)
+    assert "endpoint" in str(caught.value) or "api-key-env" in str(caught.value)

@@ -1,4 +1,5 @@
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,24 @@ from numpy.typing import NDArray
 from feddtpt_flwr.config import RunConfig
 from feddtpt_flwr.data import Example, Task
 from feddtpt_flwr.evaluation import Evaluator, QueryBudget
+from feddtpt_flwr.language_model import ModelUnavailableError
 from feddtpt_flwr.language_model.local import LocalLanguageModel
+from feddtpt_flwr.language_model.usage import Usage
 from feddtpt_flwr.recorder import Recorder
 from feddtpt_flwr.run_folder import RunFolder
 from feddtpt_flwr.vocabulary import Vocabulary
 from strategies.candidates import Candidate, Score
 from strategies.feddtpt import RoundResult
-from strategies.wire import CLIENT_KEY, QUERIES_KEY, ROUND_KEY
+from strategies.wire import (
+    CLIENT_KEY,
+    COMPLETION_TOKENS_KEY,
+    COST_KEY,
+    FAILURE_KEY,
+    PROMPT_TOKENS_KEY,
+    QUERIES_KEY,
+    ROUND_KEY,
+    UNPARSED_KEY,
+)
 
 SEED, LEARNED = "Judge this review.", "Is this film good?"
 TEST_SIZE = 6
@@ -190,3 +202,107 @@ def test_clients_without_examples_cannot_stop_the_run(recorder: Recorder) -> Non
     _, metrics = search_metrics("0")
     recorder.fit_metrics([(0, metrics)])
     assert [line["event"] for line in history(recorder)] == ["search"]
+
+
+class Unsteady:
+    """The real model, behind a fake endpoint that fails when told to and counts by rule."""
+
+    def __init__(self, model: LocalLanguageModel) -> None:
+        self._model = model
+        self.name = model.name
+        self.down = False
+        self.usage = Usage()
+
+    def answer(self, prompt: str, inputs: Sequence[str], choices: Sequence[str]) -> list[str]:
+        if self.down:
+            raise ModelUnavailableError("http://127.0.0.1:1/v1: HTTP 503, after 4 attempts")
+        self.usage += Usage(len(inputs), 0, 10 * len(inputs), 2 * len(inputs))
+        return self._model.answer(prompt, inputs, choices)
+
+
+@pytest.fixture
+def unsteady(language_model: LocalLanguageModel) -> Unsteady:
+    return Unsteady(language_model)
+
+
+@pytest.fixture
+def remote(
+    tmp_path: Path,
+    task: Task,
+    vocabulary: Vocabulary,
+    unsteady: Unsteady,
+    test_set: tuple[Example, ...],
+) -> Recorder:
+    config = {"price-per-million-input": 1000.0, "price-per-million-output": 5000.0}
+    return Recorder(
+        RunConfig.from_run_config(config),
+        task,
+        vocabulary,
+        Evaluator(unsteady, task, QueryBudget(100)),
+        test_set,
+        RunFolder(tmp_path, "run"),
+        unsteady.name,
+    )
+
+
+def settled(vocabulary: Vocabulary, text: str) -> RoundResult:
+    candidate = Candidate(tuple(vocabulary.encode(text)), "client 1")
+    return RoundResult(1, candidate, (candidate,), {}, 0, 1, None)
+
+
+def test_an_outage_costs_the_figure_and_not_the_run(
+    remote: Recorder, vocabulary: Vocabulary, unsteady: Unsteady, warned: list[str]
+) -> None:
+    unsteady.down = True
+    assert remote.evaluate(0, arrays(vocabulary, SEED), {}) is None
+    assert "round 0: no held-out accuracy: http://127.0.0.1:1/v1: HTTP 503" in warned[0]
+    prompt = json.loads(file(remote, "prompt.json"))
+    assert prompt["prompt"] == SEED
+    assert prompt["held-out-accuracy"] == {"learned": None, "seed-prompt": None}
+    assert history(remote)[0]["accuracy"] is None
+
+    unsteady.down = False
+    assert remote.evaluate(1, arrays(vocabulary, LEARNED), {})
+    remote.round(settled(vocabulary, LEARNED))
+    table = remote.close()
+    assert "not known" not in table, "the seed prompt is measured at the end"
+    assert json.loads(file(remote, "prompt.json"))["held-out-accuracy"]["seed-prompt"]
+
+
+def test_a_run_without_any_held_out_accuracy_still_ends(
+    remote: Recorder, vocabulary: Vocabulary, unsteady: Unsteady
+) -> None:
+    unsteady.down = True
+    for server_round, text in enumerate((SEED, LEARNED)):
+        assert remote.evaluate(server_round, arrays(vocabulary, text), {}) is None
+    table = remote.close()
+    assert "not known: the language model did not answer" in table
+    assert LEARNED in table
+
+
+def test_tokens_costs_and_failures_are_added_up(
+    remote: Recorder, vocabulary: Vocabulary, unsteady: Unsteady
+) -> None:
+    remote.evaluate(0, arrays(vocabulary, SEED), {})
+    spent = {UNPARSED_KEY: 2, PROMPT_TOKENS_KEY: 1000, COMPLETION_TOKENS_KEY: 50, COST_KEY: 0.5}
+    reports = [search_metrics("0", **spent), search_metrics("1", **spent, **{FAILURE_KEY: "down"})]
+    failed: dict[str, Any] = {CLIENT_KEY: "2", ROUND_KEY: 1, QUERIES_KEY: 3, FAILURE_KEY: "down"}
+    metrics = remote.fit_metrics([*reports, (0, failed | spent)])
+    assert metrics == {QUERIES_KEY: 63, "accuracy": 0.5}, "who measured nothing has no accuracy"
+    assert history(remote)[3][FAILURE_KEY] == "down"
+    remote.round(settled(vocabulary, SEED))
+    remote.round(settled(vocabulary, SEED))
+    first, second = history(remote)[-2:]
+    assert (first[UNPARSED_KEY], first[PROMPT_TOKENS_KEY], first[COST_KEY]) == (6, 3000, 1.5)
+    assert (second[UNPARSED_KEY], second[PROMPT_TOKENS_KEY], second[COST_KEY]) == (0, 0, 0)
+    table = " ".join(remote.close().split())
+    assert "clients 6, held-out 0" in table
+    assert "clients 3,000 + 150, held-out 60 + 12" in table
+    assert "clients 1.5000, held-out 0.1200" in table
+    assert "scorings cut short │ 2" in table
+
+
+@pytest.mark.parametrize("amount", ["many", -1, float("nan"), float("inf"), b"1"])
+def test_impossible_amounts_are_left_out(amount: Any, recorder: Recorder) -> None:
+    recorder.fit_metrics([search_metrics("0"), search_metrics("1", **{COST_KEY: amount})])
+    assert [line[CLIENT_KEY] for line in history(recorder)] == ["0"]

@@ -6,6 +6,7 @@ import pytest
 from feddtpt_flwr.data import Example, Task
 from feddtpt_flwr.evaluation import Evaluator, QueryBudget, stratified_order
 from feddtpt_flwr.feedback import Feedback, Trial
+from feddtpt_flwr.language_model import FatalModelError, ModelError, ModelUnavailableError
 from feddtpt_flwr.language_model.local import LocalLanguageModel
 from feddtpt_flwr.masked_lm import CausalInfiller
 from feddtpt_flwr.proposer import MaskedLMProposer
@@ -19,11 +20,13 @@ START = "Movie review."
 
 
 class Counting:
-    """The real model, and the queries that reached it."""
+    """The real model, the queries that reached it, and a failure after so many if wanted."""
 
     def __init__(self, model: LocalLanguageModel) -> None:
         self._model = model
         self.questions: list[str] = []
+        self.fails_after: int | None = None
+        self.failure: ModelError = ModelUnavailableError("down")
 
     @property
     def asked(self) -> int:
@@ -34,6 +37,8 @@ class Counting:
         return self._model.name
 
     def answer(self, prompt: str, inputs: Sequence[str], choices: Sequence[str]) -> list[str]:
+        if self.fails_after is not None and self.asked + len(inputs) > self.fails_after:
+            raise self.failure
         self.questions += [prompt + text for text in inputs]
         return self._model.answer(prompt, inputs, choices)
 
@@ -190,3 +195,29 @@ def test_no_prompt_is_tried_twice(searching: Searching) -> None:
     questions = searching.model.questions[before:]
     assert len(set(questions)) == len(questions) == searching.evaluator.budget.used
     assert result.num_trials >= len(searching.feedback.trials) >= 5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("failure", [ModelUnavailableError("down"), FatalModelError("no key")])
+def test_a_failure_ends_the_search_with_the_best_prompt_so_far(
+    failure: ModelError, searching: Searching
+) -> None:
+    searching.model = Counting(searching.model._model)
+    searching.model.fails_after, searching.model.failure = 60, failure
+    result = searching.run(200)
+    assert result.failure is failure
+    assert searching.evaluator.budget.used == searching.model.asked <= 60
+    assert result.accuracy == searching.accuracy(result.tokens) >= result.start_accuracy
+    assert len(searching.feedback.trials) > 0
+    same = Searching(
+        searching.model._model, searching.infiller, searching.task, searching.examples
+    ).run(searching.model.asked)
+    assert result.tokens == same.tokens, "what was found before is what a smaller budget finds"
+
+
+def test_a_failure_before_anything_is_measured_is_told(searching: Searching) -> None:
+    searching.model = Counting(searching.model._model)
+    searching.model.fails_after = 0
+    with pytest.raises(ModelUnavailableError):
+        searching.run(200)
+    assert searching.evaluator.budget.used == 0

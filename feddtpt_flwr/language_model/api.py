@@ -238,8 +238,8 @@ class ApiLanguageModel:
         expected = len(query) // 4 + limit
         if (seconds := self._pacer.reserve(expected)) > 0:
             await nap(seconds, failed)
-            if failed.is_set():
-                raise TransientError("not sent, as another question failed")
+        if failed.is_set():  # perhaps while this one waited
+            raise TransientError("not sent, as another question failed")
         try:
             if self._chat:
                 text, usage = await self._endpoint.chat(query, self._system_message, fields)
@@ -248,7 +248,8 @@ class ApiLanguageModel:
                 stop = {"stop": "\n"} if choices else {}
                 text, usage = await self._endpoint.complete(query, fields | stop)
         except TransientError as error:
-            self._pacer.pause(error.retry_after)
+            if error.retry_after <= self._patience:  # else nobody waits for it
+                self._pacer.pause(error.retry_after)
             raise
         self._usage += usage
         self._pacer.correct(usage.prompt_tokens + usage.completion_tokens - expected)

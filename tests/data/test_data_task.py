@@ -182,3 +182,39 @@ def test_glue_is_evaluated_on_validation() -> None:
 def test_unknown_source_is_refused(task: str, kind: str | None, message: str) -> None:
     with pytest.raises(DataError, match=message):
         get_source(task, kind)
+
+
+SYNONYMS = """
+name = "tickets"
+template = "{prompt} {body}:"
+label_column = "department"
+labels = ["b", "t"]
+answers = ["billing", "technical"]
+seed_prompt = "Which department?"
+synonyms = [["payment", "invoice"], []]
+"""
+
+
+def test_synonyms_from_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "task.toml"
+    file.write_text(SYNONYMS, encoding="utf-8")
+    task = Task.from_toml(file)
+    assert task.synonyms == (("payment", "invoice"), ())
+    assert hash(task)
+
+
+@pytest.mark.parametrize(
+    ("synonyms", "allowed"),
+    [
+        ((("payment",),), "as many are needed as answers, 2"),
+        (("payment", "help"), "a tuple of strings is needed for each answer"),
+        (((1,), ()), "a tuple of strings is needed for each answer"),
+        ((("",), ()), "every word must be non-empty"),
+        ((("pay",), ("Pay",)), "no word may stand twice"),
+        ((("technical",), ()), "no word may stand twice"),
+    ],
+)
+def test_synonyms_are_checked(synonyms: Any, allowed: str) -> None:
+    with pytest.raises(DataError, match="synonyms is") as caught:
+        Task("t", "{prompt} {x}", "y", (0, 1), ("billing", "technical"), "p", synonyms)
+    assert allowed in str(caught.value)

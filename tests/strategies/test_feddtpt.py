@@ -22,6 +22,7 @@ from strategies.candidates import Tokens
 from strategies.feddtpt import FedDTPT, RoundResult
 from strategies.wire import (
     CLIENT_KEY,
+    FAILURE_KEY,
     GAIN_KEY,
     ROUND_KEY,
     SCORED_KEY,
@@ -397,3 +398,42 @@ def test_repr_names_the_settings() -> None:
     assert text == (
         "FedDTPT(aggregation='kmeans', min_samples=2, guard=False, race_candidates=7, max_tokens=6)"
     )
+
+
+def test_a_search_cut_short_is_an_upload_like_any_other() -> None:
+    server = Server()
+    candidates = server.fit(upload(A, "0", **{FAILURE_KEY: "the model is down"}), upload(B, "1"))
+    assert A in candidates
+    server.score(scores(candidates, {A: 9}))
+    assert server.rounds[-1].failures == 0
+
+
+def test_a_client_whose_model_failed_is_a_failure_that_is_reported() -> None:
+    reports: list[dict[str, Scalar]] = []
+
+    def collect(metrics: list[tuple[int, dict[str, Any]]]) -> dict[str, Scalar]:
+        reports.extend(each for _, each in metrics)
+        return {}
+
+    server = Server(fit_metrics_aggregation_fn=collect, evaluate_metrics_aggregation_fn=collect)
+    failed: dict[str, Scalar] = {
+        CLIENT_KEY: "2",
+        FAILURE_KEY: "the model\nis down",
+        "queries": 3,
+    }
+    nothing = FitRes(OK, ndarrays_to_parameters([]), 0, dict(failed))
+    candidates = server.fit(*uploads(A, B), (cast(ClientProxy, Proxy("2")), nothing))
+    no_counts = EvaluateRes(OK, 1.0, 0, dict(failed))
+    server.score(scores(candidates, {A: 9}), (cast(ClientProxy, Proxy("2")), no_counts))
+    assert server.strategy.prompt == A
+    assert server.rounds[-1].failures == 2
+    assert reports.count(failed) == 2
+    assert len(reports) == 5
+
+
+def test_if_every_model_fails_the_prompt_stays() -> None:
+    server = Server()
+    failed: dict[str, Scalar] = {FAILURE_KEY: "the model is down"}
+    server.fit((cast(ClientProxy, Proxy("0")), FitRes(OK, ndarrays_to_parameters([]), 0, failed)))
+    assert server.strategy.prompt == SEED
+    assert server.rounds[-1].failures == 1

@@ -1,0 +1,185 @@
+"""The whole app with its black box behind a real server, and one that breaks off."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import tomllib
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import ENDPOINT_KEY
+from tests.language_model import fault_proxy as faults
+from tests.language_model.fault_proxy import Body, FaultProxy, Response
+
+REPOSITORY = Path(__file__).parents[2]
+CLIENTS, QUERIES, TEST_SIZE = 2, 24, 10
+KEY_NAME = "E2E_ENDPOINT_KEY"
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def proxy(endpoint: str) -> Iterator[FaultProxy]:
+    with faults.fault_proxy(endpoint) as proxy:
+        yield proxy
+
+
+def command(proxy: FaultProxy, runs: Path, **settings: Any) -> list[str]:
+    config = {
+        "num-server-rounds": 1,
+        "k-shot": 3,
+        "public-per-class": 1,
+        "test-size": TEST_SIZE,
+        "queries-per-round": QUERIES,
+        "seed-prompt": "Movie review.",
+        "language-model": "smollm2",
+        "endpoint": proxy.url,
+        "api-key-env": KEY_NAME,
+        "price-per-million-input": 0.5,
+        "run-folder": str(runs),
+        **settings,
+    }
+    text = " ".join(f"{key}={json.dumps(value)}" for key, value in config.items())
+    program = str(Path(sys.executable).parent / "feddtpt-flwr")
+    return [program, "simulate", str(REPOSITORY), "--num-clients", str(CLIENTS), "-c", text]
+
+
+def environment(cache: Path, **variables: str) -> dict[str, str]:
+    return {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "COLUMNS": "200",
+        "FEDDTPT_CACHE": str(cache),
+        KEY_NAME: ENDPOINT_KEY,
+        **variables,
+    }
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    """A cache without answers, but with the weights that every other test has made as well."""
+    from feddtpt_flwr.assets import cache_folder
+
+    folder = tmp_path / "cache"
+    folder.mkdir()
+    (cache_folder() / "models").mkdir(parents=True, exist_ok=True)
+    (folder / "models").symlink_to(cache_folder() / "models")
+    return folder
+
+
+def simulate(arguments: list[str], variables: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(arguments, env=variables, capture_output=True, text=True, timeout=500)
+
+
+def descendants(process: int) -> list[int]:
+    """The process and all that it started, directly or not."""
+    parents = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            number, _, rest = stat.read_text().partition(" ")
+            parents[int(number)] = int(rest.rpartition(")")[2].split()[1])
+    found = [process]
+    for each in found:
+        found += [child for child, parent in parents.items() if parent == each]
+    return found
+
+
+def test_an_interrupted_run_that_is_repeated_pays_for_nothing_twice(
+    proxy: FaultProxy, tmp_path: Path, cache: Path
+) -> None:
+    runs, asked_before_the_end = tmp_path / "runs", TEST_SIZE + QUERIES
+    proxy.faults = [None] * asked_before_the_end
+    proxy.afterwards = _held  # whatever comes then is held back, until the run is ended
+    run = subprocess.Popen(
+        command(proxy, runs),
+        env=environment(cache),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 300
+    while len(proxy.asked) <= asked_before_the_end and time.monotonic() < deadline:
+        assert run.poll() is None, "the run ended by itself"
+        time.sleep(0.2)
+    time.sleep(2)
+    for process in descendants(run.pid):
+        os.kill(process, signal.SIGKILL)
+    run.wait()
+    assert proxy.answered.total() == asked_before_the_end
+
+    proxy.afterwards = None
+    done = simulate(command(proxy, runs), environment(cache))
+    output = done.stdout + done.stderr
+    assert done.returncode == 0, output
+    assert max(proxy.answered.values()) == 1, "no answer is paid for twice"
+
+    folder = max(runs.iterdir(), key=lambda path: path.stat().st_mtime)
+    history = [json.loads(line) for line in (folder / "history.jsonl").open(encoding="utf-8")]
+    prompt = json.loads((folder / "prompt.json").read_text(encoding="utf-8"))
+    searches = [line for line in history if line["event"] == "search"]
+    races = [line for line in history if line["event"] == "race"]
+    assert {line["client"] for line in searches} == {"0", "1"}
+    assert all(line["queries"] <= QUERIES for line in searches)
+    assert all(line["unparsed"] == 0 for line in searches + races)
+    assert sum(line["queries"] for line in searches + races) == prompt["queries"]
+    assert f"smollm2 at {proxy.url}" in prompt["language-model"]
+    (settled,) = [line for line in history if line["event"] == "round"]
+    assert settled["failures"] == 0
+    assert settled["prompt-tokens"] == sum(line["prompt-tokens"] for line in searches + races) > 0
+    assert settled["cost"] == pytest.approx(settled["prompt-tokens"] * 0.5e-6)
+    assert "tokens read + written" in output
+    assert "cost at the configured prices" in output
+
+    told = output + "".join(
+        path.read_text(encoding="utf-8") for path in folder.iterdir() if path.suffix != ".png"
+    )
+    assert ENDPOINT_KEY not in told
+    config = tomllib.loads((folder / "config.toml").read_text(encoding="utf-8"))
+    assert config["api-key-env"] == KEY_NAME
+
+
+def _held(handler: faults.Handler, body: Body) -> Response | None:
+    while handler.proxy.afterwards is _held:
+        time.sleep(0.1)
+    return None  # whoever asked is gone
+
+
+def test_a_wrong_key_ends_the_run_before_it_begins(
+    proxy: FaultProxy, tmp_path: Path, cache: Path
+) -> None:
+    done = simulate(
+        command(proxy, tmp_path / "runs"), environment(cache, **{KEY_NAME: "wrong-key"})
+    )
+    output = done.stdout + done.stderr
+    assert done.returncode == 1, output
+    assert f"{proxy.url}: HTTP 401" in output
+    assert "the key is refused" in output
+    assert "wrong-key" not in output
+    assert not proxy.asked
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_server_that_goes_down_leaves_the_best_prompt_so_far(
+    proxy: FaultProxy, tmp_path: Path, cache: Path
+) -> None:
+    """The key is withdrawn in the middle of the searches: the run ends well and says so."""
+    proxy.faults = [None] * (TEST_SIZE + QUERIES)
+    proxy.afterwards = faults.error(403)
+    done = simulate(command(proxy, tmp_path / "runs"), environment(cache))
+    output = done.stdout + done.stderr
+    assert done.returncode == 0, output
+    (folder,) = (tmp_path / "runs").iterdir()
+    history = [json.loads(line) for line in (folder / "history.jsonl").open(encoding="utf-8")]
+    failed = [line for line in history if "failure" in line]
+    assert failed
+    assert all("HTTP 403" in line["failure"] for line in failed)
+    queries = sum(line["queries"] for line in history if line["event"] in ("search", "race"))
+    assert queries == proxy.answered.total() - TEST_SIZE
+    assert json.loads((folder / "prompt.json").read_text(encoding="utf-8"))["prompt"]
+    assert "searches and scorings cut short" in output

@@ -1,0 +1,75 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from feddtpt_flwr.language_model.answers import parse_answer, unwrap_json
+
+POLARITY = ("negative", "positive")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("positive", "positive"),
+        (" Positive.", "positive"),
+        ("NEGATIVE\n\nReview: positive", "negative"),
+        ('"negative"', "negative"),
+        ('"negative"\n\n   ', "negative"),
+        ('{"answer": "negative"}', "negative"),
+        ('{\n  "answer": "Positive"\n}\n\n', "positive"),
+        ('{"answer": "neg', None),
+        ('{"answer": 1}', None),
+        ("**positive**", "positive"),
+        ("_positive_", "positive"),
+        ("“Positive”", "positive"),
+        ("ｐｏｓｉｔｉｖｅ", "positive"),  # noqa: RUF001  full-width letters
+        ("The sentiment is positive, not negative.", "positive"),
+        ("positively", None),
+        ("nonpositive", None),
+        ("non-positive", None),
+        ("negati", None),
+        ("It is good.", None),
+        ("", None),
+        ("\n", None),
+    ],
+)
+def test_what_a_text_means(text: str, expected: str | None) -> None:
+    assert parse_answer(text, POLARITY) == expected
+
+
+def test_the_longest_word_wins_where_two_begin() -> None:
+    answers = ("likely", "not", "not likely")
+    assert parse_answer("Not likely, I think", answers) == "not likely"
+    assert parse_answer("not\n  likely", answers) == "not likely"
+    assert parse_answer("not so likely", answers) == "not"
+
+
+def test_answers_that_hold_each_other_are_told_apart() -> None:
+    answers = ("unacceptable", "acceptable")
+    assert parse_answer("It is unacceptable.", answers) == "unacceptable"
+    assert parse_answer("Acceptable, not unacceptable", answers) == "acceptable"
+
+
+def test_answers_of_marks_and_spaces() -> None:
+    assert parse_answer("It is C++, I guess", ("C++", "C", "sci-fi")) == "C++"
+    assert parse_answer("Sci-Fi.", ("C++", "C", "sci-fi")) == "sci-fi"
+    assert parse_answer("4 stars", ("1 star", "4 stars")) == "4 stars"
+
+
+def test_synonyms() -> None:
+    synonyms = (("bad", "poor"), ("good",))
+    assert parse_answer("A good film.", POLARITY, synonyms) == "positive"
+    assert parse_answer("Poor!", POLARITY, synonyms) == "negative"
+    assert parse_answer("good, though negative at first", POLARITY, synonyms) == "positive"
+    assert parse_answer("goods", POLARITY, synonyms) is None
+
+
+@given(st.text())
+def test_any_text_has_a_meaning_or_none(text: str) -> None:
+    assert parse_answer(text, POLARITY) in {None, *POLARITY}
+    assert isinstance(unwrap_json(text), str)
+
+
+@given(st.sampled_from(POLARITY), st.sampled_from(["{}", " {}\n", "{}.", '"{}"', "It is {}, yes"]))
+def test_every_answer_is_found(answer: str, frame: str) -> None:
+    assert parse_answer(frame.format(answer.title()), POLARITY) == answer

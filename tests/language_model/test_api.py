@@ -1,0 +1,418 @@
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from feddtpt_flwr.answer_store import AnswerStore
+from feddtpt_flwr.data import Example, Task
+from feddtpt_flwr.evaluation import AnswerCache, Evaluator, QueryBudget
+from feddtpt_flwr.language_model import FatalModelError, ModelError, ModelUnavailableError
+from feddtpt_flwr.language_model.answers import parse_answer
+from feddtpt_flwr.language_model.api import ApiLanguageModel
+from feddtpt_flwr.language_model.local import LocalLanguageModel
+from tests.conftest import ENDPOINT_KEY
+from tests.language_model import fault_proxy as faults
+from tests.language_model.fault_proxy import Body, Fault, FaultProxy, Response
+
+PROMPT = "Is this movie review positive or negative?"
+MODEL = "smollm2"
+
+
+@pytest.fixture
+def proxy(endpoint: str) -> Iterator[FaultProxy]:
+    with faults.fault_proxy(endpoint) as proxy:
+        yield proxy
+
+
+def model(url: str, **settings: Any) -> ApiLanguageModel:
+    defaults: dict[str, Any] = {
+        "key": ENDPOINT_KEY,
+        "constrain": "grammar",
+        "concurrency": 4,
+        "timeout": 30.0,
+        "patience": 3.0,
+    }
+    return ApiLanguageModel(url, MODEL, **(defaults | settings))
+
+
+def evaluator(
+    model: ApiLanguageModel, task: Task, budget: int = 100, cache: AnswerCache | None = None
+) -> Evaluator:
+    return Evaluator(model, task, QueryBudget(budget), cache)
+
+
+@pytest.fixture(scope="module")
+def some(short_reviews: tuple[Example, ...]) -> tuple[Example, ...]:
+    return short_reviews[:4]
+
+
+@pytest.fixture(scope="module")
+def expected(endpoint: str, task: Task, some: tuple[Example, ...]) -> list[bool]:
+    """What the server answers when nothing goes wrong."""
+    correct: list[bool] = evaluator(model(endpoint), task).correct(PROMPT, some).tolist()
+    return correct
+
+
+# What a server can do
+
+
+@pytest.mark.parametrize(("chat", "constrain"), [(False, "grammar"), (True, "json-schema")])
+def test_constrained_answers_are_answers(
+    chat: bool, constrain: str, endpoint: str, task: Task, some: tuple[Example, ...]
+) -> None:
+    llm = model(endpoint, chat=chat, constrain=constrain)
+    answers = llm.answer(task.compose(PROMPT), [e.input for e in some], task.answers)
+    assert {parse_answer(text, task.answers) for text in answers} <= set(task.answers)
+    assert llm.usage.requests == len(some) + 1
+    assert llm.usage.prompt_tokens > 20 * len(some)
+    assert llm.usage.completion_tokens >= 2 * len(some)
+
+
+def test_free_text_is_not_constrained(endpoint: str) -> None:
+    (text,) = model(endpoint, max_answer_tokens=4).answer("One, two, three, ", ["four,"], ())
+    assert "five" in text
+
+
+def test_no_input_no_question(proxy: FaultProxy) -> None:
+    assert model(proxy.url).answer("p", [], ("a", "b")) == []
+    assert not proxy.asked
+    assert not proxy.probes
+
+
+def test_chat_sends_the_system_message(proxy: FaultProxy, task: Task) -> None:
+    llm = model(proxy.url, chat=True, system_message="Be terse.", temperature=0.5, seed=7)
+    llm.answer("p", ["x"], task.answers)
+    (body,) = proxy.asked
+    assert body["messages"] == [
+        {"role": "system", "content": "Be terse."},
+        {"role": "user", "content": "px"},
+    ]
+    assert (body["model"], body["temperature"], body["seed"]) == (MODEL, 0.5, 7)
+    assert body["max_tokens"] == 16
+
+
+def without_grammar(body: Body) -> None:
+    """A server that ignores llama.cpp's field, as most do."""
+    body.pop("grammar", None)
+
+
+def without_any(body: Body) -> None:
+    """A server that can constrain nothing."""
+    without_grammar(body)
+    body.pop("response_format", None)
+
+
+def like_vllm(body: Body) -> None:
+    """A server with vLLM's field: the real one gets its meaning as a grammar."""
+    without_grammar(body)
+    if choices := body.pop("structured_outputs", {}).get("choice"):
+        body["grammar"] = "root ::= " + " | ".join(f'"{choice}"' for choice in choices)
+
+
+def like_a_cloud(body: Body) -> Response | None:
+    """A server that refuses unknown fields, and the old name of the limit."""
+    if unknown := body.keys() & {"grammar", "structured_outputs", "guided_choice"}:
+        return faults.error(400, f"Unrecognized request argument supplied: {unknown}")(None, body)  # type: ignore[arg-type]
+    if "max_tokens" in body:
+        say = "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead."
+        return faults.error(400, say)(None, body)  # type: ignore[arg-type]
+    body["max_tokens"] = body.pop("max_completion_tokens")
+    return None
+
+
+@pytest.mark.parametrize(
+    ("rewrite", "chat", "found"),
+    [
+        (lambda body: None, False, "grammar"),
+        (without_grammar, True, "json-schema"),
+        (without_grammar, False, "none"),  # llama.cpp knows no response_format there
+        (without_any, True, "none"),
+        (like_vllm, False, "choice"),
+        (like_vllm, True, "choice"),
+        (like_a_cloud, True, "json-schema"),
+    ],
+)
+def test_what_a_server_can_do_is_found_out_once(
+    rewrite: Any, chat: bool, found: str, proxy: FaultProxy, task: Task
+) -> None:
+    proxy.rewrite = rewrite
+    llm = model(proxy.url, chat=chat, constrain="auto")
+    assert llm.prepare() == found
+    probes = len(proxy.probes)
+    assert llm.prepare() == found
+    (answer,) = llm.answer("Good or bad?", [" A warm film. Sentiment:"], task.answers)
+    assert found == "none" or parse_answer(answer, task.answers)
+    assert len(proxy.probes) == probes
+
+
+@pytest.mark.parametrize("constrain", ["choice", "json-schema"])
+def test_a_constraint_that_is_not_kept_is_refused_at_once(
+    constrain: str, proxy: FaultProxy
+) -> None:
+    with pytest.raises(FatalModelError, match=f"constrain = '{constrain}'.*does not keep to it"):
+        model(proxy.url, constrain=constrain).answer("p", ["x"], ("a", "b"))
+    assert not proxy.asked
+
+
+# What goes wrong once
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        faults.delay(0.3),
+        faults.drop,
+        faults.error(500),
+        faults.error(503, retry_after="1"),
+        faults.error(429),
+        faults.truncated,
+        faults.web_page,
+        faults.mislabelled,
+        faults.no_choices,
+        faults.null,
+    ],
+)
+def test_what_passes_is_not_noticed(
+    fault: Fault,
+    proxy: FaultProxy,
+    task: Task,
+    some: tuple[Example, ...],
+    expected: list[bool],
+) -> None:
+    proxy.faults = [None, fault]
+    judge = evaluator(model(proxy.url), task)
+    assert judge.correct(PROMPT, some).tolist() == expected
+    assert judge.budget.used == len(some), "a question counts once, however often it is sent"
+    harmless = len(proxy.asked) == len(some)
+    assert judge.usage
+    assert judge.usage.retries == (0 if harmless else 1)
+    assert len(judge.cache) == len(some)
+
+
+def test_a_slow_trickle_is_given_up(
+    proxy: FaultProxy, task: Task, some: tuple[Example, ...], expected: list[bool]
+) -> None:
+    proxy.faults = [faults.trickle]
+    llm = model(proxy.url, timeout=5.0)
+    start = time.monotonic()
+    assert evaluator(llm, task).correct(PROMPT, some).tolist() == expected
+    assert time.monotonic() - start < 30
+    assert llm.usage.retries >= 1
+
+
+def test_retry_after_holds_for_all_questions(
+    proxy: FaultProxy, task: Task, some: tuple[Example, ...]
+) -> None:
+    proxy.faults = [faults.error(429, retry_after="3")]
+    judge = evaluator(model(proxy.url, concurrency=1, patience=10.0), task)
+    judge.correct(PROMPT, some)
+    assert proxy.times[1] - proxy.times[0] >= 3
+    assert len(proxy.asked) == len(some) + 1
+
+
+# What goes wrong for good
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        (faults.drop, "no connection"),
+        (faults.error(500), "HTTP 500"),
+        (faults.error(429, retry_after="3600"), "HTTP 429, after 1 attempts"),
+        (faults.truncated, "no valid JSON"),
+        (faults.web_page, "no valid JSON"),
+        (faults.no_choices, "holds no answer"),
+        (faults.null, "holds no answer"),
+        (faults.trickle, "no answer in timeout = 2 s"),
+    ],
+)
+def test_a_server_that_stays_down(
+    fault: Fault,
+    message: str,
+    proxy: FaultProxy,
+    task: Task,
+    some: tuple[Example, ...],
+    expected: list[bool],
+) -> None:
+    proxy.faults, proxy.afterwards = [None, None], fault
+    llm = model(proxy.url, concurrency=1, patience=0.1)
+    judge = evaluator(llm, task, budget=len(some))
+    llm.prepare()
+    llm._endpoint._timeout = 2.0 if fault is faults.trickle else 30.0
+    with pytest.raises(ModelUnavailableError, match=message) as caught:
+        judge.correct(PROMPT, some)
+    assert proxy.url in str(caught.value)
+    assert ENDPOINT_KEY not in str(caught.value)
+    assert judge.budget.used == 2, "what was answered is paid for, nothing else"
+    assert len(judge.cache) == 2
+
+    proxy.afterwards = None
+    llm._endpoint._timeout = 30.0
+    assert judge.correct(PROMPT, some).tolist() == expected
+    assert judge.budget.used == len(some)
+    assert max(proxy.answered.values()) == 1, "no answer is paid for twice"
+
+
+def test_answers_on_their_way_are_kept(
+    proxy: FaultProxy, task: Task, some: tuple[Example, ...]
+) -> None:
+    """One question fails for good while the others wait for a slow server."""
+    refused = faults.error(403)
+    proxy.faults = [faults.delay(1.0), faults.delay(1.0), refused]
+    llm = model(proxy.url, concurrency=3)
+    judge = evaluator(llm, task, budget=4)
+    with pytest.raises(FatalModelError, match="HTTP 403"):
+        judge.correct(PROMPT, some)
+    assert judge.budget.used == len(judge.cache) == 2
+    assert len(proxy.asked) == 3, "after a failure nothing new is asked"
+
+
+def test_what_waits_to_be_repeated_is_given_up(
+    proxy: FaultProxy, task: Task, some: tuple[Example, ...]
+) -> None:
+    def refused_later(handler: faults.Handler, body: Body) -> Response | None:
+        time.sleep(0.5)
+        return faults.error(403)(handler, body)
+
+    proxy.faults = [faults.error(503, retry_after="20"), refused_later]
+    start = time.monotonic()
+    with pytest.raises(FatalModelError, match="HTTP 403"):
+        evaluator(model(proxy.url, concurrency=2, patience=60.0), task).correct(PROMPT, some)
+    assert time.monotonic() - start < 10
+    assert len(proxy.asked) == 2
+
+
+@pytest.mark.parametrize(
+    ("status", "message"),
+    [(401, "the key is refused"), (404, "no such model"), (402, "the account is used up")],
+)
+def test_what_cannot_pass_ends_at_once(
+    status: int, message: str, proxy: FaultProxy, task: Task, some: tuple[Example, ...]
+) -> None:
+    proxy.afterwards = faults.error(status, f"Incorrect API key provided: {ENDPOINT_KEY}")
+    judge = evaluator(model(proxy.url, concurrency=1), task)
+    with pytest.raises(FatalModelError, match=message) as caught:
+        judge.correct(PROMPT, some)
+    assert len(proxy.asked) == 1
+    assert judge.budget.used == 0
+    assert ENDPOINT_KEY not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "message"), [("wrong", "the key is refused"), ("", "a key is needed, and the variable")]
+)
+def test_the_real_server_refuses_a_wrong_key(key: str, message: str, endpoint: str) -> None:
+    with pytest.raises(FatalModelError, match=message) as caught:
+        model(endpoint, key=key).prepare()
+    assert "HTTP 401" in str(caught.value)
+    assert "wrong" not in str(caught.value)
+
+
+def test_nobody_listens() -> None:
+    with pytest.raises(ModelUnavailableError, match=r"http://127.0.0.1:9/v1: no connection"):
+        model("http://127.0.0.1:9/v1").prepare(0.1)
+
+
+def test_a_question_that_is_refused_is_a_wrong_answer(
+    endpoint: str, task: Task, some: tuple[Example, ...], warned: list[str]
+) -> None:
+    long = Example(" secretword" * 3000, 1)
+    judge = evaluator(model(endpoint), task)
+    correct = judge.correct(PROMPT, [*some, long, Example(long.input + "!", 1)])
+    assert not correct[4:].any()
+    assert judge.unparsed == 2
+    assert judge.budget.used == len(some) + 2
+    (warning,) = warned
+    assert "HTTP 400" in warning
+    assert "secretword" not in warning
+
+
+# Limits
+
+
+def test_concurrency_is_used_and_kept(
+    proxy: FaultProxy, task: Task, short_reviews: tuple[Example, ...]
+) -> None:
+    proxy.afterwards = faults.delay(0.2)
+    evaluator(model(proxy.url, concurrency=3), task).correct(PROMPT, short_reviews[:9])
+    assert proxy.most_at_a_time == 3
+
+
+def test_requests_per_minute_are_kept(
+    proxy: FaultProxy, task: Task, some: tuple[Example, ...]
+) -> None:
+    llm = model(proxy.url, requests_per_minute=60)
+    evaluator(llm, task).correct(PROMPT, some)
+    assert proxy.times[-1] - proxy.times[0] >= 0.95 * (len(some) - 1)
+
+
+def test_the_budget_is_exact_whatever_fails(
+    proxy: FaultProxy, task: Task, short_reviews: tuple[Example, ...], tmp_path: Path
+) -> None:
+    budget = QueryBudget(7)
+    for fault in (faults.error(403), faults.error(500), faults.no_choices, None, None):
+        proxy.faults = [None, fault, None]
+        cache = AnswerCache(store=AnswerStore(tmp_path / "answers.sqlite", 2**20))
+        judge = Evaluator(model(proxy.url, patience=0.0), task, budget, cache)
+        try:
+            judge.correct(PROMPT, short_reviews[:7])
+        except ModelError:
+            assert fault is not None
+        assert budget.used == proxy.answered.total() <= budget.limit
+    assert budget.used == 7
+    assert max(proxy.answered.values()) == 1
+
+
+def test_an_abandoned_call_asks_no_more(proxy: FaultProxy, task: Task) -> None:
+    proxy.afterwards = faults.delay(0.3)
+    llm = model(proxy.url, concurrency=1)
+    answers = llm.iter_answers("Good or bad? ", [f"{n}" for n in range(20)], task.answers)
+    next(answers)
+    answers.close()  # type: ignore[attr-defined]
+    asked = len(proxy.asked)
+    time.sleep(1.0)
+    assert len(proxy.asked) <= asked + 1
+
+
+# Names and secrets
+
+
+def test_the_name_tells_all_that_changes_answers_and_no_secret(endpoint: str) -> None:
+    settings: list[dict[str, Any]] = [
+        {},
+        {"chat": True},
+        {"temperature": 0.5},
+        {"seed": 1},
+        {"max_answer_tokens": 3},
+        {"constrain": "none"},
+        {"chat": True, "system_message": "Be terse."},
+    ]
+    models = [model(endpoint, **each) for each in settings]
+    models.append(model("http://127.0.0.1:1/v1"))
+    assert len({each.name for each in models}) == len(models)
+    assert model(endpoint, concurrency=1, timeout=1.0).name == models[0].name
+    for each in models:
+        assert ENDPOINT_KEY not in each.name + repr(each) + str(vars(each))
+
+
+# The same model, in this process and behind the server
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("chat", [False, True])
+def test_server_and_local_model_agree(
+    chat: bool, endpoint: str, task: Task, short_reviews: tuple[Example, ...]
+) -> None:
+    """They differ in arithmetic alone: the server computes on 4-bit weights and rounds inputs."""
+    inputs = [e.input for e in short_reviews[:120]]
+    stem = task.compose(PROMPT)
+    local = LocalLanguageModel("embedded", dtype="float32", chat=chat)
+    here = local.answer(stem, inputs, task.answers)
+    there = model(endpoint, chat=chat).answer(stem, inputs, task.answers)
+    parsed = [parse_answer(text, task.answers) for text in there]
+    same = sum(a == b for a, b in zip(here, parsed, strict=True))
+    assert None not in parsed
+    assert len(set(here)) == len(set(parsed)) == 2, "both answers are given, so both can differ"
+    assert same >= 0.95 * len(inputs), f"{same} of {len(inputs)}"
