@@ -193,9 +193,9 @@ class Talkative:
 
     name = "talkative"
 
-    def answer(self, prompt: str, inputs: Sequence[str], choices: Sequence[str]) -> list[str]:
-        says = {"x": "I think it is Negative.", "xx": "Lovely, as you say: xx.", "xxx": "No idea."}
-        return [says[text] for text in inputs]
+    def answer(self, queries: Sequence[str], choices: Sequence[str]) -> list[str]:
+        says = ["I think it is Negative.", "Lovely, as you say: xx.", "No idea."]
+        return [says[query.count("x") - 1] for query in queries]
 
 
 def test_answers_in_other_words(task: Task) -> None:
@@ -225,12 +225,12 @@ class Interrupted(CountingModel):
     """A fake language model that is interrupted after some answers."""
 
     def iter_answers(
-        self, prompt: str, inputs: Sequence[str], choices: Sequence[str]
+        self, queries: Sequence[str], choices: Sequence[str]
     ) -> Iterator[tuple[int, str]]:
-        for index in reversed(range(len(inputs))):
+        for index in reversed(range(len(queries))):
             if len(self.asked) == 3:
                 raise KeyboardInterrupt
-            yield index, self.answer(prompt, [inputs[index]], choices)[0]
+            yield index, self.answer([queries[index]], choices)[0]
 
 
 def test_what_arrived_before_an_interruption_is_kept_and_charged(task: Task) -> None:
