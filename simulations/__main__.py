@@ -12,6 +12,7 @@ from simulations import (
     bench_endpoint,
     bench_evaluation,
     bench_labels,
+    federation,
     scaling,
     seeds,
 )
@@ -84,6 +85,16 @@ def endpoint(
 ) -> None:
     """Time our client against a bare loop of single requests, on llama.cpp's server."""
     file.write(json.dumps(bench_endpoint.run(sentences, threads), indent=2) + "\n")
+
+
+@app.command("federation")
+def run_federation(
+    seed: Annotated[list[int] | None, typer.Option(help="A seed; give two or more.")] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Runs at the same time.")] = 1,
+    folder: Annotated[Path, typer.Option(help="Where the table goes.")] = seeds.RESULTS,
+) -> None:
+    """Compare a federation with its members, the paper's step and all data in one place."""
+    typer.echo(federation.run(seed or list(range(5)), jobs, folder))
 
 
 @app.command("seeds")

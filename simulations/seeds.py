@@ -49,7 +49,7 @@ def run(
     subprocess.CalledProcessError
         If a run fails; the folders of the runs before it stay under ``runs/``.
     """
-    results = [_run(seed, overrides, num_clients) for seed in seed_numbers]
+    results = [run_once(seed, overrides, num_clients) for seed in seed_numbers]
     settings = {"num-clients": num_clients, "run-config": list(overrides)}
     header = {
         "date": datetime.now(UTC).date().isoformat(),
@@ -66,7 +66,14 @@ def run(
     return results
 
 
-def _run(seed: int, overrides: Sequence[str], num_clients: int) -> SeedResult:
+def run_once(seed: int, overrides: Sequence[str], num_clients: int) -> SeedResult:
+    """Run the app in simulation; its run folder stays under ``runs/``.
+
+    Raises
+    ------
+    subprocess.CalledProcessError
+        If the run fails.
+    """
     RUNS.mkdir(exist_ok=True)
     parent = tempfile.mkdtemp(prefix=f"seed{seed}-", dir=RUNS)
     command = [sys.executable, "-m", "feddtpt_flwr.cli", "simulate", str(APP)]
