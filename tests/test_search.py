@@ -201,27 +201,37 @@ def test_no_prompt_is_tried_twice(searching: Searching) -> None:
     assert result.num_trials >= len(searching.feedback.trials) >= 5
 
 
+@pytest.fixture
+def failing(
+    language_model: LocalLanguageModel,
+    infiller: CausalInfiller,
+    task: Task,
+    short_reviews: tuple[Example, ...],
+) -> Searching:
+    """A search of its own, as the others go on with their model."""
+    return Searching(language_model, infiller, task, short_reviews[:NUM_EXAMPLES])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("failure", [ModelUnavailableError("down"), FatalModelError("no key")])
 def test_a_failure_ends_the_search_with_the_best_prompt_so_far(
-    failure: ModelError, searching: Searching
+    failure: ModelError, failing: Searching
 ) -> None:
-    searching.model = Counting(searching.model._model)
-    searching.model.fails_after, searching.model.failure = 60, failure
-    result = searching.run(200)
+    failing.model.fails_after, failing.model.failure = 60, failure
+    result = failing.run(200)
+    asked = failing.model.asked
     assert result.failure is failure
-    assert searching.evaluator.budget.used == searching.model.asked <= 60
-    assert result.accuracy == searching.accuracy(result.tokens) >= result.start_accuracy
-    assert len(searching.feedback.trials) > 0
-    same = Searching(
-        searching.model._model, searching.infiller, searching.task, searching.examples
-    ).run(searching.model.asked)
+    assert failing.evaluator.budget.used == asked <= 60
+    assert len(failing.feedback.trials) > 0
+    failing.model.fails_after = None
+    assert result.accuracy == failing.accuracy(result.tokens) >= result.start_accuracy
+    same = failing.run(asked)
+    assert same.failure is None
     assert result.tokens == same.tokens, "what was found before is what a smaller budget finds"
 
 
-def test_a_failure_before_anything_is_measured_is_told(searching: Searching) -> None:
-    searching.model = Counting(searching.model._model)
-    searching.model.fails_after = 0
+def test_a_failure_before_anything_is_measured_is_told(failing: Searching) -> None:
+    failing.model.fails_after = 0
     with pytest.raises(ModelUnavailableError):
-        searching.run(200)
-    assert searching.evaluator.budget.used == 0
+        failing.run(200)
+    assert failing.evaluator.budget.used == 0

@@ -94,11 +94,13 @@ def descendants(process: int) -> list[int]:
 def test_an_interrupted_run_that_is_repeated_pays_for_nothing_twice(
     proxy: FaultProxy, tmp_path: Path, cache: Path
 ) -> None:
+    # Without public examples: clients at work at the same time both pay for what both ask.
+    arguments = command(proxy, tmp_path / "runs", **{"public-per-class": 0})
     runs, asked_before_the_end = tmp_path / "runs", TEST_SIZE + QUERIES
     proxy.faults = [None] * asked_before_the_end
     proxy.afterwards = _held  # whatever comes then is held back, until the run is ended
     run = subprocess.Popen(
-        command(proxy, runs),
+        arguments,
         env=environment(cache),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -114,7 +116,7 @@ def test_an_interrupted_run_that_is_repeated_pays_for_nothing_twice(
     assert proxy.answered.total() == asked_before_the_end
 
     proxy.afterwards = None
-    done = simulate(command(proxy, runs), environment(cache))
+    done = simulate(arguments, environment(cache))
     output = done.stdout + done.stderr
     assert done.returncode == 0, output
     assert max(proxy.answered.values()) == 1, "no answer is paid for twice"

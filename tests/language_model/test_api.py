@@ -237,7 +237,7 @@ def test_a_server_that_stays_down(
     expected: list[bool],
 ) -> None:
     proxy.faults, proxy.afterwards = [None, None], fault
-    llm = model(proxy.url, concurrency=1, patience=0.1)
+    llm = model(proxy.url, concurrency=1, patience=0.0)
     judge = evaluator(llm, task, budget=len(some))
     llm.prepare()
     llm._endpoint._timeout = 2.0 if fault is faults.trickle else 30.0
