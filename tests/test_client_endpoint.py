@@ -170,12 +170,13 @@ def test_a_search_that_could_not_begin_uploads_no_prompt(
 def test_a_search_cut_short_uploads_the_best_so_far(
     proxy: FaultProxy, start: list[Any], short_reviews: tuple[Example, ...]
 ) -> None:
-    proxy.faults, proxy.afterwards = [None] * 20, faults.drop
-    node = Node(config(proxy, concurrency=1), short_reviews)
+    # Enough for the first prompt and one race of four changes, not for the next.
+    proxy.faults, proxy.afterwards = [None] * 44, faults.drop
+    node = Node(config(proxy, concurrency=1, queries_per_round=100), short_reviews)
     arrays, num_examples, metrics = node.client().fit(start, {ROUND_KEY: 1})
     assert len(arrays) == 1
     assert num_examples == 8
-    assert metrics[QUERIES_KEY] == proxy.answered.total() == 20
+    assert metrics[QUERIES_KEY] == proxy.answered.total() == 44
     assert "no connection" in failure(metrics)
     assert float(metrics["accuracy"]) >= 0
     assert json.loads(str(node.state.config_records[STATE_KEY]["feedback"])) != []

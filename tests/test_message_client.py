@@ -18,6 +18,7 @@ from strategies.wire import (
     QUERIES_KEY,
     ROUND_KEY,
     SCORED_KEY,
+    UNPARSED_KEY,
     VOCABULARY_KEY,
     UploadError,
     correct_key,
@@ -69,7 +70,8 @@ def test_a_reply_is_what_the_client_says(
     (numbers,) = reply.content.metric_records.values()
     (report,) = reply.content.config_records.values()
     assert numbers["num-examples"] == 6
-    assert numbers.keys() == {"num-examples", GAIN_KEY, QUERIES_KEY, "accuracy", "trials"}
+    searched = {"num-examples", GAIN_KEY, QUERIES_KEY, UNPARSED_KEY, "accuracy", "trials"}
+    assert numbers.keys() == searched
     assert report.keys() == {CLIENT_KEY, ROUND_KEY, VOCABULARY_KEY, "accepted"}
     assert report[VOCABULARY_KEY] == vocabulary.fingerprint
     assert (report[CLIENT_KEY], report[ROUND_KEY]) == ("ward 3", 2)
