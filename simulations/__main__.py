@@ -49,7 +49,10 @@ def evaluation(
     """Time the embedded black box against the usual ways, with the same queries."""
     result = bench_evaluation.run(queries, repeats)
     file.write(json.dumps(result, indent=2) + "\n")
-    typer.echo(bench_evaluation.markdown(result), err=True)
+    table = bench_evaluation.markdown(result)
+    if (path := Path(file.name)).suffix == ".json":
+        path.with_suffix(".md").write_text(table, encoding="utf-8")
+    typer.echo(table, err=True)
 
 
 @bench.command("labels")

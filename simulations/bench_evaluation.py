@@ -5,9 +5,11 @@ python -m simulations bench evaluation --json -
 
 import multiprocessing
 import os
+import platform
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from datetime import UTC, datetime
 from functools import cache
 from statistics import median
 from typing import Any
@@ -78,10 +80,12 @@ def run(queries: int, repeats: int) -> dict[str, Any]:
     for pool in pools.values():
         pool.shutdown()
     return {
+        "date": datetime.now(UTC).date().isoformat(),
+        "machine": f"{os.cpu_count()} cores, {platform.machine()}, Python "
+        f"{platform.python_version()}",
         "default": default,
         "queries": queries,
         "repeats": repeats,
-        "threads": os.cpu_count(),
         "gflops_peak": {dtype: round(peak / 1e9) for dtype, peak in peaks.items()},
         "contenders": rows,
         "ratios": {
@@ -103,6 +107,15 @@ def run(queries: int, repeats: int) -> dict[str, Any]:
 def markdown(result: dict[str, Any]) -> str:
     """Return the figures as tables."""
     lines = [
+        "# How fast a local black box answers",
+        "",
+        f"{result['date']}, {result['machine']}; SmolLM2-135M on embedded movie reviews, "
+        f"{result['repeats']} turns of {result['queries']} queries with one prompt (a quarter of "
+        "them for the first four), medians. Peaks of matrix multiplication: "
+        f"{result['gflops_peak']['float32']} (float32) and {result['gflops_peak']['bfloat16']} "
+        "(bfloat16) GFLOP/s. The default here is "
+        f"{result['default'].removeprefix('ours, ')}.",
+        "",
         "| way | ms per query | queries/s | tokens/s | of peak | MiB | answers as ours, float32 |",
         "|---|---|---|---|---|---|---|",
     ]
