@@ -18,9 +18,9 @@ from feddtpt_flwr.readability import per_token
 from strategies.candidates import Tokens
 from strategies.edits import Edit
 
-FIRST_BATCH = 8
-MAX_ATTEMPTS = 50
-RACES_AHEAD = 2
+FIRST_BATCH = 8  # examples that every change is tried on
+MAX_ATTEMPTS = 50  # to find enough new prompts, before the search ends
+RACES_AHEAD = 2  # proposals are made for so many races at once
 MOST_EVIDENCE = 3.0  # log-odds, as of a change that helps with a probability of 0.95
 
 

@@ -108,3 +108,28 @@ def test_replacements_at_different_places_all_survive(
     ordered = data.draw(st.permutations(sorted(places)))
     others = [Edit(place, place + 1, (100 + place,)).apply(base) for place in ordered]
     assert merge(base, others) == tuple(100 + i if i in places else i for i in base)
+
+
+@given(
+    st.lists(st.integers(0, 5), min_size=1, max_size=8).map(tuple),
+    st.tuples(st.integers(0, 8), st.integers(0, 8), st.lists(st.integers(6, 9), max_size=3)),
+    st.tuples(st.integers(0, 8), st.integers(0, 8), st.lists(st.integers(6, 9), max_size=3)),
+)
+def test_an_edit_after_another_changes_what_it_would_have_changed(
+    tokens: tuple[int, ...],
+    one: tuple[int, int, list[int]],
+    two: tuple[int, int, list[int]],
+) -> None:
+    def edit(start: int, stop: int, new: list[int]) -> Edit:
+        start, stop = sorted((min(start, len(tokens)), min(stop, len(tokens))))
+        return Edit(start, stop, tuple(new))
+
+    first, second = edit(*one), edit(*two)
+    moved = second.after(first)
+    if first.conflicts(second):
+        assert moved is None
+    else:
+        assert moved is not None
+        assert moved.apply(first.apply(tokens)) == apply_edits(tokens, [first, second])
+    left, right = first.around(tokens)
+    assert left + right == first.apply(tokens)
