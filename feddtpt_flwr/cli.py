@@ -1,6 +1,7 @@
 """The ``feddtpt-flwr`` command."""
 
 import re
+import signal
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any
@@ -49,6 +50,8 @@ def simulate(
     ends with exit status 1 if the run failed.
     """
     _check(folder, run_config or [])
+    # Whoever ends this command ends the run, too: its processes would go on without it.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with private_flower() as flower:
             run_id = flower.start_run(
