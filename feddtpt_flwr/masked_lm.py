@@ -132,7 +132,7 @@ class CausalInfiller:
         return _centred_unit_rows(self._model.get_input_embeddings().weight)
 
     def fill(self, gaps: Sequence[Gap]) -> list[Fillings]:
-        """Propose one token for every gap, all gaps in the same two passes."""
+        """Propose one token for every gap, all gaps in common passes."""
         return self._fillings.get([(left, right[: self._right_tokens]) for left, right in gaps])
 
     def log_likelihood(self, prompts: Sequence[Tokens]) -> NDArray[np.float64]:

@@ -17,12 +17,13 @@ from typing import Any
 import numpy as np
 
 from feddtpt_flwr.assets import EMBEDDED
-from feddtpt_flwr.data import get_source, get_task, load_federated_data
+from feddtpt_flwr.data import get_task
 from feddtpt_flwr.language_model.forward import PrefixTree
 from feddtpt_flwr.language_model.local import LocalLanguageModel
 from feddtpt_flwr.language_model.weights import load_causal_lm
 from simulations.bench_aggregation import peak_mib
 from simulations.llama_server import llama_server
+from simulations.sentences import held_out
 
 PROMPT = "Decide whether this movie review is positive or negative."
 CONTENDERS = {
@@ -176,20 +177,9 @@ def _number(name: str, queries: int) -> int:
 
 
 def _queries(number: int, turn: int) -> list[str]:
-    """Return queries with one prompt; each turn has sentences of its own."""
+    """Return queries with one prompt; up to 200, each of five turns has sentences of its own."""
     task = get_task("rotten_tomatoes")
-    data = load_federated_data(
-        task,
-        get_source(task.name, None),
-        num_clients=1,
-        k_shot=1,
-        public_per_class=0,
-        test_size=1000,
-        partition="iid",
-        dirichlet_alpha=1.0,
-        seed=0,
-    )
-    examples = np.roll(np.array(data.test, dtype=object), -200 * turn)[:number]
+    examples = np.roll(np.array(held_out(task, 1000), dtype=object), -200 * turn)[:number]
     return [task.compose(PROMPT) + example.input for example in examples]
 
 

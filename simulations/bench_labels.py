@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 
 from feddtpt_flwr.assets import EMBEDDED
-from feddtpt_flwr.data import get_source, get_task, load_federated_data
+from feddtpt_flwr.data import get_task
 from feddtpt_flwr.feedback import Feedback
 from feddtpt_flwr.language_model.local import LocalLanguageModel
 from feddtpt_flwr.language_model.weights import load_causal_lm
 from feddtpt_flwr.masked_lm import CausalInfiller
 from feddtpt_flwr.proposer import MaskedLMProposer
+from simulations.sentences import held_out
 
 
 def run(num_sentences: int, num_prompts: int) -> dict[str, Any]:
@@ -26,19 +27,9 @@ def run(num_sentences: int, num_prompts: int) -> dict[str, Any]:
     transformers does by itself.
     """
     task = get_task("rotten_tomatoes")
-    data = load_federated_data(
-        task,
-        get_source(task.name, None),
-        num_clients=1,
-        k_shot=1,
-        public_per_class=0,
-        test_size=num_sentences,
-        partition="iid",
-        dirichlet_alpha=1.0,
-        seed=0,
-    )
+    examples = held_out(task, num_sentences)
     prompts = some_prompts(task.seed_prompt, num_prompts)
-    queries = [[task.compose(prompt) + e.input for e in data.test] for prompt in prompts]
+    queries = [[task.compose(prompt) + e.input for e in examples] for prompt in prompts]
     start = time.perf_counter()
     expected = [_plain(batch, task.answers) for batch in queries]
     result: dict[str, Any] = {
@@ -46,7 +37,7 @@ def run(num_sentences: int, num_prompts: int) -> dict[str, Any]:
         "prompts": prompts,
         "plain_seconds": round(time.perf_counter() - start, 1),
     }
-    labels = [[task.answers[e.label] for e in data.test]] * num_prompts
+    labels = [[task.answers[e.label] for e in examples]] * num_prompts
     total = num_sentences * num_prompts
     result["plain_accuracy"] = _equal(expected, labels) / total
     for dtype in ("float32", "bfloat16"):
