@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from feddtpt_flwr.assets import embedded_encoder
 from feddtpt_flwr.language_model.forward import CausalForward
 from feddtpt_flwr.language_model.weights import load_causal_lm, resolve_device, resolve_dtype
 from feddtpt_flwr.memory import Memory
@@ -284,52 +283,6 @@ class HuggingFaceMaskedLM:
         ends = [] if self._tokenizer.sep_token_id is None else [self._tokenizer.sep_token_id]
         ids = [self._tokenizer.cls_token_id] * start + list(tokens) + ends
         return ids, start
-
-
-class EncoderEmbedder:
-    """An encoder with another vocabulary than the prompts': all-MiniLM-L6-v2.
-
-    The prompt goes through the encoder as text; a prompt token's embedding is the mean of the
-    states of the encoder's pieces that overlap it in the text.
-
-    Parameters
-    ----------
-    vocabulary : Vocabulary
-        The prompts' vocabulary.
-    """
-
-    def __init__(self, vocabulary: Vocabulary) -> None:
-        from transformers import AutoModel, AutoTokenizer
-
-        folder = embedded_encoder()
-        self._vocabulary = vocabulary
-        self._tokenizer = AutoTokenizer.from_pretrained(folder)
-        self._model = AutoModel.from_pretrained(folder).eval()
-
-    def embed(self, prompts: Sequence[NDArray[np.int64]]) -> list[NDArray[np.float32]]:
-        """Return the embedding of every token, one array ``(N_k, d)`` per prompt.
-
-        A token that no piece overlaps, such as a lone space, gets zeros, as does what lies behind
-        the encoder's 512 pieces.
-        """
-        return [self._embed(tuple(prompt.tolist())) for prompt in prompts]
-
-    def _embed(self, tokens: Tokens) -> NDArray[np.float32]:
-        import torch
-
-        text, spans = self._vocabulary.spans(tokens)
-        encoded = self._tokenizer(
-            text, truncation=True, return_offsets_mapping=True, return_tensors="pt"
-        )
-        pieces = encoded.pop("offset_mapping")[0].tolist()
-        with torch.inference_mode():
-            states = self._model(**encoded).last_hidden_state[0].float().numpy()
-        rows = np.zeros((len(tokens), states.shape[1]), dtype=np.float32)
-        for row, (start, stop) in enumerate(spans):
-            inside = [i for i, (a, b) in enumerate(pieces) if a < stop and start < b]
-            if inside:
-                rows[row] = states[inside].mean(0)
-        return rows
 
 
 def _ranked(tokens: "torch.Tensor", scores: "torch.Tensor") -> Fillings:

@@ -9,6 +9,7 @@ from feddtpt_flwr.answer_store import AnswerStore
 from feddtpt_flwr.assets import EMBEDDED, AssetError, cache_folder
 from feddtpt_flwr.config import ConfigError, RunConfig
 from feddtpt_flwr.data import Task
+from feddtpt_flwr.encoder import EncoderEmbedder
 from feddtpt_flwr.language_model import LanguageModel
 from feddtpt_flwr.language_model.api import ApiLanguageModel
 from feddtpt_flwr.language_model.local import LocalLanguageModel
@@ -16,7 +17,6 @@ from feddtpt_flwr.language_model.usage import Prices
 from feddtpt_flwr.language_model.weights import resolve_device
 from feddtpt_flwr.masked_lm import (
     CausalInfiller,
-    EncoderEmbedder,
     HuggingFaceMaskedLM,
     MaskedLM,
     TokenEmbedder,

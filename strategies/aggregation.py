@@ -21,7 +21,8 @@ What the paper leaves open, and what is done here:
   canonical order of clients, which sorts them by what they sent. Arrival never decides.
 - *Repeated tokens*: two clusters may have the same token as representative. It stays as often as
   the prompt that repeats it most holds it.
-- *Unequal lengths*: "original position" is position over prompt length. Alpha sums to 1 over a
+- *Unequal lengths*: "original position" is position over prompt length, and a representative's is
+  the mean of its cluster's: see :func:`strategies.selection.in_order`. Alpha sums to 1 over a
   prompt however long it is, so weights are compared as alpha times length.
 - *One client*, or clients who all sent the same prompt: that prompt comes back.
 - *The softmax overflows* for large sums: weights are compared as logarithms.

@@ -56,7 +56,7 @@ class Choice:
 
 def _assemble(uploads: Uploads, labels: Ints, noise: Noise, limit: int | None) -> Ints:
     chosen = limit_repetitions(uploads, heaviest(uploads, labels, noise))
-    return in_order(uploads, chosen[:limit])
+    return in_order(uploads, chosen[:limit], labels)
 
 
 def typical_prompt(uploads: Uploads) -> Ints:

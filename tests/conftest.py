@@ -9,8 +9,9 @@ import pytest
 from feddtpt_flwr.assets import AssetError, embedded_encoder, embedded_language_model
 from feddtpt_flwr.data import DataError, Example, Task, get_source, get_task, to_examples
 from feddtpt_flwr.data.embedded import wheel_folder
+from feddtpt_flwr.encoder import EncoderEmbedder
 from feddtpt_flwr.language_model.local import LocalLanguageModel
-from feddtpt_flwr.masked_lm import CausalInfiller, EncoderEmbedder
+from feddtpt_flwr.masked_lm import CausalInfiller
 from feddtpt_flwr.vocabulary import Vocabulary
 from simulations.llama_server import llama_server
 from tests.fill_mask_server import FillMaskService, fill_mask_server

@@ -3,9 +3,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 
-from feddtpt_flwr.masked_lm import CausalInfiller, EncoderEmbedder, HuggingFaceMaskedLM, MaskedLM
+from feddtpt_flwr.masked_lm import CausalInfiller, HuggingFaceMaskedLM, MaskedLM
 from feddtpt_flwr.memory import Memory
 from feddtpt_flwr.vocabulary import Vocabulary
 from strategies.candidates import Tokens
@@ -183,52 +182,3 @@ def test_bert_embeds_every_token(bert: HuggingFaceMaskedLM) -> None:
     np.testing.assert_allclose(embedded[2], alone, atol=1e-5)
     other = bert.embed([np.array(bert.vocabulary.encode("bad film !"))])[0]
     assert not np.allclose(other[1], alone[1]), "the context counts"
-
-
-def cosine(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
-    return float(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
-
-
-def test_the_encoder_gives_every_token_a_row(
-    embedder: EncoderEmbedder, vocabulary: Vocabulary
-) -> None:
-    texts = [
-        "Classify this movie review.",
-        "unbelievably antidisestablishmentarian",
-        "a",
-        "👍 naïve",
-    ]
-    prompts = [np.array(vocabulary.encode(text)) for text in texts]
-    embedded = embedder.embed(prompts)
-    assert [rows.shape for rows in embedded] == [(len(prompt), 384) for prompt in prompts]
-    assert all(rows.dtype == np.float32 for rows in embedded)
-    for rows in embedded[:3]:
-        assert (np.linalg.norm(rows, axis=1) > 0).all()
-    assert np.isfinite(embedded[3]).all()
-    assert embedder.embed([]) == []
-
-
-def test_like_words_in_like_places_are_near(
-    embedder: EncoderEmbedder, vocabulary: Vocabulary
-) -> None:
-    texts = ["Classify this movie review", "Judge this movie review", "Judge this kitchen table"]
-    one, other, third = embedder.embed([np.array(vocabulary.encode(text)) for text in texts])
-    assert cosine(one[-2], other[-2]) > cosine(one[-2], other[-1]) + 0.1
-    assert cosine(one[-2], other[-2]) > cosine(one[-2], third[-2]) + 0.1
-
-
-def test_the_encoder_is_deterministic_and_prompts_do_not_mix(
-    embedder: EncoderEmbedder, vocabulary: Vocabulary
-) -> None:
-    first, second = (np.array(vocabulary.encode(text)) for text in ("good film", "a bad, bad book"))
-    together, alone = embedder.embed([first, second]), embedder.embed([second])
-    np.testing.assert_allclose(together[1], alone[0], atol=1e-6)
-
-
-def test_the_longest_prompt_that_is_allowed_can_be_embedded(
-    embedder: EncoderEmbedder, vocabulary: Vocabulary
-) -> None:
-    tokens = np.array(vocabulary.encode("good movie") * 256)
-    (rows,) = embedder.embed([tokens])
-    assert rows.shape == (512, 384)
-    assert np.isfinite(rows).all()

@@ -75,14 +75,20 @@ def reference(prompts: Prompts, embeddings: Embeddings, min_samples: int) -> lis
         return -weight, int(prompts[p[0]][p[1]]), p[1] / len(prompts[p[0]])
 
     chosen = sorted((min(cluster, key=rank) for cluster in clusters), key=rank)
+    stood = {min(cluster, key=rank): mean_place(cluster, prompts) for cluster in clusters}
     kept: list[tuple[int, int]] = []
     for p in chosen:
         token = prompts[p[0]][p[1]]
         used = sum(prompts[k][n] == token for k, n in kept)
         if used < max(int((prompt == token).sum()) for prompt in prompts):
             kept.append(p)
-    kept.sort(key=lambda p: p[1] / len(prompts[p[0]]))
+    kept.sort(key=lambda p: stood[p])
     return [int(prompts[k][n]) for k, n in kept]
+
+
+def mean_place(cluster: set[tuple[int, int]], prompts: Prompts) -> float:
+    """Where the cluster's tokens stood on average, as position over prompt length."""
+    return round(float(np.mean([n / len(prompts[k]) for k, n in cluster])), 9)
 
 
 federations = st.lists(
@@ -114,6 +120,15 @@ def test_noise_can_stay() -> None:
 def test_unequal_lengths_combine_by_relative_position() -> None:
     result = run(of([1, 2, 3], [1, 30, 2, 31, 3, 32]))
     assert result.tokens.tolist() == [1, 2, 3]
+
+
+def test_a_cluster_stands_where_its_tokens_stood_on_average() -> None:
+    # The heaviest 2 is the last client's, behind its 3; most had it before.
+    prompts = of([1, 2, 3, 4], [1, 2, 3, 4], [1, 2, 3, 4], [1, 3, 2, 4])
+    assert run(prompts).tokens.tolist() == [1, 2, 3, 4]
+    # Prompts that one client lengthened at the front and one at the end.
+    prompts = of([1, 2, 3], [30, 31, 32, 1, 2, 3], [1, 2, 3, 33, 34, 35])
+    assert run(prompts).tokens.tolist() == [1, 2, 3]
 
 
 def test_repetition_survives_if_a_prompt_has_it() -> None:
@@ -186,7 +201,12 @@ def test_the_whole_step_equals_the_slow_reference(prompts: Prompts, min_samples:
     expected = reference(prompts, embeddings, min_samples)
     assume(expected)
     assert sorted(result.tokens.tolist()) == sorted(expected)
-    places = [position / len(prompts[client]) for client, position in result.sources]
+    assert result.labels is not None
+    tokens = {(k, n): int(c) for k, row in enumerate(result.labels) for n, c in enumerate(row)}
+    clusters = [
+        {p for p in tokens if tokens[p] == tokens[k, n]} for k, n in result.sources.tolist()
+    ]
+    places = [mean_place(cluster, prompts) for cluster in clusters]
     assert places == sorted(places)
     if len(set(places)) == len(places):
         assert result.tokens.tolist() == expected

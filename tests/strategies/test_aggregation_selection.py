@@ -71,7 +71,8 @@ def test_repetitions_need_a_prompt_that_repeats_as_often() -> None:
 def test_order_is_by_relative_position() -> None:
     sent = uploads([1, 2, 3, 4], [5, 6])
     rows = rows_of(sent, [6, 4, 5, 2, 3])
-    ordered = sent.tokens[in_order(sent, rows)].tolist()
+    noise = np.full(len(sent.tokens), -1)
+    ordered = sent.tokens[in_order(sent, rows, noise)].tolist()
     assert ordered[0] == 5
     assert ordered[1] == 2
     assert set(ordered[2:4]) == {6, 3}  # both at one half
@@ -81,7 +82,15 @@ def test_order_is_by_relative_position() -> None:
 def test_equal_positions_go_by_weight_then_token() -> None:
     shared = uploads([1, 9], [2, 9], [3, 1])
     rows = rows_of(shared, [3, 2, 1])
-    assert shared.tokens[in_order(shared, rows)].tolist() == [1, 2, 3]
+    noise = np.full(len(shared.tokens), -1)
+    assert shared.tokens[in_order(shared, rows, noise)].tolist() == [1, 2, 3]
+
+
+def test_a_representative_stands_where_its_cluster_did() -> None:
+    sent = uploads([1, 2, 3, 4], [6, 7, 8, 9, 2])  # 2 at 0.25 and at 0.8
+    rows = rows_of(sent, [2, 3, 4])
+    labels = np.where(sent.tokens == 2, 0, -1)
+    assert sent.tokens[in_order(sent, rows, labels)].tolist() == [3, 2, 4]
 
 
 def test_cut_keeps_the_heaviest_in_order() -> None:
