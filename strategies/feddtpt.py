@@ -22,6 +22,7 @@ from flwr.server.strategy import FedAvg
 from numpy.typing import NDArray
 
 from strategies.aggregation import Method
+from strategies.by_model import ChooseFor
 from strategies.candidates import Tokens
 from strategies.rounds import RoundResult, Rounds
 from strategies.settings import EmbedFn, RoundSettings
@@ -66,6 +67,10 @@ class FedDTPT(FedAvg):
     guard : bool, optional
         Whether clients compare candidates before the global prompt changes. Off is the paper's
         behaviour. Defaults to True.
+    choose_for : str, optional
+        What the guard's comparison decides by: ``"mean"``, all clients' answers, or ``"worst"``,
+        the answers of the black box that a candidate serves worst. Clients name theirs as
+        ``model``. Defaults to ``"mean"``.
     race_candidates : int, optional
         Most candidates besides the incumbent. Defaults to 4.
     admissible : Callable[[Tokens], bool], optional
@@ -107,6 +112,7 @@ class FedDTPT(FedAvg):
         min_samples: int | None = None,
         client_weights: ClientWeights = "equal",
         guard: bool = True,
+        choose_for: ChooseFor = "mean",
         race_candidates: int = 4,
         admissible: Callable[[Tokens], bool] = lambda _: True,
         on_round: Callable[[RoundResult], None] | None = None,
@@ -146,6 +152,7 @@ class FedDTPT(FedAvg):
             min_samples=min_samples,
             client_weights=client_weights,
             guard=guard,
+            choose_for=choose_for,
             race_candidates=race_candidates,
             admissible=admissible,
             min_uploads=min_fit_clients,

@@ -52,7 +52,7 @@ def recorder(
         vocabulary,
         Evaluator(language_model, task, QueryBudget(100)),
         test_set,
-        RunFolder(tmp_path, "run"),
+        RunFolder.new(tmp_path, "run"),
         language_model.name,
     )
 
@@ -130,7 +130,7 @@ def test_a_whole_run(
     for text in (SEED, LEARNED, "48", "1,234", f"{TEST_SIZE} held-out"):
         assert text in table
     names = {path.name for path in recorder._folder.path.iterdir()}
-    assert names == {"accuracy.png", "config.toml", "history.jsonl", "prompt.json"}
+    assert names == {"accuracy.png", "config.toml", "history.jsonl", "prompt.json", "resume.toml"}
 
 
 def test_the_prompt_file_says_all_that_one_needs_to_use_it(
@@ -240,7 +240,7 @@ def remote(
         vocabulary,
         Evaluator(unsteady, task, QueryBudget(100)),
         test_set,
-        RunFolder(tmp_path, "run"),
+        RunFolder.new(tmp_path, "run"),
         unsteady.name,
     )
 

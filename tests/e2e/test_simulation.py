@@ -97,8 +97,15 @@ def run(
 
 
 def test_the_run_folder_is_complete(run: Run) -> None:
-    names = {path.name for path in run.folder.iterdir()}
-    assert names == {"accuracy.png", "config.toml", "history.jsonl", "prompt.json"}
+    names = {path.name for path in run.folder.iterdir() if not path.name.startswith(".")}
+    assert names == {
+        "accuracy.png",
+        "checkpoint.json",
+        "config.toml",
+        "history.jsonl",
+        "prompt.json",
+        "resume.toml",
+    }
     config = tomllib.loads((run.folder / "config.toml").read_text(encoding="utf-8"))
     assert config["queries-per-round"] == QUERIES
     assert config["seed-prompt"] == run.prompt["seed-prompt"] == "Movie review."
