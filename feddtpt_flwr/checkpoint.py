@@ -149,4 +149,3 @@ def fingerprint(value: Any) -> str:
 def examples_fingerprint(examples: Sequence[Example]) -> str:
     """Return a short hash of examples and their order; no text can be read from it."""
     return fingerprint([(example.input, example.label) for example in examples])
-

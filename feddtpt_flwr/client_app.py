@@ -13,7 +13,7 @@ from flwr.common import Context, NDArrays, RecordDict, Scalar, log
 from feddtpt_flwr import __version__, models
 from feddtpt_flwr.assets import cache_folder
 from feddtpt_flwr.client_state import RUN_KEY, VERSION_KEY, ClientState, Phase, state_file, step
-from feddtpt_flwr.config import ConfigError, RunConfig
+from feddtpt_flwr.config import RunConfig
 from feddtpt_flwr.data import ClientData, Example
 from feddtpt_flwr.evaluation import Evaluator, QueryBudget, stratified_order
 from feddtpt_flwr.experiment import load_task, readability
@@ -84,8 +84,9 @@ class PromptTuningClient(NumPyClient):
         If the black box fails, the local prompt is the best so far, and there is none if not even
         the global prompt could be measured. The metrics say what failed.
         """
-        self._check(config)
         tokens = self._read(parameters)[0]
+        if reason := self._mismatch(config):
+            return [], 0, self._refusal(config, reason)
         server_round = int(config[ROUND_KEY])
         rng = np.random.default_rng([self._config.seed, server_round, _stream(self._name)])
         examples = stratified_order([*self._data.train, *self._public], rng)
@@ -144,8 +145,9 @@ class PromptTuningClient(NumPyClient):
         from another client has seen none of either. If the black box fails, there are no counts,
         and the metrics say what failed.
         """
-        self._check(config)
         prompts = self._read(parameters)
+        if reason := self._mismatch(config):
+            return 1.0, 0, self._refusal(config, reason)
         validation = self._data.validation
         examples = [*validation, *self._data.train]
         state = self._recall(config, "score")
@@ -211,20 +213,26 @@ class PromptTuningClient(NumPyClient):
             "accuracy": trial.accuracy,
         }
 
-    def _check(self, config: Mapping[str, Scalar]) -> None:
-        """Refuse a server with which nothing that this node finds could be shared."""
+    def _mismatch(self, config: Mapping[str, Scalar]) -> str:
+        """Return why nothing that this node finds could be shared with the server, if so."""
         theirs = str(config.get(VOCABULARY_KEY, self._vocabulary.fingerprint))
         if theirs != self._vocabulary.fingerprint:
-            raise ConfigError(
-                f"masked-lm = {self._config.masked_lm!r}: this node's vocabulary "
-                f"{self._vocabulary.fingerprint!r} is not the server's {theirs!r}: all nodes need "
-                "the same masked-lm"
+            return (
+                f"masked-lm: this node's vocabulary {self._vocabulary.fingerprint} is not the "
+                f"server's, {theirs}; all nodes need the same masked-lm"
             )
         if (version := str(config.get(VERSION_KEY, __version__))) != __version__:
-            raise ConfigError(
-                f"this node runs feddtpt-flwr {__version__}, the server {version}: both need the "
+            return (
+                f"this node runs feddtpt-flwr {__version__}, the server {version}; both need the "
                 "same version"
             )
+        return ""
+
+    def _refusal(self, config: Mapping[str, Scalar], reason: str) -> dict[str, Scalar]:
+        """Return what the server is told by a node that has asked nothing."""
+        log(ERROR, "client %s: %s", self._name, reason)
+        told = {CLIENT_KEY: self._name, ROUND_KEY: int(config[ROUND_KEY])}
+        return {**told, QUERIES_KEY: 0, FAILURE_KEY: reason}
 
     def _start(
         self,

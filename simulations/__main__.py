@@ -12,6 +12,7 @@ from simulations import (
     bench_endpoint,
     bench_evaluation,
     bench_labels,
+    bench_message,
     federation,
     scaling,
     seeds,
@@ -88,6 +89,22 @@ def endpoint(
 ) -> None:
     """Time our client against a bare loop of single requests, on llama.cpp's server."""
     file.write(json.dumps(bench_endpoint.run(sentences, threads), indent=2) + "\n")
+
+
+@bench.command("message")
+def message(
+    repeats: Annotated[int, typer.Option(min=1, help="Messages of each kind.")] = 5,
+    file: Annotated[
+        typer.FileTextWrite, typer.Option("--json", help="File for the figures; - prints them.")
+    ] = sys.stdout,  # type: ignore[assignment]
+) -> None:
+    """Time a train message to a thin node against one to an empty ClientApp."""
+    result = bench_message.run(repeats)
+    file.write(json.dumps(result, indent=2) + "\n")
+    table = bench_message.markdown(result)
+    if (path := Path(file.name)).suffix == ".json":
+        path.with_suffix(".md").write_text(table, encoding="utf-8")
+    typer.echo(table, err=True)
 
 
 @app.command("federation")

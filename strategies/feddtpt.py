@@ -1,6 +1,7 @@
 """FedDTPT for ``flwr.server``: ``fit`` and ``evaluate``."""
 
 from collections.abc import Callable, Mapping, Sequence
+from logging import WARNING
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from flwr.common import (
     NDArrays,
     Parameters,
     Scalar,
+    log,
     ndarrays_to_parameters,
     parameters_to_ndarrays,
 )
@@ -223,6 +225,7 @@ class FedDTPT(FedAvg):
             Reply(proxy.cid, tuple(res.parameters.tensors), res.metrics, res.num_examples)
             for proxy, res in results
         ]
+        self._tell(server_round, failures)
         usable, failed = self._rounds.read_uploads(server_round, replies, len(failures))
         # A client that failed has something to tell as well: what it spent, and what went wrong.
         told = [results[i][1] for i in usable + failed]
@@ -253,6 +256,7 @@ class FedDTPT(FedAvg):
     ) -> tuple[float | None, dict[str, Scalar]]:
         """Count the clients' answers and settle the global prompt."""
         replies = [Reply(proxy.cid, (), res.metrics) for proxy, res in results]
+        self._tell(server_round, failures)
         usable, failed = self._rounds.read_scores(replies, len(failures))
         told = [results[i][1] for i in usable + failed]
         metrics: dict[str, Scalar] = {}
@@ -279,6 +283,14 @@ class FedDTPT(FedAvg):
         if server_round == 0:
             self._evaluate_centrally(self._rounds.number(0), self.prompt)
         return None if len(self._rounds.candidates) > 1 else self._central
+
+    def _tell(self, server_round: int, failures: Sequence[object]) -> None:
+        """Log why clients gave no answer: Flower only counts them."""
+        for failure in failures:
+            if isinstance(failure, BaseException):
+                reason = " ".join(str(failure).split())[:300]
+                number = self._rounds.number(server_round)
+                log(WARNING, "round %d: no answer of a client: %s", number, reason)
 
     def _evaluate_centrally(self, server_round: int, tokens: Tokens) -> dict[str, Scalar] | None:
         self._central = None
