@@ -13,6 +13,7 @@ from simulations import (
     bench_evaluation,
     bench_labels,
     bench_message,
+    deployment,
     federation,
     scaling,
     seeds,
@@ -115,6 +116,26 @@ def run_federation(
 ) -> None:
     """Compare a federation with its members, the paper's step and all data in one place."""
     typer.echo(federation.run(seed or list(range(5)), jobs, folder))
+
+
+@app.command("deployment")
+def run_deployment(
+    rounds: Annotated[int, typer.Option(min=5, help="Rounds; a fault in each of the first 5.")] = 5,
+    k_shot: Annotated[int, typer.Option(min=1, help="Examples per class and node.")] = 4,
+    queries: Annotated[int, typer.Option(min=1, help="Queries of a node's search.")] = 60,
+    test_size: Annotated[int, typer.Option(min=1, help="Held-out examples.")] = 100,
+    folder: Annotated[Path, typer.Option(help="Where the table goes.")] = seeds.RESULTS,
+) -> None:
+    """Kill and restart a deployment's processes; compare what it learns with an undisturbed run."""
+    settings = {
+        "num-server-rounds": rounds,
+        "k-shot": k_shot,
+        "queries-per-round": queries,
+        "test-size": test_size,
+        "public-per-class": 0,
+        "race-candidates": 2,
+    }
+    typer.echo(deployment.run(settings, folder))
 
 
 @app.command("seeds")

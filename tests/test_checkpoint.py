@@ -128,11 +128,16 @@ def test_a_full_disk_gives_one_warning_and_the_run_goes_on(
     tmp_path: Path, warned: list[str]
 ) -> None:
     folder = RunFolder.new(tmp_path, "run")
-    for name in ("history.jsonl", ".prompt.json.tmp", ".checkpoint.json.tmp"):
-        (folder.path / name).symlink_to("/dev/full")
+    links = [
+        folder.path / name for name in ("history.jsonl", ".prompt.json.tmp", ".checkpoint.json.tmp")
+    ]
+    for link in links:
+        link.symlink_to("/dev/full")
     folder.append("start")
     folder.write_prompt({"prompt": "x"})
     folder.write_checkpoint("{}")
+    for link in links:
+        link.unlink()  # whoever reads what is left of a test would read for ever
     (warning,) = warned
     assert "No space left" in warning
     assert "the run goes on" in warning

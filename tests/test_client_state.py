@@ -152,6 +152,7 @@ def test_a_full_disk_gives_one_warning_and_nothing_stops(file: Path, warned: lis
     for number in range(3):
         state.feedback.record(trial(number))
     state.end(answer(state, "a"))
+    file.unlink()
     (warning,) = warned
     assert "not kept on disk" in warning
     assert "No space left" in warning
