@@ -13,6 +13,7 @@ import json
 import os
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from logging import WARNING
 from pathlib import Path
@@ -241,5 +242,6 @@ def _warn_of_version(what: str, version: Any) -> None:
 
 def _remove_old(folder: Path) -> None:
     for file in folder.iterdir():
-        if time.time() - file.stat().st_mtime > KEPT_DAYS * 86400:
-            file.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):  # another process was faster
+            if time.time() - file.stat().st_mtime > KEPT_DAYS * 86400:
+                file.unlink()

@@ -120,7 +120,7 @@ class AnswerCache:
     ) -> "AnswerCache":
         """Read what `to_json` wrote."""
         cache = cls(capacity, archives)
-        cache._answers = dict(json.loads(text))
+        cache._answers = dict(list(json.loads(text).items())[-capacity:])
         return cache
 
 
