@@ -33,31 +33,18 @@ class RunFolder:
 
     Parameters
     ----------
-    path : Path
-        A folder that is there.
+    parent : Path
+        Where run folders are made.
+    name : str
+        Beginning of the folder's name; the time of day follows.
+
+    Raises
+    ------
+    ConfigError
+        If it cannot be made.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path.resolve()
-        self._warned = False
-        self._lock = FileLock(self.path / ".lock")
-
-    @classmethod
-    def new(cls, parent: Path, name: str) -> "RunFolder":
-        """Make a folder.
-
-        Parameters
-        ----------
-        parent : Path
-            Where run folders are made.
-        name : str
-            Beginning of the folder's name; the time of day follows.
-
-        Raises
-        ------
-        ConfigError
-            If it cannot be made.
-        """
+    def __init__(self, parent: Path, name: str) -> None:
         stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
         try:
             parent.mkdir(parents=True, exist_ok=True)
@@ -67,7 +54,19 @@ class RunFolder:
             raise ConfigError(
                 f"run-folder = {str(parent)!r}: no folder can be made there ({error})"
             ) from None
-        return cls(path)
+        self._use(path)
+
+    @classmethod
+    def existing(cls, path: Path) -> "RunFolder":
+        """Return the folder of an earlier run."""
+        folder = cls.__new__(cls)
+        folder._use(path)
+        return folder
+
+    def _use(self, path: Path) -> None:
+        self.path = path.resolve()
+        self._warned = False
+        self._lock = FileLock(self.path / ".lock")
 
     def claim(self) -> None:
         """Keep other processes from writing here, as long as this one lives.

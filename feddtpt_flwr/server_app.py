@@ -127,9 +127,9 @@ def build(config: RunConfig, num_clients: int, saved: Checkpoint | None = None) 
     store = models.answer_store(config)
     budget = QueryBudget((config.num_server_rounds + 1) * len(data.test))
     folder = (
-        RunFolder(Path(config.resume))
+        RunFolder.existing(Path(config.resume))
         if saved
-        else RunFolder.new(Path(config.run_folder), f"{task.name}-seed{config.seed}")
+        else RunFolder(Path(config.run_folder), f"{task.name}-seed{config.seed}")
     )
     folder.claim()
     recorder = Recorder(

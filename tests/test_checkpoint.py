@@ -41,7 +41,7 @@ def checkpoint(task: Task) -> Checkpoint:
 
 
 def test_a_checkpoint_is_read_as_it_was_written(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    folder = RunFolder.new(tmp_path, "run")
+    folder = RunFolder(tmp_path, "run")
     folder.write_checkpoint(checkpoint.to_json())
     assert Checkpoint.read(folder.path) == checkpoint
     assert checkpoint.rounds == 2
@@ -108,14 +108,14 @@ def test_another_version_of_the_app_is_warned_of(
 
 
 def test_two_runs_never_write_into_one_folder(tmp_path: Path) -> None:
-    first = RunFolder.new(tmp_path, "run")
+    first = RunFolder(tmp_path, "run")
     first.claim()
     with pytest.raises(ConfigError, match="still at work"):
-        RunFolder(first.path).claim()
+        RunFolder.existing(first.path).claim()
 
 
 def test_the_history_is_cut_back_to_the_checkpoint(tmp_path: Path) -> None:
-    folder = RunFolder.new(tmp_path, "run")
+    folder = RunFolder(tmp_path, "run")
     for number in range(4):
         folder.append("round", round=number)
     assert folder.num_events == 4
@@ -127,7 +127,7 @@ def test_the_history_is_cut_back_to_the_checkpoint(tmp_path: Path) -> None:
 def test_a_full_disk_gives_one_warning_and_the_run_goes_on(
     tmp_path: Path, warned: list[str]
 ) -> None:
-    folder = RunFolder.new(tmp_path, "run")
+    folder = RunFolder(tmp_path, "run")
     links = [
         folder.path / name for name in ("history.jsonl", ".prompt.json.tmp", ".checkpoint.json.tmp")
     ]

@@ -52,7 +52,7 @@ def recorder(
         vocabulary,
         Evaluator(language_model, task, QueryBudget(100)),
         test_set,
-        RunFolder.new(tmp_path, "run"),
+        RunFolder(tmp_path, "run"),
         language_model.name,
     )
 
@@ -240,7 +240,7 @@ def remote(
         vocabulary,
         Evaluator(unsteady, task, QueryBudget(100)),
         test_set,
-        RunFolder.new(tmp_path, "run"),
+        RunFolder(tmp_path, "run"),
         unsteady.name,
     )
 
@@ -323,7 +323,7 @@ def test_a_recorder_goes_on_where_another_one_stopped(
     state = json.loads(json.dumps(recorder.state_dict()))
 
     evaluator = Evaluator(language_model, task, QueryBudget(100))
-    folder = RunFolder(recorder._folder.path)
+    folder = RunFolder.existing(recorder._folder.path)
     config = RunConfig.from_run_config({"seed": 5})
     again = Recorder(config, task, vocabulary, evaluator, test_set, folder, language_model.name)
     again.load_state_dict(state)

@@ -11,11 +11,11 @@ from feddtpt_flwr.statistics import Proportion
 
 @pytest.fixture
 def folder(tmp_path: Path) -> RunFolder:
-    return RunFolder.new(tmp_path / "deep" / "runs", "reviews-seed0")
+    return RunFolder(tmp_path / "deep" / "runs", "reviews-seed0")
 
 
 def test_every_run_has_a_folder_of_its_own(tmp_path: Path) -> None:
-    paths = {RunFolder.new(tmp_path, "same").path for _ in range(5)}
+    paths = {RunFolder(tmp_path, "same").path for _ in range(5)}
     assert len(paths) == 5
     assert all(path.parent == tmp_path.resolve() and path.is_dir() for path in paths)
     assert all(path.name.startswith("same-") for path in paths)
