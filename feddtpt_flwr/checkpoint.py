@@ -108,9 +108,10 @@ class Checkpoint:
         """
         settings = config.to_run_config()
         differing = [
-            f"{key} = {value!r}: the run to resume has {self.settings.get(key)!r}"
+            f"{key} = {value!r}: the run to resume has {self.settings[key]!r}"
             for key, value in settings.items()
-            if key not in FREE_SETTINGS and self.settings.get(key) != value
+            # A setting that a newer version of the app has brought is not in the checkpoint.
+            if key not in FREE_SETTINGS and self.settings.get(key, value) != value
         ]
         if differing:
             differing.append(

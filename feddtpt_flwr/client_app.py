@@ -231,8 +231,13 @@ class PromptTuningClient(NumPyClient):
     def _refusal(self, config: Mapping[str, Scalar], reason: str) -> dict[str, Scalar]:
         """Return what the server is told by a node that has asked nothing."""
         log(ERROR, "client %s: %s", self._name, reason)
-        told = {CLIENT_KEY: self._name, ROUND_KEY: int(config[ROUND_KEY])}
-        return {**told, QUERIES_KEY: 0, FAILURE_KEY: reason}
+        server_round = int(config[ROUND_KEY])
+        return {
+            CLIENT_KEY: self._name,
+            ROUND_KEY: server_round,
+            QUERIES_KEY: 0,
+            FAILURE_KEY: reason,
+        }
 
     def _start(
         self,

@@ -33,7 +33,7 @@ from strategies.wire import (
 START = "Movie review."
 CONFIG = RunConfig.from_run_config(
     {
-        "queries-per-round": 30,
+        "queries-per-round": 60,
         "seed-prompt": START,
         "max-prompt-tokens": 8,
         "dtype": "float32",
@@ -53,7 +53,7 @@ class Mortal:
         self.name = model.name
         self.model = model
         self.asked: list[str] = []
-        self.last = 10**6
+        self.last = 10.0**6
 
     def answer(self, queries: Sequence[str], choices: Sequence[str]) -> list[str]:
         if len(self.asked) >= self.last:
@@ -93,12 +93,12 @@ def test_a_killed_search_ends_where_it_would_have(
 ) -> None:
     (expected,), _, metrics = client(short_reviews).fit(start, message("undisturbed"))
     everything = list(mortal.asked)
-    mortal.asked, mortal.last = [], len(everything) - 10
+    mortal.asked, mortal.last = [], len(everything) / 2
     with pytest.raises(Killed):
         client(short_reviews).fit(start, message("killed"))
     paid = len(mortal.asked)
     assert 0 < paid < len(everything)
-    mortal.last = 10**6
+    mortal.last = 10.0**6
     (tokens,), _, again = client(short_reviews).fit(start, message("killed"))
     assert tokens.tolist() == expected.tolist()
     assert sorted(mortal.asked) == sorted(everything), "each question reached the model once"
