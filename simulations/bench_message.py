@@ -89,13 +89,12 @@ def main(grid, context):
     from feddtpt_flwr import models
     from feddtpt_flwr.config import RunConfig
     from feddtpt_flwr.experiment import load_task
-    settings = {{k: v for k, v in context.run_config.items() if k != "repeats"}}
-    config = RunConfig.from_run_config(settings)
+    config = RunConfig.from_run_config(context.run_config)
     vocabulary = models.masked_lm(config, load_task(config)).vocabulary
     prompt = vocabulary.encode(config.seed_prompt)
     while not (nodes := list(grid.get_node_ids())):
         time.sleep(1)
-    for number in range(2 * context.run_config["repeats"]):
+    for number in range(2 * REPEATS):
         kind = ("empty", "app")[number % 2]
         told = ConfigRecord({{"kind": kind, "server-round": 1 + number, "run": "bench"}})
         import numpy as np
@@ -127,7 +126,7 @@ def run(repeats: int = 5) -> dict[str, Any]:
     """
     with tempfile.TemporaryDirectory(prefix="bench-message-") as name:
         folder = Path(name)
-        app, rows = _app(folder), folder / "rows.jsonl"
+        app, rows = _app(folder, repeats), folder / "rows.jsonl"
         examples = held_out(get_task("rotten_tomatoes"), 40)
         own = folder / "own.jsonl"
         texts = [
@@ -145,7 +144,7 @@ def run(repeats: int = 5) -> dict[str, Any]:
         ):
             bare = statistics.median(_bare(endpoint, text) for text in texts[:8])
             running.start_node("node", **{"data-path": str(own)})
-            run_id = running.run(app, _settings(endpoint, repeats))
+            run_id = running.run(app, _settings(endpoint))
             status = running.wait(run_id, 60.0 * repeats)
             if status != "finished:completed":
                 raise RuntimeError(running.run_log(run_id))
@@ -187,20 +186,19 @@ def markdown(result: dict[str, Any]) -> str:
     )
 
 
-def _app(folder: Path) -> Path:
+def _app(folder: Path, repeats: int) -> Path:
     app = folder / "app"
     for name in ("feddtpt_flwr", "strategies"):
         shutil.copytree(APP / name, app / name, ignore=shutil.ignore_patterns("__pycache__"))
     (app / "LICENSE").write_text("None.\n", encoding="utf-8")
-    (app / "bench_app.py").write_text(_APP, encoding="utf-8")
-    defaults = "\n".join(f"{k} = {json.dumps(v)}" for k, v in _settings("", 1).items())
+    (app / "bench_app.py").write_text(f"REPEATS = {repeats}\n{_APP}", encoding="utf-8")
+    defaults = "\n".join(f"{k} = {json.dumps(v)}" for k, v in _settings("").items())
     (app / "pyproject.toml").write_text(_PROJECT + defaults + "\n", encoding="utf-8")
     return app
 
 
-def _settings(endpoint: str, repeats: int) -> dict[str, Any]:
+def _settings(endpoint: str) -> dict[str, Any]:
     return {
-        "repeats": repeats,
         "endpoint": endpoint,
         "language-model": MODEL,
         "api-key-env": "NO_KEY",
