@@ -84,9 +84,9 @@ class PromptTuningClient(NumPyClient):
         If the black box fails, the local prompt is the best so far, and there is none if not even
         the global prompt could be measured. The metrics say what failed.
         """
-        tokens = self._read(parameters)[0]
         if reason := self._mismatch(config):
             return [], 0, self._refusal(config, reason)
+        tokens = self._read(parameters)[0]
         server_round = int(config[ROUND_KEY])
         rng = np.random.default_rng([self._config.seed, server_round, _stream(self._name)])
         examples = stratified_order([*self._data.train, *self._public], rng)
@@ -145,9 +145,9 @@ class PromptTuningClient(NumPyClient):
         from another client has seen none of either. If the black box fails, there are no counts,
         and the metrics say what failed.
         """
-        prompts = self._read(parameters)
         if reason := self._mismatch(config):
             return 1.0, 0, self._refusal(config, reason)
+        prompts = self._read(parameters)
         validation = self._data.validation
         examples = [*validation, *self._data.train]
         state = self._recall(config, "score")
@@ -231,10 +231,9 @@ class PromptTuningClient(NumPyClient):
     def _refusal(self, config: Mapping[str, Scalar], reason: str) -> dict[str, Scalar]:
         """Return what the server is told by a node that has asked nothing."""
         log(ERROR, "client %s: %s", self._name, reason)
-        server_round = int(config[ROUND_KEY])
         return {
             CLIENT_KEY: self._name,
-            ROUND_KEY: server_round,
+            ROUND_KEY: int(config[ROUND_KEY]),
             QUERIES_KEY: 0,
             FAILURE_KEY: reason,
         }

@@ -218,14 +218,17 @@ def _answers(entries: Iterable[Mapping[str, Any]]) -> dict[str, str]:
 
 
 def _interrupted(past: Iterable[Mapping[str, Any]]) -> Tokens | None:
+    """Return the best prompt of the last search that began, if that did not end."""
+    began: Step | None = None
     start: Tokens | None = None
     best: Tokens | None = None
     for entry in past:
         if "start" in entry:
-            start = best = tuple(entry["start"])
+            began, start = _step(entry), tuple(entry["start"])
+            best = start
         elif best is not None and "trial" in entry and entry["trial"]["accepted"]:
             best = trial_from_dict(entry["trial"]).apply(best)
-        elif "end" in entry and _step(entry)[1] == 0:
+        elif "end" in entry and _step(entry) == began:
             start = best = None
     return best if best != start else None
 

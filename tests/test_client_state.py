@@ -105,6 +105,9 @@ def test_a_search_that_was_killed_leaves_its_best_prompt(file: Path) -> None:
     assert scored.interrupted == (7, 8, 2, 3)
     scored.end(scored.cache())
     assert ClientState(RecordDict(), file, SEARCH_2).interrupted == (7, 8, 2, 3)
+    failed = ClientState(RecordDict(), file, SEARCH_2)
+    failed.end(failed.cache())  # nothing could be measured, so no search began
+    assert ClientState(RecordDict(), file, step(3, "search")).interrupted == (7, 8, 2, 3)
     assert ClientState(RecordDict(), file, SEARCH_1).interrupted is None, "it searches again"
 
 
