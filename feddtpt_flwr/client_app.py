@@ -1,21 +1,23 @@
 """The client: a Flower NumPyClient around the prompt search."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from logging import ERROR, INFO
 from typing import Any
 
 import numpy as np
 from flwr.client import Client, NumPyClient
 from flwr.clientapp import ClientApp
-from flwr.common import ConfigRecord, Context, NDArrays, RecordDict, Scalar, log
+from flwr.common import Context, NDArrays, RecordDict, Scalar, log
 
-from feddtpt_flwr import models
+from feddtpt_flwr import __version__, models
+from feddtpt_flwr.assets import cache_folder
+from feddtpt_flwr.client_state import RUN_KEY, VERSION_KEY, ClientState, Phase, state_file, step
 from feddtpt_flwr.config import RunConfig
 from feddtpt_flwr.data import ClientData, Example
-from feddtpt_flwr.evaluation import AnswerCache, Evaluator, QueryBudget, stratified_order
+from feddtpt_flwr.evaluation import Evaluator, QueryBudget, stratified_order
 from feddtpt_flwr.experiment import load_task, readability
-from feddtpt_flwr.feedback import Feedback, Trial
+from feddtpt_flwr.feedback import Trial
 from feddtpt_flwr.language_model import ModelError
 from feddtpt_flwr.node import NodeConfig, load_node
 from feddtpt_flwr.search import PromptSearch
@@ -25,7 +27,9 @@ from strategies.wire import (
     COMPLETION_TOKENS_KEY,
     COST_KEY,
     FAILURE_KEY,
+    FROM_ARCHIVE_KEY,
     GAIN_KEY,
+    MODEL_KEY,
     PROMPT_TOKENS_KEY,
     QUERIES_KEY,
     ROUND_KEY,
@@ -35,9 +39,6 @@ from strategies.wire import (
     correct_key,
     read_prompt,
 )
-
-STATE_KEY = "feddtpt"
-STATE_VERSION = 1
 
 
 class PromptTuningClient(NumPyClient):
@@ -54,7 +55,8 @@ class PromptTuningClient(NumPyClient):
     config : RunConfig
         Settings of the run.
     state : RecordDict
-        Flower's client state: feedback and answers survive in it from message to message.
+        Flower's client state, in which feedback and answers survive from message to message; in a
+        run that has a name they also do on disk (see `client_state`).
     """
 
     def __init__(
@@ -82,10 +84,14 @@ class PromptTuningClient(NumPyClient):
         If the black box fails, the local prompt is the best so far, and there is none if not even
         the global prompt could be measured. The metrics say what failed.
         """
+        if reason := self._mismatch(config):
+            return [], 0, self._refusal(config, reason)
+        tokens = self._read(parameters)[0]
         server_round = int(config[ROUND_KEY])
         rng = np.random.default_rng([self._config.seed, server_round, _stream(self._name)])
         examples = stratified_order([*self._data.train, *self._public], rng)
-        feedback, evaluator = self._feedback(), self._evaluator(self._config.queries_per_round)
+        state = self._recall(config, "search")
+        evaluator = self._evaluator(self._config.queries_per_round, state)
 
         def progress(accuracy: float, what: str) -> None:
             log(
@@ -110,16 +116,19 @@ class PromptTuningClient(NumPyClient):
             on_accept=lambda trial: progress(trial.accuracy, trial.operator),
         )
         try:
-            result = search.run(self._read(parameters)[0], feedback)
+            start, accuracy = self._start(tokens, state.interrupted, evaluator, examples)
+            state.begin(start)
+            result = search.run(start, state.feedback)
         except ModelError as error:
-            self._save(feedback, evaluator)
+            state.end(evaluator.cache)
             return [], 0, self._report(config, evaluator, error)
         progress(result.accuracy, f"done, {result.num_trials} changes tried")
-        self._save(feedback, evaluator)
+        state.end(evaluator.cache)
+        before = result.start_accuracy if accuracy is None else accuracy
         metrics: dict[str, Scalar] = {
             **self._report(config, evaluator, result.failure),
             VOCABULARY_KEY: self._vocabulary.fingerprint,
-            GAIN_KEY: result.accuracy - result.start_accuracy,
+            GAIN_KEY: result.accuracy - before,
             "accuracy": result.accuracy,
             "trials": result.num_trials,
             "accepted": json.dumps([self._describe(trial) for trial in result.accepted]),
@@ -136,17 +145,20 @@ class PromptTuningClient(NumPyClient):
         from another client has seen none of either. If the black box fails, there are no counts,
         and the metrics say what failed.
         """
+        if reason := self._mismatch(config):
+            return 1.0, 0, self._refusal(config, reason)
         prompts = self._read(parameters)
         validation = self._data.validation
         examples = [*validation, *self._data.train]
-        evaluator = self._evaluator(len(prompts) * len(examples))
+        state = self._recall(config, "score")
+        evaluator = self._evaluator(len(prompts) * len(examples), state)
         texts = [self._vocabulary.decode(tokens) for tokens in prompts]
         try:
             correct = evaluator.correct_all(texts, examples)
         except ModelError as error:
             return 1.0, 0, self._report(config, evaluator, error)
         finally:
-            self._save(self._feedback(), evaluator)
+            state.end(evaluator.cache)
         accuracy = float(correct[0][: len(validation)].mean())
         metrics: dict[str, Scalar] = {
             correct_key(index): int(answers.sum()) for index, answers in enumerate(correct)
@@ -164,7 +176,9 @@ class PromptTuningClient(NumPyClient):
         report: dict[str, Scalar] = {
             CLIENT_KEY: self._name,
             ROUND_KEY: int(config[ROUND_KEY]),
+            MODEL_KEY: models.black_box(self._config),
             QUERIES_KEY: evaluator.budget.used,
+            FROM_ARCHIVE_KEY: evaluator.from_archive,
             UNPARSED_KEY: evaluator.unparsed,
         }
         if usage := evaluator.usage:
@@ -199,31 +213,60 @@ class PromptTuningClient(NumPyClient):
             "accuracy": trial.accuracy,
         }
 
-    def _evaluator(self, budget: int) -> Evaluator:
-        saved = self._saved("answers")
+    def _mismatch(self, config: Mapping[str, Scalar]) -> str:
+        """Return why nothing that this node finds could be shared with the server, if so."""
+        theirs = str(config.get(VOCABULARY_KEY, self._vocabulary.fingerprint))
+        if theirs != self._vocabulary.fingerprint:
+            return (
+                f"masked-lm: this node's vocabulary {self._vocabulary.fingerprint} is not the "
+                f"server's, {theirs}; all nodes need the same masked-lm"
+            )
+        if (version := str(config.get(VERSION_KEY, __version__))) != __version__:
+            return (
+                f"this node runs feddtpt-flwr {__version__}, the server {version}; both need the "
+                "same version"
+            )
+        return ""
+
+    def _refusal(self, config: Mapping[str, Scalar], reason: str) -> dict[str, Scalar]:
+        """Return what the server is told by a node that has asked nothing."""
+        log(ERROR, "client %s: %s", self._name, reason)
+        return {
+            CLIENT_KEY: self._name,
+            ROUND_KEY: int(config[ROUND_KEY]),
+            QUERIES_KEY: 0,
+            FAILURE_KEY: reason,
+        }
+
+    def _start(
+        self,
+        tokens: Tokens,
+        interrupted: Tokens | None,
+        evaluator: Evaluator,
+        examples: Sequence[Example],
+    ) -> tuple[Tokens, float | None]:
+        """Return what to search from, and the accuracy of the global prompt if that is known.
+
+        A search that was killed is not lost: what it had found competes with the global prompt.
+        """
+        if interrupted is None or evaluator.budget.left < 2 * len(examples):
+            return tokens, None
+        texts = [self._vocabulary.decode(prompt) for prompt in (tokens, interrupted)]
+        global_accuracy, other = evaluator.correct_all(texts, examples).mean(axis=1)
+        return (interrupted if other > global_accuracy else tokens), float(global_accuracy)
+
+    def _recall(self, config: Mapping[str, Scalar], phase: Phase) -> ClientState:
+        run = str(config.get(RUN_KEY, ""))
+        # Who wants nothing on disk wants no trials there either.
+        kept = run and self._config.cache_size_mib
+        file = state_file(cache_folder(), run, self._name) if kept else None
+        return ClientState(self._state, file, step(int(config[ROUND_KEY]), phase))
+
+    def _evaluator(self, budget: int, state: ClientState) -> Evaluator:
         store = models.answer_store(self._config)
-        cache = AnswerCache.from_json(saved, store=store) if saved else AnswerCache(store=store)
+        cache = state.cache(*([] if store is None else [store]))  # an empty store is false
         model = models.language_model(self._config)
         return Evaluator(model, self._task, QueryBudget(budget), cache)
-
-    def _feedback(self) -> Feedback:
-        saved = self._saved("feedback")
-        return Feedback.from_json(saved) if saved else Feedback()
-
-    def _saved(self, key: str) -> str | None:
-        record = self._state.config_records.get(STATE_KEY)
-        if record is None or record.get("version") != STATE_VERSION:
-            return None
-        return str(record[key])
-
-    def _save(self, feedback: Feedback, evaluator: Evaluator) -> None:
-        self._state[STATE_KEY] = ConfigRecord(
-            {
-                "version": STATE_VERSION,
-                "feedback": feedback.to_json(),
-                "answers": evaluator.cache.to_json(),
-            }
-        )
 
 
 def _stream(name: str) -> int:

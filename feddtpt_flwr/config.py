@@ -11,6 +11,7 @@ from feddtpt_flwr.assets import EMBEDDED
 from feddtpt_flwr.data import DEFAULT_TASK
 from feddtpt_flwr.language_model.constraints import Constrain
 from strategies.aggregation import Method
+from strategies.by_model import ChooseFor
 
 _VARIABLE = r"[A-Za-z_][A-Za-z0-9_]*"
 
@@ -126,6 +127,15 @@ class RunConfig(BaseModel):
         Clients to wait for.
     run_folder : str
         Where run folders are made.
+    resume : str
+        Folder of an earlier run that is to go on after its last completed round; empty begins a new
+        run. All settings that decide what is found must be those of that run.
+    round_timeout : float
+        Seconds that a round waits for its searches, and then again for its scorings; whoever has
+        not answered by then is left out. 0 waits until a node's SuperNode is known to be gone.
+    choose_for : {"mean", "worst"}
+        What the guard decides by: all answers of all clients, or those of the black box that a
+        prompt serves worst, where nodes have different ones.
     """
 
     model_config = ConfigDict(
@@ -177,6 +187,9 @@ class RunConfig(BaseModel):
     fraction_fit: float = Field(1.0, gt=0, le=1)
     min_available_clients: int = Field(2, ge=1)
     run_folder: str = "runs"
+    resume: str = ""
+    round_timeout: float = Field(0.0, ge=0, allow_inf_nan=False)
+    choose_for: ChooseFor = "mean"
 
     @classmethod
     def from_run_config(cls, run_config: Mapping[str, Any]) -> "RunConfig":

@@ -2,13 +2,13 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from feddtpt_flwr.answer_store import AnswerStore
 from feddtpt_flwr.data import Example, Task
 from feddtpt_flwr.language_model import IncrementalLanguageModel, LanguageModel
 from feddtpt_flwr.language_model.answers import parse_answer
@@ -53,22 +53,38 @@ class QueryBudget:
         self.used -= queries
 
 
+class AnswerArchive(Protocol):
+    """Where answers outlast a process."""
+
+    def get(self, digest: str) -> str | None:
+        """Return the answer to the question with this hash, or None."""
+        ...
+
+    def put(self, answers: Mapping[str, str]) -> None:
+        """Keep answers by the hashes of their questions."""
+        ...
+
+
 class AnswerCache:
     """Answers by question; the oldest are forgotten.
 
     Only a hash of the question is kept, so that a stored cache holds no private text.
 
+    What a search has asked itself is known to it and free. What lies in an archive, because an
+    earlier attempt or another process has asked, is not paid for again, but counts as if it were:
+    so a search takes the same course whether archives are full or empty.
+
     Parameters
     ----------
     capacity : int
         Most answers kept, at least 1.
-    store : AnswerStore, optional
-        Where answers are looked for that are not here, and where new ones go as well.
+    archives : Sequence[AnswerArchive]
+        Where answers may be that are not here, and where new ones go as well.
     """
 
-    def __init__(self, capacity: int = 4096, store: AnswerStore | None = None) -> None:
+    def __init__(self, capacity: int = 4096, archives: Sequence[AnswerArchive] = ()) -> None:
         self._capacity = capacity
-        self._store = store
+        self._archives = archives
         self._answers: dict[str, str] = {}
 
     def __len__(self) -> int:
@@ -76,18 +92,20 @@ class AnswerCache:
         return len(self._answers)
 
     def get(self, question: str) -> str | None:
-        """Return the answer to ``question``, or None."""
+        """Return the answer to ``question``, or None if it is not known."""
+        return self._answers.get(_digest(question))
+
+    def archived(self, question: str) -> str | None:
+        """Return the answer to ``question`` from the archives, or None."""
         digest = _digest(question)
-        answer = self._answers.get(digest)
-        if answer is None and self._store is not None:
-            answer = self._store.get(digest)
-        return answer
+        found = (archive.get(digest) for archive in self._archives)
+        return next((answer for answer in found if answer is not None), None)
 
     def update(self, answers: Iterable[tuple[str, str]]) -> None:
         """Keep ``(question, answer)`` pairs."""
         new = {_digest(question): answer for question, answer in answers}
-        if self._store is not None:  # an empty one is false
-            self._store.put(new)
+        for archive in self._archives:
+            archive.put(new)
         self._answers |= new
         for old in list(self._answers)[: max(0, len(self) - self._capacity)]:
             del self._answers[old]
@@ -98,19 +116,19 @@ class AnswerCache:
 
     @classmethod
     def from_json(
-        cls, text: str, capacity: int = 4096, store: AnswerStore | None = None
+        cls, text: str, capacity: int = 4096, archives: Sequence[AnswerArchive] = ()
     ) -> "AnswerCache":
         """Read what `to_json` wrote."""
-        cache = cls(capacity, store)
-        cache._answers = dict(json.loads(text))
+        cache = cls(capacity, archives)
+        cache._answers = dict(list(json.loads(text).items())[-capacity:])
         return cache
 
 
 class Evaluator:
     """Tells which examples a prompt answers correctly.
 
-    A question that was answered before is not asked again and costs nothing. What is kept of an
-    answer is the answer word it stands for, never the text: that may repeat the question.
+    A question that was answered before is not asked again. What is kept of an answer is the answer
+    word it stands for, never the text: that may repeat the question.
 
     Parameters
     ----------
@@ -119,12 +137,15 @@ class Evaluator:
     task : Task
         Puts prompt and input together and names the answers.
     budget : QueryBudget
-        Charged one query for every question that reaches the black box.
+        Charged one query for every question whose answer the cache does not know, whether the
+        black box or an archive answers it.
     cache : AnswerCache, optional
         Answers to start from.
 
     Attributes
     ----------
+    from_archive : int
+        Queries that were charged and answered from an archive: they reached no black box.
     unparsed : int
         Answers of the black box that fitted no label. They count as wrong.
     """
@@ -140,6 +161,7 @@ class Evaluator:
         self._task = task
         self.budget = budget
         self.cache = AnswerCache() if cache is None else cache
+        self.from_archive = 0
         self.unparsed = 0
         self._rules = json.dumps([task.answers, task.synonyms])
         self._usage_before = _usage(model)
@@ -183,14 +205,20 @@ class Evaluator:
 
     def _ask(self, queries: Sequence[str]) -> dict[str, str]:
         """Return the answer to each query, and charge for what was answered, whatever happens."""
-        answers: dict[str, str] = {}
         self.budget.spend(len(queries))
+        questions = {query: self._question(query) for query in queries}
+        found = {query: self.cache.archived(question) for query, question in questions.items()}
+        answers = {query: answer for query, answer in found.items() if answer is not None}
+        self.cache.update((questions[query], answer) for query, answer in answers.items())
+        self.from_archive += len(answers)
+        missing = [query for query in queries if query not in answers]
         try:
-            for index, text in self._arriving(queries):
+            for index, text in self._arriving(missing):
+                query = missing[index]
                 answer = parse_answer(text, self._task.answers, self._task.synonyms)
-                answers[queries[index]] = UNPARSED if answer is None else answer
+                answers[query] = UNPARSED if answer is None else answer
                 self.unparsed += answer is None
-                self.cache.update([(self._question(queries[index]), answers[queries[index]])])
+                self.cache.update([(questions[query], answers[query])])
         finally:
             self.budget.refund(len(queries) - len(answers))
         return answers

@@ -2,8 +2,9 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,6 +70,11 @@ class Trial:
             accepted=accepted,
         )
 
+    def apply(self, tokens: Tokens) -> Tokens:
+        """Make this change of the prompt ``tokens`` again."""
+        replaced = 0 if self.operator == "insert" else len(self.before)
+        return Edit(self.position, self.position + replaced, self.after).apply(tokens)
+
 
 def site_tokens(edit: Edit, tokens: Tokens) -> Tokens:
     """Return the tokens by which experience with this place is remembered."""
@@ -82,10 +88,16 @@ class Feedback:
 
     Positions move when a prompt changes, so experience is kept by what stood there: by operator
     and by the tokens replaced, deleted or followed. That is what stays valid in another prompt.
+
+    Parameters
+    ----------
+    on_record : Callable[[Trial], None], optional
+        Told every new trial.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, on_record: Callable[[Trial], None] | None = None) -> None:
         self._trials: list[Trial] = []
+        self._on_record = on_record or (lambda _: None)
 
     @property
     def trials(self) -> tuple[Trial, ...]:
@@ -95,6 +107,7 @@ class Feedback:
     def record(self, trial: Trial) -> None:
         """Append the result of a trial."""
         self._trials.append(trial)
+        self._on_record(trial)
 
     def site_counts(self) -> Mapping[SiteKey, tuple[int, int]]:
         """Return ``(successes, failures)`` for each operator and the tokens it was applied to."""
@@ -114,10 +127,20 @@ class Feedback:
         return json.dumps([asdict(trial) for trial in self._trials])
 
     @classmethod
+    def of(
+        cls, trials: Iterable[Trial], on_record: Callable[[Trial], None] | None = None
+    ) -> "Feedback":
+        """Return the feedback of earlier trials; ``on_record`` is told the new ones only."""
+        feedback = cls(on_record)
+        feedback._trials = list(trials)
+        return feedback
+
+    @classmethod
     def from_json(cls, text: str) -> "Feedback":
         """Read what `to_json` wrote."""
-        feedback = cls()
-        for item in json.loads(text):
-            before, after = tuple(item.pop("before")), tuple(item.pop("after"))
-            feedback.record(Trial(before=before, after=after, **item))
-        return feedback
+        return cls.of(trial_from_dict(item) for item in json.loads(text))
+
+
+def trial_from_dict(item: Mapping[str, Any]) -> Trial:
+    """Read a trial that was written as JSON."""
+    return Trial(**{**item, "before": tuple(item["before"]), "after": tuple(item["after"])})

@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 
 from feddtpt_flwr.answer_store import AnswerStore
 from feddtpt_flwr.assets import EMBEDDED, AssetError, cache_folder
@@ -38,6 +39,13 @@ def language_model(config: RunConfig) -> LanguageModel:
     device = _device(config)
     with _named("language-model", config.language_model):
         return _language_model(config.language_model, config.chat, device, config.dtype)
+
+
+def black_box(config: RunConfig) -> str:
+    """Return what others are told of the black box: its name, neither where it runs nor lies."""
+    path = Path(config.language_model)
+    local = not config.endpoint and path.exists()
+    return path.name if local else config.language_model
 
 
 def ready_language_model(config: RunConfig) -> LanguageModel:

@@ -29,9 +29,10 @@ OVERRIDES = (
     "device",
     "dtype",
     "train-file",
+    "queries-per-round",
 )
 """Settings of the run that a node config may replace for its node: where its models and the public
-set's file are."""
+set's file are, and how much a slow one is asked."""
 
 
 class _NodeSettings(BaseModel):

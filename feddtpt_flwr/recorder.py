@@ -4,6 +4,7 @@ import json
 import math
 import platform
 import time
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from io import StringIO
 from logging import INFO, WARNING
@@ -28,6 +29,7 @@ from strategies.wire import (
     COMPLETION_TOKENS_KEY,
     COST_KEY,
     FAILURE_KEY,
+    FROM_ARCHIVE_KEY,
     PROMPT_TOKENS_KEY,
     QUERIES_KEY,
     ROUND_KEY,
@@ -35,7 +37,7 @@ from strategies.wire import (
 )
 
 UNKNOWN = "not known: the language model did not answer"
-_SUMMED = (UNPARSED_KEY, PROMPT_TOKENS_KEY, COMPLETION_TOKENS_KEY, COST_KEY)
+_SUMMED = (FROM_ARCHIVE_KEY, UNPARSED_KEY, PROMPT_TOKENS_KEY, COMPLETION_TOKENS_KEY, COST_KEY)
 _VERSIONS = ("flwr", "torch", "transformers", "scikit-learn", "numpy")
 
 
@@ -86,10 +88,12 @@ class Recorder:
         self._sums: dict[str, float] = dict.fromkeys(_SUMMED, 0)
         self._round_sums = dict(self._sums)
         self._failures = 0
+        self._by_model: Mapping[str, Mapping[str, float]] = {}
         self._prompts: list[Tokens] = []
         self._correct: dict[Tokens, NDArray[np.bool_]] = {}
         self._curve: list[CurvePoint] = []
         self._bytes: list[int] = []
+        self._seconds_before = 0.0
         folder.write_config(config.to_run_config())
 
     def evaluate(
@@ -100,6 +104,9 @@ class Recorder:
         None if the black box fails: what the clients have found is worth more than this figure.
         """
         tokens = tuple(int(token) for token in arrays[0])
+        if server_round < len(self._prompts):  # a resumed run begins with the prompt it has
+            known = self._measure(tokens, f"round {server_round}")
+            return (1 - known.value, {"accuracy": known.value}) if known else None
         self._prompts.append(tokens)
         accuracy = self._measure(tokens, f"round {server_round}")
         if server_round == 0:
@@ -144,6 +151,7 @@ class Recorder:
                     "prompt": self._vocabulary.decode(candidate.tokens),
                     "correct": score.correct if score else None,
                     "total": score.total if score else None,
+                    **_per_model(result, candidate.tokens),
                 }
             )
         self._folder.append(
@@ -159,6 +167,8 @@ class Recorder:
             accuracy=result.central["accuracy"] if result.central else None,
             seconds=round(now - self._round_start, 3),
         )
+        if chosen := _per_model(result, result.chosen.tokens):
+            self._by_model = chosen["by-model"]
         self._round_start = now
         self._round_sums = dict.fromkeys(_SUMMED, 0)
 
@@ -171,6 +181,52 @@ class Recorder:
         if self._curve:
             self._folder.plot(self._curve)
         return self._table()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what was counted and measured so far, as JSON values."""
+        return {
+            "queries": self._queries,
+            "sums": self._sums,
+            "round-sums": self._round_sums,
+            "failures": self._failures,
+            "by-model": self._by_model,
+            "prompts": self._prompts,
+            "correct": [
+                {"tokens": tokens, "correct": correct.astype(int).tolist()}
+                for tokens, correct in self._correct.items()
+            ],
+            "curve": [
+                {"queries": p.queries, "correct": p.accuracy.correct, "total": p.accuracy.total}
+                for p in self._curve
+            ],
+            "bytes": self._bytes,
+            "held-out-queries": self._evaluator.budget.used,
+            "seconds": self._seconds,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` returned."""
+        self._queries = state["queries"]
+        self._sums = dict(state["sums"])
+        self._round_sums = dict(state["round-sums"])
+        self._failures = state["failures"]
+        self._by_model = state["by-model"]
+        self._prompts = [tuple(tokens) for tokens in state["prompts"]]
+        self._correct = {
+            tuple(item["tokens"]): np.array(item["correct"], dtype=np.bool_)
+            for item in state["correct"]
+        }
+        self._curve = [
+            CurvePoint(point["queries"], Proportion(point["correct"], point["total"]))
+            for point in state["curve"]
+        ]
+        self._bytes = list(state["bytes"])
+        self._evaluator.budget.used = state["held-out-queries"]
+        self._seconds_before = state["seconds"]
+
+    @property
+    def _seconds(self) -> float:
+        return self._seconds_before + time.monotonic() - self._start
 
     def _client_metrics(self, phase: str, results: list[tuple[int, Metrics]]) -> Metrics:
         queries, total, correct = 0, 0, 0.0
@@ -264,11 +320,14 @@ class Recorder:
                 f"learned prompt {self._accuracy(learned) or UNKNOWN}"
             ),
             "difference, paired": difference,
-            "LLM queries of the clients": f"{self._queries:,}",
+            **self._model_rows(),
+            "LLM queries of the clients": (
+                f"{self._queries:,}, {self._sums[FROM_ARCHIVE_KEY]:,.0f} of them answered before"
+            ),
             "LLM queries for the held-out examples": f"{self._evaluator.budget.used:,}",
             **self._endpoint_rows(),
             "bytes per round, all clients": ", ".join(f"{size:,}" for size in self._bytes),
-            "time": f"{time.monotonic() - self._start:.0f} s",
+            "time": f"{self._seconds:.0f} s",
             "run folder": str(self._folder.path),
         }
         for name, value in rows.items():
@@ -276,6 +335,15 @@ class Recorder:
         text = StringIO()
         Console(file=text, width=100).print(table)
         return text.getvalue()
+
+    def _model_rows(self) -> dict[str, str]:
+        """Return how the prompt does with each of the nodes' black boxes, if they differ."""
+        lines = [
+            f"{model or 'not named'}: {score['correct'] / score['total']:.1%} "
+            f"of {score['total']:,.0f}"
+            for model, score in self._by_model.items()
+        ]
+        return {"learned prompt on the nodes' examples": "\n".join(lines)} if lines else {}
 
     def _endpoint_rows(self) -> dict[str, str]:
         """Return what there is to say of a model that is not in this process."""
@@ -306,6 +374,15 @@ def _describe(accuracy: Proportion | None) -> dict[str, Any] | None:
         "interval-95": [accuracy.low, accuracy.high],
         "examples": accuracy.total,
     }
+
+
+def _per_model(result: RoundResult, tokens: Tokens) -> dict[str, Any]:
+    """Return a candidate's counts for each black box, if the clients have different ones."""
+    scores = {model: each[tokens] for model, each in result.scores_by_model.items() if each}
+    if len(scores) < 2:
+        return {}
+    counts = {model: {"correct": s.correct, "total": s.total} for model, s in scores.items()}
+    return {"by-model": counts}
 
 
 def _amount(value: Any) -> float:

@@ -2,14 +2,18 @@
 
 import json
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from logging import WARNING
 from pathlib import Path
 from typing import Any
 
 import tomli_w
+from filelock import FileLock, Timeout
+from flwr.common import log
 
+from feddtpt_flwr.config import ConfigError
 from feddtpt_flwr.statistics import Proportion
 
 
@@ -24,33 +28,99 @@ class CurvePoint:
 class RunFolder:
     """A folder of its own for one run.
 
+    If the disk is full or fails while the run is at work, one warning says so and the run goes on:
+    what it finds is still shown at the end.
+
     Parameters
     ----------
     parent : Path
         Where run folders are made.
     name : str
         Beginning of the folder's name; the time of day follows.
+
+    Raises
+    ------
+    ConfigError
+        If it cannot be made.
     """
 
     def __init__(self, parent: Path, name: str) -> None:
         stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
-        parent.mkdir(parents=True, exist_ok=True)
-        self.path = Path(tempfile.mkdtemp(prefix=f"{name}-{stamp}-", dir=parent)).resolve()
-        self.path.chmod(0o755)
+        try:
+            parent.mkdir(parents=True, exist_ok=True)
+            path = Path(tempfile.mkdtemp(prefix=f"{name}-{stamp}-", dir=parent))
+            path.chmod(0o755)
+        except OSError as error:
+            raise ConfigError(
+                f"run-folder = {str(parent)!r}: no folder can be made there ({error})"
+            ) from None
+        self._use(path)
+
+    @classmethod
+    def existing(cls, path: Path) -> "RunFolder":
+        """Return the folder of an earlier run."""
+        folder = cls.__new__(cls)
+        folder._use(path)
+        return folder
+
+    def _use(self, path: Path) -> None:
+        self.path = path.resolve()
+        self._warned = False
+        self._lock = FileLock(self.path / ".lock")
+
+    def claim(self) -> None:
+        """Keep other processes from writing here, as long as this one lives.
+
+        Raises
+        ------
+        ConfigError
+            If another one does already.
+        """
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise ConfigError(
+                f"resume = {str(self.path)!r}: that run is still at work; stop it first"
+            ) from None
+        except OSError as error:
+            self._warn(error)
 
     def write_config(self, config: Mapping[str, Any]) -> None:
-        """Write ``config.toml``, which ``flwr run --run-config`` reads."""
-        self._replace("config.toml", tomli_w.dumps(dict(config)))
+        """Write the settings for ``flwr run --run-config``.
+
+        ``config.toml`` is for the same run again, ``resume.toml`` goes on with this one.
+        """
+        self._replace("config.toml", tomli_w.dumps({**config, "resume": ""}))
+        self._replace("resume.toml", tomli_w.dumps({**config, "resume": str(self.path)}))
 
     def append(self, event: str, **values: Any) -> None:
         """Append one line to ``history.jsonl``."""
         line = json.dumps({"event": event, "time": datetime.now(UTC).isoformat(), **values})
-        with (self.path / "history.jsonl").open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+
+        def write() -> None:
+            with self._history.open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+
+        self._attempt(write)
+
+    @property
+    def num_events(self) -> int:
+        """Lines of ``history.jsonl``."""
+        return len(self._lines())
+
+    def forget_after(self, num_events: int) -> int:
+        """Keep the first lines of ``history.jsonl``; return how many were dropped."""
+        lines = self._lines()
+        self._replace("history.jsonl", "".join(lines[:num_events]))
+        return max(0, len(lines) - num_events)
 
     def write_prompt(self, content: Mapping[str, Any]) -> None:
         """Write ``prompt.json``: the learned prompt with all that one needs to use it."""
         self._replace("prompt.json", json.dumps(content, indent=2) + "\n")
+
+    def write_checkpoint(self, text: str) -> None:
+        """Write what the run needs to go on from here."""
+        self._replace("checkpoint.json", text)
 
     def plot(self, curve: Sequence[CurvePoint]) -> None:
         """Draw ``accuracy.png``: held-out accuracy against queries."""
@@ -68,10 +138,38 @@ class RunFolder:
         axes.set_ylabel(f"accuracy on {curve[0].accuracy.total} held-out examples")
         axes.grid(alpha=0.3)
         axes.legend(loc="lower right")
-        figure.savefig(self.path / "accuracy.png", dpi=120)
+        self._attempt(lambda: figure.savefig(self.path / "accuracy.png", dpi=120))
+
+    @property
+    def _history(self) -> Path:
+        return self.path / "history.jsonl"
+
+    def _lines(self) -> list[str]:
+        if not self._history.exists():
+            return []
+        return self._history.read_text(encoding="utf-8").splitlines(keepends=True)
 
     def _replace(self, name: str, text: str) -> None:
         # All or nothing: a reader never sees half a file, and a crash keeps the one before.
-        temporary = self.path / f".{name}.tmp"
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(self.path / name)
+        def write() -> None:
+            temporary = self.path / f".{name}.tmp"
+            temporary.write_text(text, encoding="utf-8")
+            temporary.replace(self.path / name)
+
+        self._attempt(write)
+
+    def _attempt(self, write: Callable[[], None]) -> None:
+        try:
+            write()
+        except OSError as error:
+            self._warn(error)
+
+    def _warn(self, error: OSError) -> None:
+        if not self._warned:
+            self._warned = True
+            log(
+                WARNING,
+                "%s: not everything can be written; the run goes on: %s",
+                self.path,
+                error,
+            )

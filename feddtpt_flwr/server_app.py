@@ -1,7 +1,8 @@
-"""The server: seed prompt, strategy, central evaluation, run folder."""
+"""The server: seed prompt, strategy, central evaluation, run folder, checkpoints."""
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from logging import INFO, WARNING
 from pathlib import Path
 
@@ -11,12 +12,16 @@ from flwr.server import ServerConfig
 from flwr.server.compat import start_grid
 from flwr.serverapp import Grid, ServerApp
 
-from feddtpt_flwr import models
-from feddtpt_flwr.config import RunConfig
+from feddtpt_flwr import __version__, models
+from feddtpt_flwr.checkpoint import Checkpoint, examples_fingerprint, fingerprint
+from feddtpt_flwr.client_state import RUN_KEY, VERSION_KEY
+from feddtpt_flwr.config import ConfigError, RunConfig
+from feddtpt_flwr.data import Example, Task
 from feddtpt_flwr.evaluation import AnswerCache, Evaluator, QueryBudget
 from feddtpt_flwr.experiment import load_data, load_task, readability, seed_tokens
 from feddtpt_flwr.language_model import ModelError
 from feddtpt_flwr.recorder import Recorder
+from feddtpt_flwr.round_server import RoundServer
 from feddtpt_flwr.run_folder import RunFolder
 from strategies.candidates import Tokens
 from strategies.feddtpt import FedDTPT
@@ -28,15 +33,80 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     """Run the federation; a mistake in the configuration ends it before any query."""
     config = RunConfig.from_run_config(context.run_config)
-    strategy, recorder = build(config, _wait_for_clients(grid, config))
-    start_grid(
-        grid=grid, config=ServerConfig(num_rounds=config.num_server_rounds), strategy=strategy
-    )
-    print(recorder.close(), flush=True)
+    saved = Checkpoint.read(Path(config.resume)) if config.resume else None
+    run = build(config, _wait_for_clients(grid, config), saved)
+    begun = run.rounds
+
+    def completed(server_round: int) -> None:
+        # A prompt that nobody was left to score is settled in the next round, as the strategy does.
+        if run.rounds == begun + server_round:
+            run.save()
+
+    if left := config.num_server_rounds - begun:
+        start_grid(
+            grid=grid,
+            server=RoundServer(run.strategy, completed),
+            config=ServerConfig(num_rounds=left, round_timeout=config.round_timeout or None),
+        )
+    print(run.recorder.close(), flush=True)
 
 
-def build(config: RunConfig, num_clients: int) -> tuple[FedDTPT, Recorder]:
+@dataclass(frozen=True)
+class Run:
+    """A run that is ready to start, or to go on.
+
+    Attributes
+    ----------
+    config : RunConfig
+        Its settings.
+    task : Task
+        Its task.
+    held_out : tuple[Example, ...]
+        Its held-out examples.
+    strategy : FedDTPT
+        At the last completed round.
+    recorder : Recorder
+        At the same.
+    folder : RunFolder
+        Where everything goes.
+    """
+
+    config: RunConfig
+    task: Task
+    held_out: tuple[Example, ...]
+    strategy: FedDTPT
+    recorder: Recorder
+    folder: RunFolder
+
+    @property
+    def rounds(self) -> int:
+        """The last completed round."""
+        return int(self.strategy.state_dict()["round"])
+
+    def save(self) -> None:
+        """Write a checkpoint."""
+        checkpoint = Checkpoint(
+            settings=self.config.to_run_config(),
+            task=fingerprint(self.task),
+            held_out=examples_fingerprint(self.held_out),
+            strategy=self.strategy.state_dict(),
+            recorder=self.recorder.state_dict(),
+            history_lines=self.folder.num_events,
+        )
+        self.folder.write_checkpoint(checkpoint.to_json())
+
+
+def build(config: RunConfig, num_clients: int, saved: Checkpoint | None = None) -> Run:
     """Check everything that a run needs, then put strategy and recorder together.
+
+    Parameters
+    ----------
+    config : RunConfig
+        Settings of the run.
+    num_clients : int
+        Clients that are connected.
+    saved : Checkpoint, optional
+        Where to go on.
 
     Raises
     ------
@@ -46,22 +116,33 @@ def build(config: RunConfig, num_clients: int) -> tuple[FedDTPT, Recorder]:
     """
     task = load_task(config)
     data = load_data(config, 0 if config.clients == "own-data" else num_clients)
+    if saved:
+        saved.check(config, task, data.test)
     masked_lm = models.masked_lm(config, task)
     vocabulary = masked_lm.vocabulary
     first = seed_tokens(config, task, vocabulary)
     masked_lm.log_likelihood([first])  # a service that does not answer shows it here
     model = models.ready_language_model(config)
     # Held-out questions are the experimenter's, not the federation's: counted, but not limited.
+    store = models.answer_store(config)
     budget = QueryBudget((config.num_server_rounds + 1) * len(data.test))
+    folder = (
+        RunFolder.existing(Path(config.resume))
+        if saved
+        else RunFolder(Path(config.run_folder), f"{task.name}-seed{config.seed}")
+    )
+    folder.claim()
     recorder = Recorder(
         config,
         task,
         vocabulary,
-        Evaluator(model, task, budget, AnswerCache(store=models.answer_store(config))),
+        Evaluator(model, task, budget, AnswerCache(archives=() if store is None else (store,))),
         data.test,
-        RunFolder(Path(config.run_folder), f"{task.name}-seed{config.seed}"),
+        folder,
         model.name,
     )
+    # By this name the clients know the run again when it goes on.
+    told = {RUN_KEY: folder.path.name, VERSION_KEY: __version__}
     strategy = FedDTPT(
         initial_prompt=np.array(first, dtype=np.int64),
         embed_fn=models.token_embedder(config, task).embed,
@@ -71,6 +152,7 @@ def build(config: RunConfig, num_clients: int) -> tuple[FedDTPT, Recorder]:
         aggregation=config.aggregation,
         min_samples=config.min_samples or None,
         guard=config.guard,
+        choose_for=config.choose_for,
         race_candidates=config.race_candidates,
         admissible=_safely(readability(config, task)),
         on_round=recorder.round,
@@ -79,10 +161,26 @@ def build(config: RunConfig, num_clients: int) -> tuple[FedDTPT, Recorder]:
         min_evaluate_clients=1,
         min_available_clients=config.min_available_clients,
         evaluate_fn=recorder.evaluate,
+        on_fit_config_fn=lambda _: dict(told),
+        on_evaluate_config_fn=lambda _: dict(told),
         fit_metrics_aggregation_fn=recorder.fit_metrics,
         evaluate_metrics_aggregation_fn=recorder.evaluate_metrics,
     )
-    return strategy, recorder
+    run = Run(config, task, data.test, strategy, recorder, folder)
+    if saved:
+        _restore(run, saved)
+    return run
+
+
+def _restore(run: Run, saved: Checkpoint) -> None:
+    try:
+        run.strategy.load_state_dict(saved.strategy)
+    except ValueError as error:
+        raise ConfigError(f"masked-lm = {run.config.masked_lm!r}: {error}") from None
+    run.recorder.load_state_dict(saved.recorder)
+    dropped = run.folder.forget_after(saved.history_lines)
+    run.folder.append("resume", round=saved.rounds, dropped=dropped)
+    log(INFO, "the run %s goes on after round %d", run.folder.path, saved.rounds)
 
 
 def _safely(admissible: Callable[[Tokens], bool]) -> Callable[[Tokens], bool]:

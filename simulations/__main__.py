@@ -12,6 +12,8 @@ from simulations import (
     bench_endpoint,
     bench_evaluation,
     bench_labels,
+    bench_message,
+    deployment,
     federation,
     scaling,
     seeds,
@@ -90,6 +92,22 @@ def endpoint(
     file.write(json.dumps(bench_endpoint.run(sentences, threads), indent=2) + "\n")
 
 
+@bench.command("message")
+def message(
+    repeats: Annotated[int, typer.Option(min=1, help="Messages of each kind.")] = 5,
+    file: Annotated[
+        typer.FileTextWrite, typer.Option("--json", help="File for the figures; - prints them.")
+    ] = sys.stdout,  # type: ignore[assignment]
+) -> None:
+    """Time a train message to a thin node against one to an empty ClientApp."""
+    result = bench_message.run(repeats)
+    file.write(json.dumps(result, indent=2) + "\n")
+    table = bench_message.markdown(result)
+    if (path := Path(file.name)).suffix == ".json":
+        path.with_suffix(".md").write_text(table, encoding="utf-8")
+    typer.echo(table, err=True)
+
+
 @app.command("federation")
 def run_federation(
     seed: Annotated[list[int] | None, typer.Option(help="A seed; give two or more.")] = None,
@@ -98,6 +116,26 @@ def run_federation(
 ) -> None:
     """Compare a federation with its members, the paper's step and all data in one place."""
     typer.echo(federation.run(seed or list(range(5)), jobs, folder))
+
+
+@app.command("deployment")
+def run_deployment(
+    rounds: Annotated[int, typer.Option(min=5, help="Rounds; a fault in each of the first 5.")] = 5,
+    k_shot: Annotated[int, typer.Option(min=1, help="Examples per class and node.")] = 4,
+    queries: Annotated[int, typer.Option(min=1, help="Queries of a node's search.")] = 60,
+    test_size: Annotated[int, typer.Option(min=1, help="Held-out examples.")] = 100,
+    folder: Annotated[Path, typer.Option(help="Where the table goes.")] = seeds.RESULTS,
+) -> None:
+    """Kill and restart a deployment's processes; compare what it learns with an undisturbed run."""
+    settings = {
+        "num-server-rounds": rounds,
+        "k-shot": k_shot,
+        "queries-per-round": queries,
+        "test-size": test_size,
+        "public-per-class": 0,
+        "race-candidates": 2,
+    }
+    typer.echo(deployment.run(settings, folder))
 
 
 @app.command("seeds")

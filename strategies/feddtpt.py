@@ -1,6 +1,7 @@
 """FedDTPT for ``flwr.server``: ``fit`` and ``evaluate``."""
 
 from collections.abc import Callable, Mapping, Sequence
+from logging import WARNING
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from flwr.common import (
     NDArrays,
     Parameters,
     Scalar,
+    log,
     ndarrays_to_parameters,
     parameters_to_ndarrays,
 )
@@ -22,6 +24,7 @@ from flwr.server.strategy import FedAvg
 from numpy.typing import NDArray
 
 from strategies.aggregation import Method
+from strategies.by_model import ChooseFor
 from strategies.candidates import Tokens
 from strategies.rounds import RoundResult, Rounds
 from strategies.settings import EmbedFn, RoundSettings
@@ -66,6 +69,10 @@ class FedDTPT(FedAvg):
     guard : bool, optional
         Whether clients compare candidates before the global prompt changes. Off is the paper's
         behaviour. Defaults to True.
+    choose_for : str, optional
+        What the guard's comparison decides by: ``"mean"``, all clients' answers, or ``"worst"``,
+        the answers of the black box that a candidate serves worst. Clients name theirs as
+        ``model``. Defaults to ``"mean"``.
     race_candidates : int, optional
         Most candidates besides the incumbent. Defaults to 4.
     admissible : Callable[[Tokens], bool], optional
@@ -107,6 +114,7 @@ class FedDTPT(FedAvg):
         min_samples: int | None = None,
         client_weights: ClientWeights = "equal",
         guard: bool = True,
+        choose_for: ChooseFor = "mean",
         race_candidates: int = 4,
         admissible: Callable[[Tokens], bool] = lambda _: True,
         on_round: Callable[[RoundResult], None] | None = None,
@@ -146,6 +154,7 @@ class FedDTPT(FedAvg):
             min_samples=min_samples,
             client_weights=client_weights,
             guard=guard,
+            choose_for=choose_for,
             race_candidates=race_candidates,
             admissible=admissible,
             min_uploads=min_fit_clients,
@@ -216,6 +225,7 @@ class FedDTPT(FedAvg):
             Reply(proxy.cid, tuple(res.parameters.tensors), res.metrics, res.num_examples)
             for proxy, res in results
         ]
+        self._tell(server_round, failures)
         usable, failed = self._rounds.read_uploads(server_round, replies, len(failures))
         # A client that failed has something to tell as well: what it spent, and what went wrong.
         told = [results[i][1] for i in usable + failed]
@@ -246,6 +256,7 @@ class FedDTPT(FedAvg):
     ) -> tuple[float | None, dict[str, Scalar]]:
         """Count the clients' answers and settle the global prompt."""
         replies = [Reply(proxy.cid, (), res.metrics) for proxy, res in results]
+        self._tell(server_round, failures)
         usable, failed = self._rounds.read_scores(replies, len(failures))
         told = [results[i][1] for i in usable + failed]
         metrics: dict[str, Scalar] = {}
@@ -272,6 +283,14 @@ class FedDTPT(FedAvg):
         if server_round == 0:
             self._evaluate_centrally(self._rounds.number(0), self.prompt)
         return None if len(self._rounds.candidates) > 1 else self._central
+
+    def _tell(self, server_round: int, failures: Sequence[object]) -> None:
+        """Log why clients gave no answer: Flower only counts them."""
+        for failure in failures:
+            if isinstance(failure, BaseException):
+                reason = " ".join(str(failure).split())[:300]
+                number = self._rounds.number(server_round)
+                log(WARNING, "round %d: no answer of a client: %s", number, reason)
 
     def _evaluate_centrally(self, server_round: int, tokens: Tokens) -> dict[str, Scalar] | None:
         self._central = None

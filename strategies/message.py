@@ -13,6 +13,7 @@ from flwr.serverapp.strategy import FedAvg, Result
 from flwr.serverapp.strategy.strategy_utils import validate_message_reply_consistency
 
 from strategies.aggregation import Method
+from strategies.by_model import ChooseFor
 from strategies.candidates import Tokens
 from strategies.rounds import RoundResult, Rounds
 from strategies.settings import EmbedFn, RoundSettings
@@ -56,6 +57,9 @@ class FedDTPT(FedAvg):
     guard : bool (default: True)
         Whether clients compare candidates before the global prompt changes. Off is the paper's
         behaviour.
+    choose_for : str (default: "mean")
+        What the guard's comparison decides by: ``"mean"``, all nodes' answers, or ``"worst"``, the
+        answers of the black box that a candidate serves worst. Nodes name theirs as ``model``.
     race_candidates : int (default: 4)
         Most candidates besides the incumbent.
     admissible : Optional[Callable[[Tokens], bool]] (default: None)
@@ -107,6 +111,7 @@ class FedDTPT(FedAvg):
         min_samples: int | None = None,
         client_weights: ClientWeights = "equal",
         guard: bool = True,
+        choose_for: ChooseFor = "mean",
         race_candidates: int = 4,
         admissible: Callable[[Tokens], bool] | None = None,
         on_round: Callable[[RoundResult], None] | None = None,
@@ -144,6 +149,7 @@ class FedDTPT(FedAvg):
             min_samples=min_samples,
             client_weights=client_weights,
             guard=guard,
+            choose_for=choose_for,
             race_candidates=race_candidates,
             admissible=admissible or (lambda _: True),
             min_uploads=min_train_nodes,

@@ -6,13 +6,14 @@ translate between Flower's calls and these steps.
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from strategies.aggregation import aggregate
+from strategies.by_model import Count, by_model, compared_by, model_name
 from strategies.candidates import (
     Candidate,
     LocalPrompt,
@@ -54,6 +55,8 @@ class RoundResult:
         Content of all messages of the round, in both directions, without framing.
     central
         Metrics of the central evaluation, or ``None`` without one.
+    scores_by_model
+        The same scores for the clients of each black box alone, by its name.
     """
 
     server_round: int
@@ -63,6 +66,7 @@ class RoundResult:
     failures: int
     num_bytes: int
     central: Mapping[str, Any] | None
+    scores_by_model: Mapping[str, Mapping[Tokens, Score]] = field(default_factory=dict)
 
 
 class Rounds:
@@ -118,7 +122,7 @@ class Rounds:
         self._lost_scores = 0
         self._num_bytes = 0
         self._uploads: list[LocalPrompt] = []
-        self._counts: list[dict[Tokens, Score]] = []
+        self._counts: list[Count] = []
 
     def begin_run(self, prompt: Tokens) -> None:
         """Start a run of Flower's from ``prompt``; its round 1 is the one after the last settled.
@@ -257,20 +261,21 @@ class Rounds:
                 self._warn("the count of client %s is rejected: %s", reply.client, error)
                 continue
             valid.append(index)
-            self._counts.append(counts)
+            self._counts.append(Count(model_name(reply.metrics), counts))
         self._lost_scores = lost + len(replies) - len(valid)
         self._failures += self._lost_scores
         return valid, failed
 
     def decide(self) -> Score | None:
         """Settle the global prompt, if it is not yet; return its score, or None without counts."""
-        scores = tally(self._counts)
+        scores = tally([count.scores for count in self._counts])
         chosen = self.candidates[0]
         if len(self.candidates) > 1:
             if self._enough(
                 len(self._counts), self.settings.min_scores, self._lost_scores, "counts"
             ):
-                chosen = choose(self.candidates, scores)[0]
+                compared = compared_by(self._counts, self.settings.choose_for)
+                chosen = choose(self.candidates, compared)[0]
             self._settle(chosen, scores or {c.tokens: Score() for c in self.candidates})
         return scores.get(chosen.tokens)
 
@@ -353,5 +358,6 @@ class Rounds:
                     self._failures,
                     self._num_bytes,
                     self.central,
+                    by_model(self._counts) if scores else {},
                 )
             )

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from strategies.aggregation import Method
+from strategies.by_model import ChooseFor
 from strategies.candidates import Tokens
 from strategies.wire import ClientWeights, UploadError, read_prompt
 
@@ -33,6 +34,7 @@ class RoundSettings:
     min_samples: int | None = None
     client_weights: ClientWeights = "equal"
     guard: bool = True
+    choose_for: ChooseFor = "mean"
     race_candidates: int = 4
     admissible: Callable[[Tokens], bool] = lambda _: True
     min_uploads: int = 1
@@ -45,7 +47,12 @@ class RoundSettings:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.min_samples is not None and self.min_samples < 1:
             raise ValueError(f"min_samples must be None or at least 1, got {self.min_samples}")
-        for name, allowed in (("aggregation", Method), ("client_weights", ClientWeights)):
+        literals = {
+            "aggregation": Method,
+            "client_weights": ClientWeights,
+            "choose_for": ChooseFor,
+        }
+        for name, allowed in literals.items():
             if getattr(self, name) not in get_args(allowed):
                 names = ", ".join(get_args(allowed))
                 raise ValueError(f"unknown {name} {getattr(self, name)!r}; allowed: {names}")

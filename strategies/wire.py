@@ -8,7 +8,8 @@ The contract between strategy and client, whichever of Flower's two interfaces c
   failed, what happened as ``failure``, with what it had found until then or no array.
 - *score* (``evaluate``): the client receives one array for each candidate, and answers with
   ``num-scored``, the number of private examples it tried them on, and ``correct-0``, ``correct-1``,
-  …, how many of these each candidate answered correctly; or with ``failure`` and no counts.
+  …, how many of these each candidate answered correctly; or with ``failure`` and no counts. It may
+  name its black box as ``model``.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,10 +30,12 @@ QUERIES_KEY = "queries"
 SCORED_KEY = "num-scored"
 CLIENT_KEY = "client"
 UNPARSED_KEY = "unparsed"
+FROM_ARCHIVE_KEY = "from-archive"
 PROMPT_TOKENS_KEY = "prompt-tokens"
 COMPLETION_TOKENS_KEY = "completion-tokens"
 COST_KEY = "cost"
 FAILURE_KEY = "failure"
+MODEL_KEY = "model"
 
 ClientWeights = Literal["equal", "examples", "accuracy"]
 """What a client's tokens count by: all alike, its number of examples, or its local accuracy."""

@@ -97,7 +97,7 @@ def test_a_file_that_cannot_be_used_gives_one_warning(
     else:
         file.mkdir()
     store = AnswerStore(file, MIB)
-    cache = AnswerCache(store=store)
+    cache = AnswerCache(archives=[store])
     for number in range(3):
         cache.update([(f"question {number}", "positive")])
         assert cache.get(f"question {number}") == "positive"
@@ -113,7 +113,7 @@ def test_a_full_disk_gives_one_warning(file: Path, warned: list[str]) -> None:
     assert store._database
     # SQLite's own way to be full, as no test can fill a disk.
     store._database.execute("PRAGMA max_page_count = 8")
-    cache = AnswerCache(store=store)
+    cache = AnswerCache(archives=[store])
     for number in range(2000):
         cache.update([(str(number), "negative")])
     assert cache.get("1999") == "negative"
@@ -130,13 +130,13 @@ def test_a_folder_without_the_right_to_write(file: Path) -> None:
 
 
 def test_no_question_is_in_the_file(file: Path) -> None:
-    cache = AnswerCache(store=AnswerStore(file, MIB))
+    cache = AnswerCache(archives=[AnswerStore(file, MIB)])
     cache.update([("model\0A secret sentence about Alice", "positive")])
     content = b"".join(path.read_bytes() for path in file.parent.iterdir())
     assert b"positive" in content
     assert b"secret" not in content
     assert b"Alice" not in content
     # A new cache, as of another process, finds it by the question.
-    other = AnswerCache(store=AnswerStore(file, MIB))
-    assert other.get("model\0A secret sentence about Alice") == "positive"
+    other = AnswerCache(archives=[AnswerStore(file, MIB)])
+    assert other.archived("model\0A secret sentence about Alice") == "positive"
     assert other.to_json() == "{}"

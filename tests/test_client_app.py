@@ -7,7 +7,8 @@ from flwr.common import ConfigRecord, RecordDict
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from numpy.typing import NDArray
 
-from feddtpt_flwr.client_app import STATE_KEY, PromptTuningClient, client_fn
+from feddtpt_flwr.client_app import PromptTuningClient, client_fn
+from feddtpt_flwr.client_state import STATE_KEY, STATE_VERSION
 from feddtpt_flwr.config import RunConfig
 from feddtpt_flwr.data import ClientData, Example, Task
 from feddtpt_flwr.evaluation import Evaluator, QueryBudget
@@ -223,7 +224,7 @@ def test_the_state_of_another_version_is_ignored(node: Node, start: NDArray[np.i
     _, _, metrics = node.evaluate(start)
     assert metrics[QUERIES_KEY] == len(node.data.train) + len(node.data.validation)
     assert node.saved("feedback") == []
-    assert node.state.config_records[STATE_KEY]["version"] == 1
+    assert node.state.config_records[STATE_KEY]["version"] == STATE_VERSION
 
 
 def test_a_state_without_a_version_is_ignored(node: Node, start: NDArray[np.int64]) -> None:

@@ -12,7 +12,8 @@ from flwr.common import RecordDict
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 
 from feddtpt_flwr import models
-from feddtpt_flwr.client_app import STATE_KEY, PromptTuningClient
+from feddtpt_flwr.client_app import PromptTuningClient
+from feddtpt_flwr.client_state import STATE_KEY
 from feddtpt_flwr.config import RunConfig
 from feddtpt_flwr.data import ClientData, Example
 from feddtpt_flwr.language_model.api import ApiLanguageModel
@@ -21,6 +22,7 @@ from strategies.wire import (
     COMPLETION_TOKENS_KEY,
     COST_KEY,
     FAILURE_KEY,
+    FROM_ARCHIVE_KEY,
     PROMPT_TOKENS_KEY,
     QUERIES_KEY,
     ROUND_KEY,
@@ -97,7 +99,7 @@ def test_a_search_reports_what_it_used_and_pays_for_nothing_twice(
     proxy: FaultProxy, start: list[Any], short_reviews: tuple[Example, ...]
 ) -> None:
     node = Node(config(proxy), short_reviews)
-    _, _, metrics = node.client().fit(start, {ROUND_KEY: 1})
+    tokens, _, metrics = node.client().fit(start, {ROUND_KEY: 1})
     queries = metrics[QUERIES_KEY]
     assert isinstance(queries, int)
     assert 0 < queries == proxy.answered.total() <= QUERIES
@@ -110,13 +112,15 @@ def test_a_search_reports_what_it_used_and_pays_for_nothing_twice(
     assert metrics[UNPARSED_KEY] == 0
     assert FAILURE_KEY not in metrics
 
-    # Another node of the same machine with the same questions, as after a run that was ended:
-    # it finds the answers on disk, and uses the queries it saves to search on.
+    # Another run on the same machine: it finds the answers on disk and takes the same course.
     models._answer_store.cache_clear()
     again = Node(config(proxy), short_reviews)
-    _, _, more = again.client().fit(start, {ROUND_KEY: 1})
-    assert max(proxy.answered.values()) == 1
-    assert proxy.answered.total() == queries + int(more[QUERIES_KEY])
+    other, _, same = again.client().fit(start, {ROUND_KEY: 1})
+    assert proxy.answered.total() == queries
+    assert (same[QUERIES_KEY], same[FROM_ARCHIVE_KEY]) == (queries, queries)
+    assert metrics[FROM_ARCHIVE_KEY] == same["requests"] == same[COST_KEY] == 0
+    assert other[0].tolist() == tokens[0].tolist()
+    assert same["accepted"] == metrics["accepted"]
 
 
 def test_without_a_cache_everything_is_asked_again(

@@ -14,7 +14,9 @@ from feddtpt_flwr.message_client import app, reply_to_evaluate, reply_to_train
 from feddtpt_flwr.vocabulary import Vocabulary
 from strategies.wire import (
     CLIENT_KEY,
+    FROM_ARCHIVE_KEY,
     GAIN_KEY,
+    MODEL_KEY,
     QUERIES_KEY,
     ROUND_KEY,
     SCORED_KEY,
@@ -70,9 +72,9 @@ def test_a_reply_is_what_the_client_says(
     (numbers,) = reply.content.metric_records.values()
     (report,) = reply.content.config_records.values()
     assert numbers["num-examples"] == 6
-    searched = {"num-examples", GAIN_KEY, QUERIES_KEY, UNPARSED_KEY, "accuracy", "trials"}
-    assert numbers.keys() == searched
-    assert report.keys() == {CLIENT_KEY, ROUND_KEY, VOCABULARY_KEY, "accepted"}
+    searched = {GAIN_KEY, QUERIES_KEY, FROM_ARCHIVE_KEY, UNPARSED_KEY, "accuracy", "trials"}
+    assert numbers.keys() == searched | {"num-examples"}
+    assert report.keys() == {CLIENT_KEY, ROUND_KEY, VOCABULARY_KEY, MODEL_KEY, "accepted"}
     assert report[VOCABULARY_KEY] == vocabulary.fingerprint
     assert (report[CLIENT_KEY], report[ROUND_KEY]) == ("ward 3", 2)
     assert isinstance(json.loads(str(report["accepted"])), list)

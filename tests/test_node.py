@@ -109,6 +109,7 @@ NODES_OWN: dict[str, Any] = {
     "device": "cpu",
     "dtype": "float32",
     "train-file": "/data/public.csv",
+    "queries-per-round": 25,
 }
 
 

@@ -130,7 +130,7 @@ def test_a_whole_run(
     for text in (SEED, LEARNED, "48", "1,234", f"{TEST_SIZE} held-out"):
         assert text in table
     names = {path.name for path in recorder._folder.path.iterdir()}
-    assert names == {"accuracy.png", "config.toml", "history.jsonl", "prompt.json"}
+    assert names == {"accuracy.png", "config.toml", "history.jsonl", "prompt.json", "resume.toml"}
 
 
 def test_the_prompt_file_says_all_that_one_needs_to_use_it(
@@ -306,3 +306,53 @@ def test_tokens_costs_and_failures_are_added_up(
 def test_impossible_amounts_are_left_out(amount: Any, recorder: Recorder) -> None:
     recorder.fit_metrics([search_metrics("0"), search_metrics("1", **{COST_KEY: amount})])
     assert [line[CLIENT_KEY] for line in history(recorder)] == ["0"]
+
+
+def test_a_recorder_goes_on_where_another_one_stopped(
+    recorder: Recorder,
+    vocabulary: Vocabulary,
+    tmp_path: Path,
+    task: Task,
+    language_model: LocalLanguageModel,
+    test_set: tuple[Example, ...],
+) -> None:
+    recorder.evaluate(0, arrays(vocabulary, SEED), {})
+    recorder.fit_metrics([search_metrics("0")])
+    recorder.evaluate(1, arrays(vocabulary, LEARNED), {})
+    recorder.round(settled(vocabulary, LEARNED))
+    state = json.loads(json.dumps(recorder.state_dict()))
+
+    evaluator = Evaluator(language_model, task, QueryBudget(100))
+    folder = RunFolder.existing(recorder._folder.path)
+    config = RunConfig.from_run_config({"seed": 5})
+    again = Recorder(config, task, vocabulary, evaluator, test_set, folder, language_model.name)
+    again.load_state_dict(state)
+    assert json.loads(json.dumps(again.state_dict())) | {"seconds": 0} == state | {"seconds": 0}
+    # Flower evaluates the prompt that it starts from; that is known.
+    before = history(recorder)
+    assert again.evaluate(1, arrays(vocabulary, LEARNED), {})
+    assert history(again) == before
+    assert evaluator.from_archive == 0
+    assert again.state_dict()["held-out-queries"] == state["held-out-queries"]
+    table = again.close()
+    assert SEED in table
+    assert json.loads(file(again, "prompt.json"))["rounds"] == 1
+
+
+def test_models_are_told_apart_if_there_are_several(
+    recorder: Recorder, vocabulary: Vocabulary
+) -> None:
+    recorder.evaluate(0, arrays(vocabulary, SEED), {})
+    tokens = tuple(vocabulary.encode(SEED))
+    candidate = Candidate(tokens, "incumbent")
+    by_model = {"large": {tokens: Score(3, 4)}, "small": {tokens: Score(1, 4)}}
+    result = RoundResult(1, candidate, (candidate,), {tokens: Score(4, 8)}, 0, 1, None, by_model)
+    recorder.round(result)
+    (written,) = history(recorder)[-1]["candidates"]
+    assert written["by-model"] == {
+        "large": {"correct": 3, "total": 4},
+        "small": {"correct": 1, "total": 4},
+    }
+    table = recorder.close()
+    assert "large: 75.0% of 4" in table
+    assert "small: 25.0% of 4" in table

@@ -24,6 +24,8 @@ def simulate(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [str(Path(sys.executable).parent / "feddtpt-flwr"), "simulate", str(folder)]
     # A thread per simulated client and core, so that the machine's other work matters less.
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+    # Ray's workers import what is there before what Flower has unpacked.
+    environment.pop("PYTHONPATH", None)
     return subprocess.run(
         [*command, *arguments], env=environment, capture_output=True, text=True, timeout=400
     )
@@ -97,8 +99,15 @@ def run(
 
 
 def test_the_run_folder_is_complete(run: Run) -> None:
-    names = {path.name for path in run.folder.iterdir()}
-    assert names == {"accuracy.png", "config.toml", "history.jsonl", "prompt.json"}
+    names = {path.name for path in run.folder.iterdir() if not path.name.startswith(".")}
+    assert names == {
+        "accuracy.png",
+        "checkpoint.json",
+        "config.toml",
+        "history.jsonl",
+        "prompt.json",
+        "resume.toml",
+    }
     config = tomllib.loads((run.folder / "config.toml").read_text(encoding="utf-8"))
     assert config["queries-per-round"] == QUERIES
     assert config["seed-prompt"] == run.prompt["seed-prompt"] == "Movie review."

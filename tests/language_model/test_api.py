@@ -351,17 +351,19 @@ def test_requests_per_minute_are_kept(
 def test_the_budget_is_exact_whatever_fails(
     proxy: FaultProxy, task: Task, short_reviews: tuple[Example, ...], tmp_path: Path
 ) -> None:
-    budget = QueryBudget(7)
+    paid = 0
     for fault in (faults.error(403), faults.error(500), faults.no_choices, None, None):
         proxy.faults = [None, fault, None]
-        cache = AnswerCache(store=AnswerStore(tmp_path / "answers.sqlite", 2**20))
+        cache = AnswerCache(archives=[AnswerStore(tmp_path / "answers.sqlite", 2**20)])
+        budget = QueryBudget(7)
         judge = Evaluator(model(proxy.url, patience=0.0), task, budget, cache)
         try:
             judge.correct(PROMPT, short_reviews[:7])
         except ModelError:
             assert fault is not None
-        assert budget.used == proxy.answered.total() <= budget.limit
-    assert budget.used == 7
+        paid += budget.used - judge.from_archive
+        assert paid == proxy.answered.total() <= budget.limit
+    assert budget.used == paid == 7
     assert max(proxy.answered.values()) == 1
 
 

@@ -18,13 +18,14 @@ from flwr.server.client_proxy import ClientProxy
 from numpy.typing import NDArray
 
 from strategies import aggregate
-from strategies.candidates import Tokens
+from strategies.candidates import Score, Tokens
 from strategies.feddtpt import FedDTPT
 from strategies.rounds import RoundResult
 from strategies.wire import (
     CLIENT_KEY,
     FAILURE_KEY,
     GAIN_KEY,
+    MODEL_KEY,
     ROUND_KEY,
     SCORED_KEY,
     VOCABULARY_KEY,
@@ -537,3 +538,28 @@ def test_if_every_model_fails_the_prompt_stays() -> None:
     server.fit((cast(ClientProxy, Proxy("0")), FitRes(OK, ndarrays_to_parameters([]), 0, failed)))
     assert server.strategy.prompt == SEED
     assert server.rounds[-1].failures == 1
+
+
+@pytest.mark.parametrize(("choose_for", "chosen"), [("mean", A), ("worst", B)])
+def test_the_prompt_is_chosen_for_all_answers_or_the_worst_model(
+    choose_for: Any, chosen: Tokens
+) -> None:
+    server = Server(choose_for=choose_for)
+    candidates = server.fit(*uploads(A, B))
+    large = scores(candidates, {A: 10, B: 6, SEED: 3})
+    small = scores(candidates, {A: 2, B: 5, SEED: 3})
+    for (_, result), model in ((large, "large"), (small, "small")):
+        result.metrics[MODEL_KEY] = model
+    loss, _ = server.score(large, large, small)
+    assert server.strategy.prompt == chosen
+    (record,) = server.rounds
+    assert record.scores_by_model["large"][A] == Score(20, 20)
+    assert record.scores_by_model["small"][A] == Score(2, 10)
+    assert loss == pytest.approx(1 - record.scores[chosen].accuracy), "reported over all answers"
+
+
+def test_why_a_client_gave_no_answer_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    server = Server()
+    with caplog.at_level("WARNING", logger="flwr"):
+        server.fit(*uploads(A), failures=1)
+    assert "round 1: no answer of a client: lost" in caplog.text

@@ -1,0 +1,152 @@
+"""What a run needs to go on after its last completed round, in one file of its run folder."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from logging import WARNING
+from pathlib import Path
+from typing import Any
+
+from flwr.common import log
+
+from feddtpt_flwr import __version__
+from feddtpt_flwr.config import ConfigError, RunConfig
+from feddtpt_flwr.data import Example, Task
+
+CHECKPOINT_VERSION = 1
+FILE_NAME = "checkpoint.json"
+
+FREE_SETTINGS = frozenset(
+    {
+        "num-server-rounds",
+        "resume",
+        "run-folder",
+        "round-timeout",
+        "min-available-clients",
+        "api-key-env",
+        "masked-lm-key-env",
+        "concurrency",
+        "requests-per-minute",
+        "tokens-per-minute",
+        "timeout",
+        "price-per-million-input",
+        "price-per-million-output",
+        "cache-size-mib",
+    }
+)
+"""Settings that a run may change when it goes on: none decides what prompt is found."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A run after a completed round.
+
+    Attributes
+    ----------
+    settings : Mapping[str, Any]
+        The run's settings under their names in the configuration.
+    task, held_out : str
+        Fingerprints of the task and of the held-out examples.
+    strategy, recorder : Mapping[str, Any]
+        What their ``state_dict`` returned.
+    history_lines : int
+        Lines of ``history.jsonl`` at that time.
+    app_version : str
+        Version of this app.
+    version : int
+        Version of this format.
+    """
+
+    settings: Mapping[str, Any]
+    task: str
+    held_out: str
+    strategy: Mapping[str, Any]
+    recorder: Mapping[str, Any]
+    history_lines: int
+    app_version: str = __version__
+    version: int = CHECKPOINT_VERSION
+
+    @property
+    def rounds(self) -> int:
+        """The last completed round; 0 before the first."""
+        return int(self.strategy["round"])
+
+    def to_json(self) -> str:
+        """Return the checkpoint as JSON text."""
+        return json.dumps(asdict(self)) + "\n"
+
+    @classmethod
+    def read(cls, folder: Path) -> "Checkpoint":
+        """Read the checkpoint in a run folder.
+
+        Raises
+        ------
+        ConfigError
+            If there is none, or none that this version of the app can read.
+        """
+        file = folder / FILE_NAME
+        try:
+            content = json.loads(file.read_text(encoding="utf-8"))
+            if content["version"] != CHECKPOINT_VERSION:
+                raise ValueError(f"version {content['version']}, not {CHECKPOINT_VERSION}")
+            return cls(**content)
+        except FileNotFoundError:
+            reason = f"there is no {file}; the folder of an earlier run is needed"
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            reason = f"{file} is no checkpoint that this app can read ({error})"
+        raise ConfigError(f"resume = {str(folder)!r}: {reason}")
+
+    def check(self, config: RunConfig, task: Task, held_out: Sequence[Example]) -> None:
+        """Compare with the run that is to go on.
+
+        Raises
+        ------
+        ConfigError
+            If a setting, the task or the held-out examples are not the same, or fewer rounds are
+            wanted than there were; the message names the setting and both values.
+        """
+        settings = config.to_run_config()
+        differing = [
+            f"{key} = {value!r}: the run to resume has {self.settings[key]!r}"
+            for key, value in settings.items()
+            # A setting that a newer version of the app has brought is not in the checkpoint.
+            if key not in FREE_SETTINGS and self.settings.get(key, value) != value
+        ]
+        if differing:
+            differing.append(
+                f"a run goes on with its own settings, as in {config.resume}/resume.toml; only "
+                f"these may change: {', '.join(sorted(FREE_SETTINGS - {'resume', 'run-folder'}))}"
+            )
+        elif fingerprint(task) != self.task:
+            differing = [f"task = {config.task!r}: it is not as it was when the run began"]
+        elif examples_fingerprint(held_out) != self.held_out:
+            differing = [
+                "resume: the held-out examples are not those of the run to resume; its test file "
+                f"or data-source = {config.data_source!r} has changed"
+            ]
+        elif config.num_server_rounds < self.rounds:
+            differing = [
+                f"num-server-rounds = {config.num_server_rounds}: the run to resume has completed "
+                f"{self.rounds}; as many or more are allowed"
+            ]
+        if differing:
+            raise ConfigError("\n".join(differing))
+        if self.app_version != __version__:
+            log(
+                WARNING,
+                "the run was begun with version %s of this app and goes on with %s: "
+                "what follows may differ from what it would have been",
+                self.app_version,
+                __version__,
+            )
+
+
+def fingerprint(value: Any) -> str:
+    """Return a short hash of what a value says of itself."""
+    return hashlib.blake2b(repr(value).encode(), digest_size=8).hexdigest()
+
+
+def examples_fingerprint(examples: Sequence[Example]) -> str:
+    """Return a short hash of examples and their order; no text can be read from it."""
+    return fingerprint([(example.input, example.label) for example in examples])

@@ -1,0 +1,250 @@
+"""What a client remembers from message to message.
+
+In a deployment every message starts a new process. Flower hands its client state on from one to the
+next, but keeps it in the SuperNode's memory, only takes it from a process that ends well, and gives
+none to another run that goes on with this one. So there is a file as well: every answer and every
+trial is appended to it at once. A message that comes again, after its process or the whole run was
+killed, finds everything as it was when it first came, and what had been answered until then in an
+archive. It therefore takes the same course, and asks nothing twice.
+"""
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import asdict
+from logging import WARNING
+from pathlib import Path
+from typing import Any, Literal
+
+from flwr.common import ConfigRecord, RecordDict, log
+
+from feddtpt_flwr.evaluation import AnswerCache
+from feddtpt_flwr.feedback import Feedback, trial_from_dict
+from strategies.candidates import Tokens
+
+STATE_KEY = "feddtpt"
+STATE_VERSION = 2
+
+RUN_KEY = "run"
+"""Key of a message's configuration for the name by which a run and its continuations are known."""
+
+VERSION_KEY = "app-version"
+"""Key of a message's configuration for the version of the app on the server."""
+
+KEPT_DAYS = 30
+"""Files that no message has touched for so long are removed."""
+
+Phase = Literal["search", "score"]
+Step = tuple[int, int]
+"""A message's place in a run: its round, and 0 for the search or 1 for the scoring."""
+
+
+def step(server_round: int, phase: Phase) -> Step:
+    """Return the place of a message in its run."""
+    return server_round, ("search", "score").index(phase)
+
+
+def state_file(folder: Path, run: str, client: str) -> Path:
+    """Return the file of one client in one run.
+
+    Both names come from elsewhere; a hash of them leads to no other folder.
+    """
+    digest = hashlib.blake2b(f"{run}\0{client}".encode(), digest_size=16).hexdigest()
+    return folder / "clients" / f"{digest}.jsonl"
+
+
+class ClientState:
+    """A client's trials and answers, as they were before one message of a run.
+
+    It is an archive (`evaluation.AnswerArchive`) of what an earlier attempt at the same message, or
+    a later one, had been answered.
+
+    Parameters
+    ----------
+    flower : RecordDict
+        Flower's client state.
+    file : Path, optional
+        See `state_file`; without one, Flower's state is all there is.
+    now : Step
+        The message's place in the run.
+
+    Attributes
+    ----------
+    feedback : Feedback
+        The trials so far; new ones are written down.
+    interrupted : Tokens, optional
+        The best prompt of the last search before, if that never came to its end.
+    """
+
+    def __init__(self, flower: RecordDict, file: Path | None, now: Step) -> None:
+        self._flower = flower
+        self._file = file
+        self._now = now
+        there, intact = self._read()
+        past = [entry for entry in there if _step(entry) < now]
+        # Flower's state has more than the file where the disk is another one than before.
+        flowers = self._read_flowers()
+        if flowers and (not past or _step(flowers[-1]) > max(map(_step, past))):
+            past = flowers
+        other = [entry for entry in there if _step(entry) >= now and "answers" in entry]
+        # Trials of another attempt at this message would count twice.
+        if not intact or there != past + other:
+            self._write(past + other)
+        self._archive = _answers(other)
+        self._known = _answers(past)
+        trials = [trial_from_dict(entry["trial"]) for entry in past if "trial" in entry]
+        self.feedback = Feedback.of(trials, lambda trial: self._append(trial=asdict(trial)))
+        self.interrupted = _interrupted(past)
+
+    def cache(self, *archives: Any) -> AnswerCache:
+        """Return the answers that are known, with this state and ``archives`` behind them."""
+        return AnswerCache.from_json(json.dumps(self._known), archives=(self, *archives))
+
+    def get(self, digest: str) -> str | None:
+        """Return the answer that another attempt has got to the question with this hash."""
+        return self._archive.get(digest)
+
+    def put(self, answers: Mapping[str, str]) -> None:
+        """Write down new answers by the hashes of their questions."""
+        new = {digest: text for digest, text in answers.items() if digest not in self._archive}
+        if new:
+            self._archive |= new
+            self._append(answers=new)
+
+    def begin(self, tokens: Tokens) -> None:
+        """Write down that a search begins from a prompt."""
+        self._append(start=list(tokens))
+
+    def end(self, cache: AnswerCache) -> None:
+        """Write down that the message is done, and hand the state to Flower.
+
+        Parameters
+        ----------
+        cache : AnswerCache
+            What `cache` returned, with the new answers.
+        """
+        self._append(end=True)
+        self._flower[STATE_KEY] = ConfigRecord(
+            {
+                "version": STATE_VERSION,
+                "step": list(self._now),
+                "feedback": self.feedback.to_json(),
+                "answers": cache.to_json(),
+            }
+        )
+
+    def _read_flowers(self) -> list[dict[str, Any]]:
+        """Return Flower's client state as entries of a file."""
+        record: Any = self._flower.config_records.get(STATE_KEY)
+        if record is None:
+            return []
+        if record.get("version") != STATE_VERSION:
+            _warn_of_version("Flower's client state", record.get("version"))
+            return []
+        at = {"step": list(record["step"])}
+        trials = json.loads(record["feedback"])
+        answers = {**at, "answers": json.loads(record["answers"])}
+        return [*({**at, "trial": trial} for trial in trials), answers, {**at, "end": True}]
+
+    def _read(self) -> tuple[list[dict[str, Any]], bool]:
+        """Return the file's entries, and whether it can be appended to as it is."""
+        if self._file is None:
+            return [], True
+        try:
+            self._file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            _remove_old(self._file.parent)
+            text = self._file.read_text(encoding="utf-8") if self._file.exists() else ""
+        except (OSError, UnicodeDecodeError) as error:
+            self._give_up(error)
+            return [], True
+        lines = text.splitlines()
+        try:
+            version = json.loads(lines[0])["version"] if lines else STATE_VERSION
+        except (ValueError, TypeError, KeyError):
+            version = None
+        if version != STATE_VERSION:
+            _warn_of_version(str(self._file), version)
+            return [], False
+        # A process that was killed may leave half a line behind.
+        return list(_entries(lines[1:])), text.endswith("\n")
+
+    def _write(self, entries: Iterable[Mapping[str, Any]]) -> None:
+        if self._file is None:
+            return
+        lines = [json.dumps(entry) for entry in ({"version": STATE_VERSION}, *entries)]
+        temporary = self._file.with_suffix(f".{os.getpid()}.tmp")
+        try:
+            temporary.write_text("\n".join([*lines, ""]), encoding="utf-8")
+            temporary.replace(self._file)
+        except OSError as error:
+            self._give_up(error)
+
+    def _append(self, **entry: Any) -> None:
+        if self._file is None:
+            return
+        line = json.dumps({"step": list(self._now), **entry})
+        try:
+            with self._file.open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+        except OSError as error:
+            self._give_up(error)
+
+    def _give_up(self, error: Exception) -> None:
+        """Go on without the file: it only matters if something else fails as well."""
+        log(WARNING, "%s: the client's state is not kept on disk: %s", self._file, error)
+        self._file = None
+
+
+def _entries(lines: Iterable[str]) -> Iterable[dict[str, Any]]:
+    for line in lines:
+        try:
+            entry = json.loads(line)
+            _step(entry)
+        except (ValueError, TypeError, KeyError):
+            return  # what follows half a line cannot be trusted
+        yield entry
+
+
+def _step(entry: Mapping[str, Any]) -> Step:
+    server_round, phase = entry["step"]
+    return int(server_round), int(phase)
+
+
+def _answers(entries: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    return {key: value for entry in entries for key, value in entry.get("answers", {}).items()}
+
+
+def _interrupted(past: Iterable[Mapping[str, Any]]) -> Tokens | None:
+    """Return the best prompt of the last search that began, if that did not end."""
+    began: Step | None = None
+    start: Tokens | None = None
+    best: Tokens | None = None
+    for entry in past:
+        if "start" in entry:
+            began, start = _step(entry), tuple(entry["start"])
+            best = start
+        elif best is not None and "trial" in entry and entry["trial"]["accepted"]:
+            best = trial_from_dict(entry["trial"]).apply(best)
+        elif "end" in entry and _step(entry) == began:
+            start = best = None
+    return best if best != start else None
+
+
+def _warn_of_version(what: str, version: Any) -> None:
+    log(
+        WARNING,
+        "%s is of version %r, this app reads %d: the client begins with an empty memory",
+        what,
+        version,
+        STATE_VERSION,
+    )
+
+
+def _remove_old(folder: Path) -> None:
+    for file in folder.iterdir():
+        with suppress(FileNotFoundError):  # another process was faster
+            if time.time() - file.stat().st_mtime > KEPT_DAYS * 86400:
+                file.unlink()

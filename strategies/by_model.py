@@ -1,0 +1,81 @@
+"""Counts of clients whose black boxes differ.
+
+A prompt that is good on average may be useless to one of the models. What is chosen among the
+candidates can be either.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from strategies.candidates import Score, Tokens, tally
+from strategies.wire import MODEL_KEY
+
+ChooseFor = Literal["mean", "worst"]
+"""What the global prompt is chosen for: all answers alike, or the model that it serves worst."""
+
+
+@dataclass(frozen=True, slots=True)
+class Count:
+    """What one client counted.
+
+    Attributes
+    ----------
+    model
+        Its black box, as the client calls it; empty if it does not say.
+    scores
+        Correct answers of every candidate, all over the same examples.
+    """
+
+    model: str
+    scores: Mapping[Tokens, Score]
+
+
+def model_name(metrics: Mapping[str, Any]) -> str:
+    """Return the black box that a client names, in one short line; empty if it names none."""
+    return " ".join(str(metrics.get(MODEL_KEY, "")).split())[:64]
+
+
+def by_model(counts: Sequence[Count]) -> dict[str, dict[Tokens, Score]]:
+    """Add up the counts of each model's clients (see `candidates.tally`), models in order of name.
+
+    Parameters
+    ----------
+    counts
+        One per client.
+
+    Returns
+    -------
+    dict
+        Each candidate's score over the clients of each model.
+    """
+    models = sorted({count.model for count in counts})
+    return {
+        model: tally([count.scores for count in counts if count.model == model]) for model in models
+    }
+
+
+def compared_by(counts: Sequence[Count], choose_for: ChooseFor) -> dict[Tokens, Score]:
+    """Return the scores by which candidates are compared.
+
+    Parameters
+    ----------
+    counts
+        One per client.
+    choose_for
+        ``"mean"``: over all clients, each up to the median one's number of examples. ``"worst"``:
+        of the model with the lowest accuracy, however few clients have it.
+
+    Returns
+    -------
+    dict
+        One score per candidate; empty without counts.
+    """
+    overall = tally([count.scores for count in counts])
+    if choose_for == "mean":
+        return overall
+    models = by_model(counts).values()
+    return {
+        tokens: min((scores[tokens] for scores in models), key=lambda score: score.accuracy)
+        for tokens in overall
+    }

@@ -1,0 +1,193 @@
+import json
+import os
+import time
+from pathlib import Path
+
+import pytest
+from flwr.common import ConfigRecord, RecordDict
+from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
+
+from feddtpt_flwr.client_state import (
+    KEPT_DAYS,
+    STATE_KEY,
+    STATE_VERSION,
+    ClientState,
+    state_file,
+    step,
+)
+from feddtpt_flwr.evaluation import AnswerCache
+from feddtpt_flwr.feedback import Trial
+
+SEARCH_1, SCORE_1 = step(1, "search"), step(1, "score")
+SEARCH_2 = step(2, "search")
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return state_file(tmp_path, "run", "north")
+
+
+def trial(position: int = 0, *, accepted: bool = False) -> Trial:
+    return Trial(
+        position=position,
+        before=(1,),
+        after=(7, 8),
+        operator="replace",
+        gain=0.5,
+        num_examples=4,
+        accuracy=0.75,
+        accepted=accepted,
+    )
+
+
+def answer(state: ClientState, *questions: str) -> AnswerCache:
+    """Answer questions as an evaluator does."""
+    cache = state.cache()
+    cache.update((question, "yes") for question in questions)
+    return cache
+
+
+def search(file: Path | None, flower: RecordDict | None = None) -> RecordDict:
+    """A first message, from its beginning to its end."""
+    flower = RecordDict() if flower is None else flower
+    state = ClientState(flower, file, SEARCH_1)
+    state.begin((1, 2))
+    cache = answer(state, "a", "b")
+    state.feedback.record(trial(accepted=True))
+    state.end(cache)
+    return recorddict_from_proto(recorddict_to_proto(flower))
+
+
+@pytest.mark.parametrize("source", ["file", "flower", "both"])
+def test_the_next_message_knows_what_was_tried_and_answered(source: str, file: Path) -> None:
+    flower = search(None if source == "flower" else file)
+    later = ClientState(RecordDict() if source == "file" else flower, file, SCORE_1)
+    assert later.feedback.trials == (trial(accepted=True),)
+    assert later.cache().get("a") == "yes"
+    assert later.cache().archived("a") is None
+    assert later.interrupted is None
+    # However it came to know, it is now in the file.
+    assert ClientState(RecordDict(), file, SEARCH_2).feedback.trials == later.feedback.trials
+
+
+def test_a_message_that_comes_again_begins_where_it_first_began(file: Path) -> None:
+    search(file)
+    killed = ClientState(RecordDict(), file, SEARCH_2)
+    killed.begin((1, 2))
+    answer(killed, "c")
+    killed.feedback.record(trial(1))
+
+    again = ClientState(RecordDict(), file, SEARCH_2)
+    assert again.feedback.trials == (trial(accepted=True),)
+    assert (again.cache().get("c"), again.cache().archived("c")) == (None, "yes")
+    again.feedback.record(trial(1))
+    last = ClientState(RecordDict(), file, step(3, "search"))
+    assert last.feedback.trials == (trial(accepted=True), trial(1))
+    assert last.cache().get("c") == "yes"
+
+
+def test_a_run_that_goes_on_from_an_earlier_round(file: Path) -> None:
+    search(file)
+    state = ClientState(RecordDict(), file, SEARCH_2)
+    state.end(answer(state, "c"))
+    again = ClientState(RecordDict(), file, SEARCH_1)
+    assert again.feedback.trials == ()
+    assert [again.cache().get(q) for q in "abc"] == [None] * 3
+    assert [again.cache().archived(q) for q in "abc"] == ["yes"] * 3
+
+
+def test_a_search_that_was_killed_leaves_its_best_prompt(file: Path) -> None:
+    killed = ClientState(RecordDict(), file, SEARCH_1)
+    killed.begin((1, 2, 3))
+    killed.feedback.record(trial(0, accepted=True))
+    killed.feedback.record(trial(1, accepted=False))
+    scored = ClientState(RecordDict(), file, SCORE_1)
+    assert scored.interrupted == (7, 8, 2, 3)
+    scored.end(scored.cache())
+    assert ClientState(RecordDict(), file, SEARCH_2).interrupted == (7, 8, 2, 3)
+    failed = ClientState(RecordDict(), file, SEARCH_2)
+    failed.end(failed.cache())  # nothing could be measured, so no search began
+    assert ClientState(RecordDict(), file, step(3, "search")).interrupted == (7, 8, 2, 3)
+    assert ClientState(RecordDict(), file, SEARCH_1).interrupted is None, "it searches again"
+
+
+def test_half_a_file_is_read_as_far_as_it_goes(file: Path) -> None:
+    """Whatever moment a process is killed at."""
+    search(file)
+    content = file.read_bytes()
+    for length in range(len(content)):
+        file.write_bytes(content[:length])
+        state = ClientState(RecordDict(), file, SEARCH_2)
+        known = [state.cache().get(question) for question in "ab"]
+        assert set(known) <= {"yes", None}
+        assert state.feedback.trials in ((), (trial(accepted=True),))
+        state.end(answer(state, "c"))
+        assert ClientState(RecordDict(), file, step(3, "search")).cache().get("c") == "yes"
+
+
+def test_a_file_of_another_version_is_dropped_with_one_warning(
+    file: Path, warned: list[str]
+) -> None:
+    search(file)
+    file.write_text(file.read_text().replace(f'"version": {STATE_VERSION}', '"version": 99'))
+    state = ClientState(RecordDict(), file, SEARCH_2)
+    assert state.feedback.trials == ()
+    (warning,) = warned
+    assert "99" in warning
+    assert f"this app reads {STATE_VERSION}" in warning
+    ClientState(RecordDict(), file, SEARCH_2)
+    assert len(warned) == 1
+
+
+def test_flowers_state_of_another_version_is_dropped_with_one_warning(warned: list[str]) -> None:
+    flower = RecordDict({STATE_KEY: ConfigRecord({"version": 1, "feedback": "?", "answers": "?"})})
+    state = ClientState(flower, None, SEARCH_2)
+    assert state.feedback.trials == ()
+    (warning,) = warned
+    assert "Flower's client state is of version 1" in warning
+
+
+def test_a_full_disk_gives_one_warning_and_nothing_stops(file: Path, warned: list[str]) -> None:
+    flower = RecordDict()
+    state = ClientState(flower, file, SEARCH_1)
+    file.unlink()
+    file.symlink_to("/dev/full")
+    for number in range(3):
+        state.feedback.record(trial(number))
+    state.end(answer(state, "a"))
+    file.unlink()
+    (warning,) = warned
+    assert "not kept on disk" in warning
+    assert "No space left" in warning
+    assert len(ClientState(flower, None, SEARCH_2).feedback.trials) == 3
+
+
+def test_a_folder_that_cannot_be_made_gives_one_warning(tmp_path: Path, warned: list[str]) -> None:
+    (tmp_path / "clients").write_text("a file")
+    search(state_file(tmp_path, "run", "north"))
+    assert len(warned) == 1
+
+
+def test_names_from_elsewhere_lead_to_no_other_folder(tmp_path: Path) -> None:
+    names = ["../../etc/passwd", "/etc/passwd", "", "a\0b", "x" * 5000]
+    files = {state_file(tmp_path, run, client) for run in names for client in names}
+    assert len(files) == len(names) ** 2
+    assert {file.parent for file in files} == {tmp_path / "clients"}
+
+
+def test_files_of_old_runs_are_removed(file: Path, tmp_path: Path) -> None:
+    search(file)
+    long_ago = time.time() - (KEPT_DAYS + 1) * 86400
+    os.utime(file, (long_ago, long_ago))
+    ClientState(RecordDict(), state_file(tmp_path, "another run", "north"), SEARCH_1)
+    assert not file.exists()
+
+
+def test_no_question_is_in_the_file(file: Path) -> None:
+    state = ClientState(RecordDict(), file, SEARCH_1)
+    state.end(answer(state, "A secret sentence about Alice"))
+    text = file.read_text()
+    assert "yes" in text
+    assert "Alice" not in text
+    for line in text.splitlines():
+        json.loads(line)
