@@ -10,7 +10,7 @@ from flwr.client import Client, NumPyClient
 from flwr.clientapp import ClientApp
 from flwr.common import ConfigRecord, Context, NDArrays, RecordDict, Scalar, log
 
-from feddtpt_flwr import models
+from feddtpt_flwr import logs, models
 from feddtpt_flwr.config import RunConfig
 from feddtpt_flwr.data import ClientData, Example
 from feddtpt_flwr.evaluation import AnswerCache, Evaluator, QueryBudget, stratified_order
@@ -83,6 +83,7 @@ class PromptTuningClient(NumPyClient):
         the global prompt could be measured. The metrics say what failed.
         """
         server_round = int(config[ROUND_KEY])
+        logs.add(round=server_round)
         rng = np.random.default_rng([self._config.seed, server_round, _stream(self._name)])
         examples = stratified_order([*self._data.train, *self._public], rng)
         feedback, evaluator = self._feedback(), self._evaluator(self._config.queries_per_round)
@@ -136,6 +137,7 @@ class PromptTuningClient(NumPyClient):
         from another client has seen none of either. If the black box fails, there are no counts,
         and the metrics say what failed.
         """
+        logs.add(round=int(config[ROUND_KEY]))
         prompts = self._read(parameters)
         validation = self._data.validation
         examples = [*validation, *self._data.train]
@@ -233,8 +235,10 @@ def _stream(name: str) -> int:
 
 def client_for(context: Context) -> PromptTuningClient:
     """Build the client of one node, simulated or deployed."""
+    logs.begin(run=str(context.run_id), node=f"node-{context.node_id}")
     config = NodeConfig.read(context.run_config, context.node_config)
     node = load_node(config, context.node_id)
+    logs.add(node=node.name)
     return PromptTuningClient(node.name, node.data, node.public, node.config, context.state)
 
 

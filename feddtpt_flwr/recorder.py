@@ -170,6 +170,7 @@ class Recorder:
         self._write_prompt()
         if self._curve:
             self._folder.plot(self._curve)
+        self._folder.close()
         return self._table()
 
     def _client_metrics(self, phase: str, results: list[tuple[int, Metrics]]) -> Metrics:

@@ -11,6 +11,7 @@ from typing import Any
 import tomli_w
 
 from feddtpt_flwr.statistics import Proportion
+from feddtpt_flwr.trackers import Tracker
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,16 @@ class RunFolder:
         parent.mkdir(parents=True, exist_ok=True)
         self.path = Path(tempfile.mkdtemp(prefix=f"{name}-{stamp}-", dir=parent)).resolve()
         self.path.chmod(0o755)
+        self._trackers: Sequence[Tracker] = ()
+
+    def follow(self, trackers: Sequence[Tracker]) -> None:
+        """Give these trackers, too, every later line of the history."""
+        self._trackers = trackers
+
+    def close(self) -> None:
+        """Tell the trackers that the run is over."""
+        for tracker in self._trackers:
+            tracker.close()
 
     def write_config(self, config: Mapping[str, Any]) -> None:
         """Write ``config.toml``, which ``flwr run --run-config`` reads."""
@@ -44,9 +55,12 @@ class RunFolder:
 
     def append(self, event: str, **values: Any) -> None:
         """Append one line to ``history.jsonl``."""
-        line = json.dumps({"event": event, "time": datetime.now(UTC).isoformat(), **values})
+        line = {"event": event, "time": datetime.now(UTC).isoformat(), **values}
+        text = json.dumps(line)
         with (self.path / "history.jsonl").open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+            file.write(text + "\n")
+        for tracker in self._trackers:
+            tracker.write(line)
 
     def write_prompt(self, content: Mapping[str, Any]) -> None:
         """Write ``prompt.json``: the learned prompt with all that one needs to use it."""

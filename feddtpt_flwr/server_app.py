@@ -6,12 +6,12 @@ from logging import INFO, WARNING
 from pathlib import Path
 
 import numpy as np
-from flwr.common import Context, log
+from flwr.common import Context, Scalar, log
 from flwr.server import ServerConfig
 from flwr.server.compat import start_grid
 from flwr.serverapp import Grid, ServerApp
 
-from feddtpt_flwr import models
+from feddtpt_flwr import logs, models, trackers
 from feddtpt_flwr.config import RunConfig
 from feddtpt_flwr.evaluation import AnswerCache, Evaluator, QueryBudget
 from feddtpt_flwr.experiment import load_data, load_task, readability, seed_tokens
@@ -27,12 +27,13 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run the federation; a mistake in the configuration ends it before any query."""
+    logs.begin(run=str(context.run_id), node="server")
     config = RunConfig.from_run_config(context.run_config)
     strategy, recorder = build(config, _wait_for_clients(grid, config))
     start_grid(
         grid=grid, config=ServerConfig(num_rounds=config.num_server_rounds), strategy=strategy
     )
-    print(recorder.close(), flush=True)
+    logs.show(recorder.close())
 
 
 def build(config: RunConfig, num_clients: int) -> tuple[FedDTPT, Recorder]:
@@ -44,6 +45,7 @@ def build(config: RunConfig, num_clients: int) -> tuple[FedDTPT, Recorder]:
         If a setting, the data, an embedded asset or the language model's endpoint is not what it
         has to be; the message says which, and what is allowed.
     """
+    trackers.require(config.trackers)
     task = load_task(config)
     data = load_data(config, 0 if config.clients == "own-data" else num_clients)
     masked_lm = models.masked_lm(config, task)
@@ -53,13 +55,15 @@ def build(config: RunConfig, num_clients: int) -> tuple[FedDTPT, Recorder]:
     model = models.ready_language_model(config)
     # Held-out questions are the experimenter's, not the federation's: counted, but not limited.
     budget = QueryBudget((config.num_server_rounds + 1) * len(data.test))
+    folder = RunFolder(Path(config.run_folder), f"{task.name}-seed{config.seed}")
+    folder.follow(trackers.open_all(config, folder.path))
     recorder = Recorder(
         config,
         task,
         vocabulary,
         Evaluator(model, task, budget, AnswerCache(store=models.answer_store(config))),
         data.test,
-        RunFolder(Path(config.run_folder), f"{task.name}-seed{config.seed}"),
+        folder,
         model.name,
     )
     strategy = FedDTPT(
@@ -79,10 +83,17 @@ def build(config: RunConfig, num_clients: int) -> tuple[FedDTPT, Recorder]:
         min_evaluate_clients=1,
         min_available_clients=config.min_available_clients,
         evaluate_fn=recorder.evaluate,
+        on_fit_config_fn=_begin_round,
         fit_metrics_aggregation_fn=recorder.fit_metrics,
         evaluate_metrics_aggregation_fn=recorder.evaluate_metrics,
     )
     return strategy, recorder
+
+
+def _begin_round(server_round: int) -> dict[str, Scalar]:
+    """Tell the log where the run is; the clients need no more than the strategy tells them."""
+    logs.add(round=server_round)
+    return {}
 
 
 def _safely(admissible: Callable[[Tokens], bool]) -> Callable[[Tokens], bool]:

@@ -255,7 +255,7 @@ def test_flowers_own_records_hold_the_numbers_of_every_round(door: str, guard: b
             metrics = records[number]
         else:
             kept = outcome.metrics_distributed if guard else outcome.metrics_distributed_fit
-            metrics = {key: dict(values)[number] for key, values in kept.items()}
+            metrics = {key: dict(values).get(number) for key, values in kept.items()}
         chosen = metrics["chosen"]
         assert (metrics["bytes"], metrics["failures"]) == (result.num_bytes, 0)
         assert result.candidates[chosen] == result.chosen
