@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from io import StringIO
 
 import pytest
+from flwr.supercore.logger import ConsoleHandler
 
 from feddtpt_flwr import logs
 from feddtpt_flwr.config import ConfigError
@@ -15,7 +16,7 @@ FLOWER = logging.getLogger("flwr")
 def stream() -> Iterator[StringIO]:
     """What Flower's own kind of handler writes; the logger is as before in the end."""
     text = StringIO()
-    handler = type(FLOWER.handlers[0])(stream=text)
+    handler = ConsoleHandler(stream=text)
     before = FLOWER.handlers
     FLOWER.handlers = [handler]
     yield text
