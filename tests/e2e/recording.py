@@ -1,6 +1,7 @@
 """Everything that a ClientApp receives and sends, written down byte for byte."""
 
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from flwr.app import ArrayRecord, RecordDict
 from flwr.common.serde import recorddict_from_proto
 from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict
 
+REPOSITORY = Path(__file__).parents[2]
 VARIABLE = "RECORDED_MESSAGES"
 
 MOD = f"""
@@ -48,10 +50,16 @@ class Recorded:
         return recorddict_from_proto(ProtoRecordDict.FromString(self.content))
 
 
-def record_messages(app: Path) -> None:
-    """Let the app in this folder record its clients' messages."""
-    with (app / "feddtpt_flwr" / "client_app.py").open("a", encoding="utf-8") as file:
+def recording_app(folder: Path) -> Path:
+    """Return a copy of the app that records its clients' messages."""
+    for name in ("feddtpt_flwr", "strategies"):
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(REPOSITORY / name, folder / name, ignore=ignored)
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(REPOSITORY / name, folder / name)
+    with (folder / "feddtpt_flwr" / "client_app.py").open("a", encoding="utf-8") as file:
         file.write(MOD)
+    return folder
 
 
 def recorded(folder: Path) -> Iterator[Recorded]:

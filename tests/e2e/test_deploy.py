@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+import ssl
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from feddtpt_flwr.assets import cache_folder
@@ -22,7 +24,7 @@ from feddtpt_flwr.private_flower import _free_port, _wait_until_up
 from feddtpt_flwr.vocabulary import Vocabulary
 from strategies.wire import CLIENT_KEY
 from tests.e2e.document import Machine, Terminal, blocks, terminal
-from tests.e2e.recording import VARIABLE, Recorded, describe, record_messages, recorded
+from tests.e2e.recording import VARIABLE, Recorded, describe, recorded, recording_app
 
 REPOSITORY = Path(__file__).parents[2]
 DOCUMENT = REPOSITORY / "docs" / "deploy.md"
@@ -52,15 +54,6 @@ class Deployed:
         return [line for line in map(json.loads, lines) if line["event"] == name]
 
 
-def copy_of_the_app(folder: Path) -> Path:
-    for name in ("feddtpt_flwr", "strategies"):
-        ignored = shutil.ignore_patterns("__pycache__")
-        shutil.copytree(REPOSITORY / name, folder / name, ignore=ignored)
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(REPOSITORY / name, folder / name)
-    return folder
-
-
 def plant_canaries(table: Path) -> None:
     """Mark every text, and add a column that the app has no use for."""
     with table.open(encoding="utf-8", newline="") as file:
@@ -86,8 +79,7 @@ def deployed(embedded_assets: None, tmp_path_factory: pytest.TempPathFactory) ->
     home, messages = folder / "home", folder / "messages"
     home.mkdir()
     messages.mkdir()
-    app = copy_of_the_app(folder / "app")
-    record_messages(app)
+    app = recording_app(folder / "app")
     link, *nodes = (_free_port() for _ in range(3))
     ports = {"8000": str(link), "9094": str(nodes[0]), "9095": str(nodes[1])}
     variables = {
@@ -172,6 +164,40 @@ def flat(message: Recorded) -> dict[str, Any]:
     ):
         values |= {key.removeprefix("fitres.metrics."): value for key, value in record.items()}
     return values
+
+
+def test_nginx_lets_nodes_in_and_nobody_start_runs(deployed: Deployed, tmp_path: Path) -> None:
+    if not (program := shutil.which("nginx")):
+        pytest.skip("nginx is not installed")
+    text = DOCUMENT.read_text(encoding="utf-8")
+    (server,) = re.findall(r"```nginx\n(.*?)```", text, re.DOTALL)
+    port, link = _free_port(), deployed.machine.replaced["8000"]
+    keys = deployed.machine.home / "federation"
+    server = server.replace("8443", f"127.0.0.1:{port}").replace(
+        "127.0.0.1:8000", f"127.0.0.1:{link}"
+    )
+    server = server.replace("/home/flower/federation", str(keys))
+    temporary = "client_body", "proxy", "fastcgi", "uwsgi", "scgi"
+    folders = "".join(f"{name}_temp_path {tmp_path / name};\n" for name in temporary)
+    (tmp_path / "nginx.conf").write_text(
+        f"daemon off; pid {tmp_path / 'pid'}; events {{}}\n"
+        f"http {{ access_log off;\n{folders}{server} }}",
+        encoding="utf-8",
+    )
+    block = f"# terminal: nginx\nexec {program} -c {tmp_path}/nginx.conf -e {tmp_path}/errors"
+    outside = f"https://localhost:{port}/v1"
+    with deployed.machine.start(block) as nginx, httpx.Client(verify=context(keys)) as client:
+        _wait_until_up(nginx.process, port, nginx.log)
+        assert client.post(f"{outside}/control/list-nodes").status_code == 403
+        assert client.post(f"{outside}/runtime/anything").status_code == 403
+        answer = client.post(f"{outside}/fleet/activate-node", content=b"")
+        assert answer.status_code not in (403, 404, 502), "the SuperLink itself has answered"
+        inside = client.post(f"https://localhost:{link}/v1/fleet/activate-node", content=b"")
+        assert answer.content == inside.content
+
+
+def context(keys: Path) -> ssl.SSLContext:
+    return ssl.create_default_context(cafile=str(keys / "ca.pem"))
 
 
 def test_an_unregistered_node_is_shut_out(deployed: Deployed) -> None:
