@@ -56,8 +56,14 @@ def run(reviews: tuple[Example, ...], tmp_path_factory: pytest.TempPathFactory) 
         "FLWR_TELEMETRY_ENABLED": "0",
         VARIABLE: str(messages),
     }
+    # Ray's workers would import the package from the folder that the command runs in.
     done = subprocess.run(
-        [*command, "-c", settings], env=environment, capture_output=True, text=True, timeout=400
+        [*command, "-c", settings],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=400,
     )
     output = done.stdout + done.stderr
     assert done.returncode == 0, output
@@ -66,7 +72,7 @@ def run(reviews: tuple[Example, ...], tmp_path_factory: pytest.TempPathFactory) 
 
 
 def test_nothing_marked_is_let_out(run: Run) -> None:
-    assert len(run.messages) == 4 * CLIENTS
+    assert len(run.messages) == 4 * CLIENTS, run.output
     assert not [message for message in run.messages if CANARY.encode() in message.content]
     assert CANARY not in run.output
     written = [path for path in run.folder.rglob("*") if path.is_file()]
