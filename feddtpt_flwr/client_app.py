@@ -10,7 +10,7 @@ from flwr.client import Client, NumPyClient
 from flwr.clientapp import ClientApp
 from flwr.common import Context, NDArrays, RecordDict, Scalar, log
 
-from feddtpt_flwr import __version__, models
+from feddtpt_flwr import __version__, logs, models
 from feddtpt_flwr.assets import cache_folder
 from feddtpt_flwr.client_state import RUN_KEY, VERSION_KEY, ClientState, Phase, state_file, step
 from feddtpt_flwr.config import RunConfig
@@ -84,10 +84,11 @@ class PromptTuningClient(NumPyClient):
         If the black box fails, the local prompt is the best so far, and there is none if not even
         the global prompt could be measured. The metrics say what failed.
         """
+        server_round = int(config[ROUND_KEY])
+        logs.add(round=server_round)
         if reason := self._mismatch(config):
             return [], 0, self._refusal(config, reason)
         tokens = self._read(parameters)[0]
-        server_round = int(config[ROUND_KEY])
         rng = np.random.default_rng([self._config.seed, server_round, _stream(self._name)])
         examples = stratified_order([*self._data.train, *self._public], rng)
         state = self._recall(config, "search")
@@ -145,6 +146,7 @@ class PromptTuningClient(NumPyClient):
         from another client has seen none of either. If the black box fails, there are no counts,
         and the metrics say what failed.
         """
+        logs.add(round=int(config[ROUND_KEY]))
         if reason := self._mismatch(config):
             return 1.0, 0, self._refusal(config, reason)
         prompts = self._read(parameters)
@@ -276,8 +278,10 @@ def _stream(name: str) -> int:
 
 def client_for(context: Context) -> PromptTuningClient:
     """Build the client of one node, simulated or deployed."""
+    logs.begin(run=str(context.run_id), node=f"node-{context.node_id}")
     config = NodeConfig.read(context.run_config, context.node_config)
     node = load_node(config, context.node_id)
+    logs.add(node=node.name)
     return PromptTuningClient(node.name, node.data, node.public, node.config, context.state)
 
 

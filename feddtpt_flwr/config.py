@@ -15,6 +15,8 @@ from strategies.by_model import ChooseFor
 
 _VARIABLE = r"[A-Za-z_][A-Za-z0-9_]*"
 
+TRACKERS = ("tensorboard", "mlflow")
+
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 
@@ -136,6 +138,9 @@ class RunConfig(BaseModel):
     choose_for : {"mean", "worst"}
         What the guard decides by: all answers of all clients, or those of the black box that a
         prompt serves worst, where nodes have different ones.
+    trackers : str
+        Where else the history goes, with commas between them: ``tensorboard`` (event files in the
+        run folder), ``mlflow`` (the server that ``MLFLOW_TRACKING_URI`` names); empty for nowhere.
     """
 
     model_config = ConfigDict(
@@ -190,6 +195,7 @@ class RunConfig(BaseModel):
     resume: str = ""
     round_timeout: float = Field(0.0, ge=0, allow_inf_nan=False)
     choose_for: ChooseFor = "mean"
+    trackers: str = ""
 
     @classmethod
     def from_run_config(cls, run_config: Mapping[str, Any]) -> "RunConfig":
@@ -207,7 +213,12 @@ class RunConfig(BaseModel):
             raise ConfigError("\n".join(_explain(e) for e in error.errors())) from None
         if config.data_source == "files" and not config.train_file:
             raise ConfigError('train-file = "": data-source = "files" needs a file')
-        if mistakes := [*_endpoint_mistakes(config), *_masked_lm_mistakes(config)]:
+        mistakes = [
+            *_endpoint_mistakes(config),
+            *_masked_lm_mistakes(config),
+            *_tracker_mistakes(config),
+        ]
+        if mistakes:
             raise ConfigError("\n".join(mistakes))
         return config
 
@@ -255,6 +266,17 @@ def _masked_lm_mistakes(config: RunConfig) -> list[str]:
     if config.masked_lm_key_env and not re.fullmatch(_VARIABLE, config.masked_lm_key_env):
         mistakes.append("masked-lm-key-env: the name of an environment variable is needed")
     return mistakes
+
+
+def _tracker_mistakes(config: RunConfig) -> list[str]:
+    allowed = f"{', '.join(TRACKERS)} are allowed, with commas between them"
+    strange = [name for name in tracker_names(config.trackers) if name not in TRACKERS]
+    return [f"trackers = {config.trackers!r}: {allowed}"] if strange else []
+
+
+def tracker_names(trackers: str) -> list[str]:
+    """Return the names in the setting ``trackers``, each once."""
+    return list(dict.fromkeys(name.strip() for name in trackers.split(",") if name.strip()))
 
 
 def _url_mistakes(key: str, url: str, key_setting: str) -> list[str]:

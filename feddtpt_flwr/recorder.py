@@ -180,6 +180,7 @@ class Recorder:
         self._write_prompt()
         if self._curve:
             self._folder.plot(self._curve)
+        self._folder.close()
         return self._table()
 
     def state_dict(self) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from flwr.common import log
 
 from feddtpt_flwr.config import ConfigError
 from feddtpt_flwr.statistics import Proportion
+from feddtpt_flwr.trackers import Tracker
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,7 @@ class RunFolder:
     def _use(self, path: Path) -> None:
         self.path = path.resolve()
         self._warned = False
+        self._trackers: Sequence[Tracker] = ()
         self._lock = FileLock(self.path / ".lock")
 
     def claim(self) -> None:
@@ -85,6 +87,15 @@ class RunFolder:
         except OSError as error:
             self._warn(error)
 
+    def follow(self, trackers: Sequence[Tracker]) -> None:
+        """Give these trackers, too, every later line of the history."""
+        self._trackers = trackers
+
+    def close(self) -> None:
+        """Tell the trackers that the run is over."""
+        for tracker in self._trackers:
+            tracker.close()
+
     def write_config(self, config: Mapping[str, Any]) -> None:
         """Write the settings for ``flwr run --run-config``.
 
@@ -95,13 +106,16 @@ class RunFolder:
 
     def append(self, event: str, **values: Any) -> None:
         """Append one line to ``history.jsonl``."""
-        line = json.dumps({"event": event, "time": datetime.now(UTC).isoformat(), **values})
+        line = {"event": event, "time": datetime.now(UTC).isoformat(), **values}
+        text = json.dumps(line)
 
         def write() -> None:
             with self._history.open("a", encoding="utf-8") as file:
-                file.write(line + "\n")
+                file.write(text + "\n")
 
         self._attempt(write)
+        for tracker in self._trackers:
+            tracker.write(line)
 
     @property
     def num_events(self) -> int:

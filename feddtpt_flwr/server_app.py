@@ -7,12 +7,12 @@ from logging import INFO, WARNING
 from pathlib import Path
 
 import numpy as np
-from flwr.common import Context, log
+from flwr.common import Context, Scalar, log
 from flwr.server import ServerConfig
 from flwr.server.compat import start_grid
 from flwr.serverapp import Grid, ServerApp
 
-from feddtpt_flwr import __version__, models
+from feddtpt_flwr import __version__, logs, models, trackers
 from feddtpt_flwr.checkpoint import Checkpoint, examples_fingerprint, fingerprint
 from feddtpt_flwr.client_state import RUN_KEY, VERSION_KEY
 from feddtpt_flwr.config import ConfigError, RunConfig
@@ -32,6 +32,7 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run the federation; a mistake in the configuration ends it before any query."""
+    logs.begin(run=str(context.run_id), node="server")
     config = RunConfig.from_run_config(context.run_config)
     saved = Checkpoint.read(Path(config.resume)) if config.resume else None
     run = build(config, _wait_for_clients(grid, config), saved)
@@ -48,7 +49,7 @@ def main(grid: Grid, context: Context) -> None:
             server=RoundServer(run.strategy, completed),
             config=ServerConfig(num_rounds=left, round_timeout=config.round_timeout or None),
         )
-    print(run.recorder.close(), flush=True)
+    logs.show(run.recorder.close())
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,7 @@ def build(config: RunConfig, num_clients: int, saved: Checkpoint | None = None) 
         If a setting, the data, an embedded asset or the language model's endpoint is not what it
         has to be; the message says which, and what is allowed.
     """
+    trackers.require(config.trackers)
     task = load_task(config)
     data = load_data(config, 0 if config.clients == "own-data" else num_clients)
     if saved:
@@ -132,6 +134,7 @@ def build(config: RunConfig, num_clients: int, saved: Checkpoint | None = None) 
         else RunFolder(Path(config.run_folder), f"{task.name}-seed{config.seed}")
     )
     folder.claim()
+    folder.follow(trackers.open_all(config, folder.path))
     recorder = Recorder(
         config,
         task,
@@ -142,7 +145,13 @@ def build(config: RunConfig, num_clients: int, saved: Checkpoint | None = None) 
         model.name,
     )
     # By this name the clients know the run again when it goes on.
-    told = {RUN_KEY: folder.path.name, VERSION_KEY: __version__}
+    told: dict[str, Scalar] = {RUN_KEY: folder.path.name, VERSION_KEY: __version__}
+    done = saved.rounds if saved else 0
+
+    def begin_round(server_round: int) -> dict[str, Scalar]:
+        logs.add(round=done + server_round)
+        return dict(told)
+
     strategy = FedDTPT(
         initial_prompt=np.array(first, dtype=np.int64),
         embed_fn=models.token_embedder(config, task).embed,
@@ -161,7 +170,7 @@ def build(config: RunConfig, num_clients: int, saved: Checkpoint | None = None) 
         min_evaluate_clients=1,
         min_available_clients=config.min_available_clients,
         evaluate_fn=recorder.evaluate,
-        on_fit_config_fn=lambda _: dict(told),
+        on_fit_config_fn=begin_round,
         on_evaluate_config_fn=lambda _: dict(told),
         fit_metrics_aggregation_fn=recorder.fit_metrics,
         evaluate_metrics_aggregation_fn=recorder.evaluate_metrics,

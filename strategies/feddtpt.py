@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from strategies.aggregation import Method
 from strategies.by_model import ChooseFor
 from strategies.candidates import Tokens
+from strategies.metrics import round_metrics
 from strategies.rounds import RoundResult, Rounds
 from strategies.settings import EmbedFn, RoundSettings
 from strategies.wire import ROUND_KEY, ClientWeights, Reply, payload_bytes
@@ -94,7 +95,8 @@ class FedDTPT(FedAvg):
     accept_failures : bool, optional
         Whether a round with failures counts; malformed answers are failures too. Defaults to True.
     fit_metrics_aggregation_fn, evaluate_metrics_aggregation_fn : MetricsAggregationFn, optional
-        As in `FedAvg`; usable answers reach them, and those that report a ``failure``.
+        As in `FedAvg`; usable answers reach them, and those that report a ``failure``. To what the
+        second returns, without a guard the first, `strategies.metrics.round_metrics` are added.
 
     Raises
     ------
@@ -162,7 +164,11 @@ class FedDTPT(FedAvg):
             accept_failures=accept_failures,
         )
         prompt = settings.read_initial([initial_prompt])
-        self._rounds = Rounds(settings, prompt, central=self._evaluate_centrally, on_round=on_round)
+        self._rounds = Rounds(
+            settings, prompt, central=self._evaluate_centrally, on_round=self._settled
+        )
+        self._on_round = on_round
+        self._round_metrics: dict[str, int | float] = {}
         self._central: tuple[float, dict[str, Scalar]] | None = None
 
     @property
@@ -206,6 +212,7 @@ class FedDTPT(FedAvg):
         """Send the global prompt to the clients that search in this round."""
         self._rounds.expect(parameters_to_ndarrays(parameters))
         number = self._rounds.begin_round(server_round)
+        self._round_metrics = {}
         # Flower's server still holds the candidates of the round before, not the settled prompt.
         chosen = _to_parameters([self.prompt])
         instructions = super().configure_fit(number, chosen, client_manager)
@@ -234,7 +241,10 @@ class FedDTPT(FedAvg):
             metrics = self.fit_metrics_aggregation_fn(
                 [(res.num_examples, res.metrics) for res in told]
             )
-        return _to_parameters(self._rounds.propose()), metrics
+        prompts = self._rounds.propose()
+        if not self._rounds.settings.guard:
+            metrics = {**metrics, **self._take_round_metrics()}
+        return _to_parameters(prompts), metrics
 
     def configure_evaluate(
         self, server_round: int, parameters: Parameters, client_manager: ClientManager
@@ -265,6 +275,7 @@ class FedDTPT(FedAvg):
                 [(res.num_examples, res.metrics) for res in told]
             )
         score = self._rounds.decide()
+        metrics = {**metrics, **self._take_round_metrics()}
         if score is None:
             return None, metrics
         metrics["accuracy"] = score.accuracy
@@ -291,6 +302,16 @@ class FedDTPT(FedAvg):
                 reason = " ".join(str(failure).split())[:300]
                 number = self._rounds.number(server_round)
                 log(WARNING, "round %d: no answer of a client: %s", number, reason)
+
+    def _settled(self, result: RoundResult) -> None:
+        self._round_metrics = round_metrics(result)
+        if self._on_round:
+            self._on_round(result)
+
+    def _take_round_metrics(self) -> dict[str, int | float]:
+        """Return the numbers of the round, if it is settled, once."""
+        metrics, self._round_metrics = self._round_metrics, {}
+        return metrics
 
     def _evaluate_centrally(self, server_round: int, tokens: Tokens) -> dict[str, Scalar] | None:
         self._central = None

@@ -15,6 +15,7 @@ from flwr.serverapp.strategy.strategy_utils import validate_message_reply_consis
 from strategies.aggregation import Method
 from strategies.by_model import ChooseFor
 from strategies.candidates import Tokens
+from strategies.metrics import means_and_totals, round_metrics
 from strategies.rounds import RoundResult, Rounds
 from strategies.settings import EmbedFn, RoundSettings
 from strategies.wire import ACCURACY_KEY, ClientWeights, Reply, payload_bytes
@@ -85,9 +86,11 @@ class FedDTPT(FedAvg):
         Key used to store the ConfigRecord when constructing Messages.
     train_metrics_aggr_fn : Optional[callable] (default: None)
         Function with signature (list[RecordDict], str) -> MetricRecord, used to aggregate the
-        MetricRecords of usable uploads. If `None`, a weighted average.
+        MetricRecords of usable uploads. If `None`, a weighted average, with queries, tokens and
+        costs added up.
     evaluate_metrics_aggr_fn : Optional[callable] (default: None)
-        The same for the counts.
+        The same for the counts. To its result, without a guard to that of the uploads,
+        `strategies.metrics.round_metrics` are added.
 
     Raises
     ------
@@ -137,8 +140,8 @@ class FedDTPT(FedAvg):
             weighted_by_key=weighted_by_key,
             arrayrecord_key=arrayrecord_key,
             configrecord_key=configrecord_key,
-            train_metrics_aggr_fn=train_metrics_aggr_fn,
-            evaluate_metrics_aggr_fn=evaluate_metrics_aggr_fn,
+            train_metrics_aggr_fn=train_metrics_aggr_fn or means_and_totals,
+            evaluate_metrics_aggr_fn=evaluate_metrics_aggr_fn or means_and_totals,
         )
         settings = RoundSettings(
             embed_fn=embed_fn,
@@ -155,7 +158,11 @@ class FedDTPT(FedAvg):
             min_uploads=min_train_nodes,
             min_scores=min_evaluate_nodes,
         )
-        self._rounds = Rounds(settings, (), central=self._evaluate_centrally, on_round=on_round)
+        self._rounds = Rounds(
+            settings, (), central=self._evaluate_centrally, on_round=self._settled
+        )
+        self._on_round = on_round
+        self._round_metrics: dict[str, int | float] = {}
         self._evaluate_fn: EvaluateFn | None = None
         self._asked = 0
 
@@ -265,6 +272,7 @@ class FedDTPT(FedAvg):
             self._rounds.begin_run(self._rounds.settings.read_initial(_to_arrays(arrays)))
         self._rounds.expect(_to_arrays(arrays))
         number = self._rounds.begin_round(server_round)
+        self._round_metrics = {}
         config.update(self._rounds.config())
         return self._sent(super().configure_train(number, self.arrays, config, grid))
 
@@ -277,7 +285,10 @@ class FedDTPT(FedAvg):
         valid, _ = self._rounds.read_uploads(server_round, read, self._lost(answered))
         contents = [answered[i].content for i in valid]
         metrics = self._aggregate_metrics(contents, self.train_metrics_aggr_fn)
-        return _to_record(self._rounds.propose()), metrics
+        prompts = self._rounds.propose()
+        if not self._rounds.settings.guard:
+            metrics = self._with_round_metrics(metrics)
+        return _to_record(prompts), metrics
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -298,11 +309,22 @@ class FedDTPT(FedAvg):
         contents = [answered[i].content for i in valid]
         metrics = self._aggregate_metrics(contents, self.evaluate_metrics_aggr_fn)
         score = self._rounds.decide()
+        metrics = self._with_round_metrics(metrics)
         if score is None:
-            return None
+            return metrics
         metrics = MetricRecord() if metrics is None else metrics
         metrics[ACCURACY_KEY] = score.accuracy
         return metrics
+
+    def _settled(self, result: RoundResult) -> None:
+        self._round_metrics = round_metrics(result)
+        if self._on_round:
+            self._on_round(result)
+
+    def _with_round_metrics(self, metrics: MetricRecord | None) -> MetricRecord | None:
+        """Add the numbers of the round, if it is settled, once."""
+        added, self._round_metrics = self._round_metrics, {}
+        return MetricRecord({**(metrics or {}), **added}) if added else metrics
 
     def _evaluate_centrally(self, server_round: int, tokens: Tokens) -> MetricRecord | None:
         if self._evaluate_fn is None:

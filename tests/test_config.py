@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from feddtpt_flwr.config import AGGREGATION_METHODS, ConfigError, RunConfig
+from feddtpt_flwr.config import AGGREGATION_METHODS, ConfigError, RunConfig, tracker_names
 from feddtpt_flwr.data import TASKS
 from strategies import METHODS
 
@@ -153,6 +153,13 @@ def test_an_endpoint() -> None:
         REMOTE | {"chat": True, "system-message": "Be terse.", "temperature": 1}
     )
     assert config.endpoint == "http://127.0.0.1:8080/v1"
+
+
+def test_trackers_are_named_with_commas() -> None:
+    assert tracker_names(" mlflow, tensorboard,mlflow") == ["mlflow", "tensorboard"]
+    RunConfig.from_run_config({"trackers": "tensorboard, mlflow"})
+    with pytest.raises(ConfigError, match="trackers = 'wandb': tensorboard, mlflow are allowed"):
+        RunConfig.from_run_config({"trackers": "wandb"})
 
 
 @pytest.mark.parametrize(

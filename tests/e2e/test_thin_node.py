@@ -1,22 +1,30 @@
-"""Nodes without torch and transformers, with data of their own, in a real deployment."""
+"""Nodes without torch and transformers, with data of their own, in a real deployment with TLS.
+
+The commands are those of docs/deploy.md for several machines, with loopback for their names.
+"""
 
 import json
+import re
 import shutil
 import subprocess
-import sys
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+import tomli_w
 
 from feddtpt_flwr.data import Example
+from feddtpt_flwr.private_flower import _free_port, _wait_until_up
 from simulations.llama_server import llama_server
-from tests.e2e.deployment import superlink, supernode
+from tests.e2e.document import Machine, blocks
 from tests.fill_mask_server import FillMaskService
 
 REPOSITORY = Path(__file__).parents[2]
+COMMANDS = blocks(REPOSITORY / "docs" / "deploy.md", "On several machines")
+CERTIFICATES, SUPERLINK, INSTALL, NODE_KEYS, REGISTER, CHECK, SUPERNODE, RUN = COMMANDS
 KEYS = {"THIN_LLM_KEY": "llm-secret-7", "THIN_FILL_KEY": ""}
 QUERIES, K_SHOT, TEST_SIZE = 20, 2, 10
 
@@ -25,13 +33,14 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def thin_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The environment that the README makes on a node."""
-    folder = tmp_path_factory.mktemp("thin") / "venv"
-    subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
-    python = folder / "bin" / "python"
-    install = ["-m", "pip", "install", "--quiet", "--require-hashes", "-r", "requirements-node.txt"]
-    subprocess.run([str(python), *install], check=True, cwd=REPOSITORY, timeout=600)
-    return python
+    """The environment that the document makes on a node."""
+    folder = tmp_path_factory.mktemp("thin")
+    for name in ("feddtpt_flwr", "strategies", "simulations"):
+        shutil.copytree(REPOSITORY / name, folder / name)
+    for name in ("pyproject.toml", "README.md", "LICENSE", "requirements-node.txt"):
+        shutil.copy(REPOSITORY / name, folder / name)
+    Machine(folder, folder, {}, {}).run(INSTALL, timeout=600)
+    return folder / "node" / "bin" / "python"
 
 
 def packages(python: Path) -> set[str]:
@@ -89,8 +98,8 @@ def node_configs(
 
 @dataclass(frozen=True)
 class Deployed:
-    status: str
     log: str
+    check: str
     node_logs: list[str]
     folder: Path
 
@@ -99,40 +108,115 @@ class Deployed:
         return [line for line in map(json.loads, lines) if line["event"] == name]
 
 
+def as_text(node_config: dict[str, Any]) -> str:
+    return " ".join(f"{key}='{value}'" for key, value in node_config.items())
+
+
+@dataclass(frozen=True)
+class Organisation:
+    """A node's machine; what the document calls ``north`` is this node."""
+
+    machine: Machine
+
+    @classmethod
+    def make(
+        cls, folder: Path, link: int, python: Path, config: dict[str, Any], keys: dict[str, str]
+    ) -> "Organisation":
+        folder.mkdir()
+        replaced = {
+            "superlink.example.org:8000": f"localhost:{link}",
+            "node-name='north' data-path='/data/tickets.csv'": as_text(config),
+            "--auth-supernode-private-key": f"--port {_free_port()} --auth-supernode-private-key",
+        }
+        return cls(Machine(folder, folder, replaced, keys, python))
+
+    def give_keys_to(self, coordinator: Machine) -> None:
+        """Make the node's keys, have the public one registered, and take what comes back."""
+        self.machine.run(NODE_KEYS)
+        ours, theirs = self.machine.home / "feddtpt", coordinator.home / "federation"
+        shutil.copy(ours / "node.key.pub", coordinator.folder)
+        assert "registered successfully" in coordinator.run(REGISTER)
+        for path in (theirs / "ca.pem", *coordinator.folder.glob("*.jsonl")):
+            shutil.copy(path, ours)
+        shutil.copy(coordinator.folder / "run.toml", ours)
+
+
+@pytest.fixture(scope="module")
+def services(
+    tiny_bert: Path, fill_mask_service: FillMaskService
+) -> Iterator[tuple[dict[str, Any], dict[str, str]]]:
+    """Settings for the models of all, and the keys that these ask for."""
+    keys = {"THIN_LLM_KEY": KEYS["THIN_LLM_KEY"], "THIN_FILL_KEY": fill_mask_service.key}
+    with llama_server(key=keys["THIN_LLM_KEY"]) as endpoint:
+        settings = {
+            "endpoint": endpoint,
+            "language-model": "smollm2",
+            "api-key-env": "THIN_LLM_KEY",
+            "cache-size-mib": 0,
+            "masked-lm": str(tiny_bert),
+            "masked-lm-endpoint": fill_mask_service.url,
+            "masked-lm-key-env": "THIN_FILL_KEY",
+            "max-fluency-loss": 50.0,
+        }
+        yield settings, keys
+
+
 @pytest.fixture(scope="module")
 def deployed(
     thin_python: Path,
     app: Path,
     node_configs: list[dict[str, Any]],
-    tiny_bert: Path,
-    fill_mask_service: FillMaskService,
+    services: tuple[dict[str, Any], dict[str, str]],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Deployed:
-    folder = tmp_path_factory.mktemp("deployment")
-    keys = {"THIN_LLM_KEY": KEYS["THIN_LLM_KEY"], "THIN_FILL_KEY": fill_mask_service.key}
+    folder, link = tmp_path_factory.mktemp("deployment"), _free_port()
+    models, keys = services
+    settings = {
+        **models,
+        "clients": "own-data",
+        "data-source": "files",
+        "train-file": "public.jsonl",
+        "test-file": "test.jsonl",
+        "test-size": TEST_SIZE,
+        "public-per-class": 2,
+        "k-shot": K_SHOT,
+        "num-server-rounds": 1,
+        "queries-per-round": QUERIES,
+        "seed-prompt": "Movie review.",
+        "run-folder": str(folder / "runs"),
+    }
+    (app / "run.toml").write_text(tomli_w.dumps(settings), encoding="utf-8")
+    home = folder / "coordinator"
+    (home / ".flwr").mkdir(parents=True)
+    (home / ".flwr" / "config.toml").write_text(
+        f'[superlink.federation]\naddress = "localhost:{link}"\n'
+        f'root-certificates = "{home}/federation/ca.pem"\n',
+        encoding="utf-8",
+    )
+    replaced = {"superlink.example.org": "localhost", "0.0.0.0": "127.0.0.1", "8000": str(link)}
+    coordinator = Machine(home, app, replaced, keys)
+    coordinator.run(CERTIFICATES)
     with ExitStack() as stack:
-        endpoint = stack.enter_context(llama_server(key=keys["THIN_LLM_KEY"]))
-        link = stack.enter_context(superlink(folder, **keys))
-        logs = [
-            stack.enter_context(
-                supernode(link, thin_python, folder / config["node-name"], config, **keys)
-            )
+        running = stack.enter_context(coordinator.start(SUPERLINK))
+        _wait_until_up(running.process, link, running.log)
+        organisations = [
+            Organisation.make(folder / config["node-name"], link, thin_python, config, keys)
             for config in node_configs
         ]
-        status, log = link.run(
-            app,
-            f'endpoint="{endpoint}" language-model="smollm2" api-key-env="THIN_LLM_KEY"',
-            f'masked-lm-endpoint="{fill_mask_service.url}" masked-lm-key-env="THIN_FILL_KEY"',
-            f'masked-lm="{tiny_bert}" max-fluency-loss=50.0 cache-size-mib=0',
-            'clients="own-data" data-source="files" train-file="public.jsonl"',
-            f'test-file="test.jsonl" test-size={TEST_SIZE} public-per-class=2 k-shot={K_SHOT}',
-            f'num-server-rounds=1 queries-per-round={QUERIES} seed-prompt="Movie review."',
-            f'run-folder="{folder / "runs"}"',
-        )
-        texts = [path.read_text(encoding="utf-8") for path in logs]
-    assert status == "finished:completed", log + "".join(texts)
+        for organisation in organisations:
+            organisation.give_keys_to(coordinator)
+        check = organisations[0].machine.run(CHECK)
+        nodes = [stack.enter_context(o.machine.start(SUPERNODE)) for o in organisations]
+        log = coordinator.run(RUN, timeout=400)
+        texts = [node.text for node in nodes]
+        log += running.text
     (run_folder,) = (folder / "runs").iterdir()
-    return Deployed(status, log, texts, run_folder)
+    return Deployed(log, check, texts, run_folder)
+
+
+def test_the_check_finds_all_well(deployed: Deployed) -> None:
+    assert "Nothing to fix." in deployed.check
+    assert re.search(r"different texts: 20 'negative', 20 'positive'", deployed.check)
 
 
 def test_both_nodes_searched_and_voted_on_their_own_data(deployed: Deployed) -> None:
@@ -157,7 +241,7 @@ def test_keys_and_private_text_stay_where_they_are(
         for path in deployed.folder.iterdir()
         if path.suffix != ".png"
     )
-    everything = written + "".join(deployed.node_logs)
+    everything = written + deployed.check + "".join(deployed.node_logs)
     for key in (KEYS["THIN_LLM_KEY"], fill_mask_service.key):
         assert key not in everything
     private = Path(node_configs[1]["data-path"]).read_text(encoding="utf-8").splitlines()

@@ -240,6 +240,32 @@ def test_a_run_learns_and_evaluates_what_is_settled(door: str) -> None:
         assert [number for number, _ in outcome.losses_distributed] == [1, 2, 3]
 
 
+@both_doors
+@pytest.mark.parametrize("guard", [True, False])
+def test_flowers_own_records_hold_the_numbers_of_every_round(door: str, guard: bool) -> None:
+    rounds: list[RoundResult] = []
+    strategy = make(door, guard=guard, on_round=rounds.append)
+    outcome = Federation(door, four).run_rounds(strategy, 3)
+    for result in rounds:
+        number = result.server_round
+        if door == "message":
+            records = (
+                outcome.evaluate_metrics_clientapp if guard else outcome.train_metrics_clientapp
+            )
+            metrics = records[number]
+        else:
+            kept = outcome.metrics_distributed if guard else outcome.metrics_distributed_fit
+            metrics = {key: dict(values).get(number) for key, values in kept.items()}
+        chosen = metrics["chosen"]
+        assert (metrics["bytes"], metrics["failures"]) == (result.num_bytes, 0)
+        assert result.candidates[chosen] == result.chosen
+        accuracies = [metrics.get(f"candidate-{i}-accuracy") for i in range(len(result.candidates))]
+        compared = [right(c.tokens) / 6 for c in result.candidates]
+        # Where all agree, there is nothing to compare.
+        expected = compared if len(compared) > 1 else [None]
+        assert accuracies == pytest.approx(expected)
+
+
 def test_both_doors_find_the_same() -> None:
     results: list[list[RoundResult]] = []
     for door in DOORS:

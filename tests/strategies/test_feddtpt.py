@@ -291,9 +291,14 @@ def test_without_any_count_the_prompt_stays(failures: int) -> None:
     server = Server()
     candidates = server.fit(*uploads(A, B))
     liar = scores(candidates, {A: 11})
-    assert server.score(liar, failures=failures) == (None, {})
+    loss, metrics = server.score(liar, failures=failures)
     assert server.strategy.prompt == SEED
-    assert server.rounds[0].failures == 1 + failures
+    (result,) = server.rounds
+    assert result.failures == 1 + failures
+    assert (loss, metrics) == (
+        None,
+        {"bytes": result.num_bytes, "failures": 1 + failures, "chosen": 0},
+    )
 
 
 @pytest.mark.parametrize(("bad", "failures"), [(True, 0), (False, 1)])

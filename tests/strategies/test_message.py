@@ -15,7 +15,9 @@ from strategies.message import FedDTPT
 from strategies.rounds import RoundResult
 from strategies.wire import (
     CLIENT_KEY,
+    COST_KEY,
     GAIN_KEY,
+    QUERIES_KEY,
     ROUND_KEY,
     SCORED_KEY,
     VOCABULARY_KEY,
@@ -159,8 +161,9 @@ def test_without_a_usable_upload_the_prompt_stays(guard: bool, replies: list[Mes
     server = Server(guard=guard)
     assert server.train(*replies, nodes=20) == (SEED,)
     assert server.strategy.prompt == SEED
-    assert server.metrics is None
     (result,) = server.rounds
+    counted = {"bytes": result.num_bytes, "failures": 20, "chosen": 0}
+    assert server.metrics == (None if guard else counted)
     assert (result.chosen.tokens, result.failures) == (SEED, 20)
 
 
@@ -226,7 +229,9 @@ def test_without_enough_counts_the_prompt_stays(replies: int) -> None:
     server = Server(min_evaluate_nodes=3)
     candidates = server.train(*uploads(A, B))
     metrics = server.score(*[scores(candidates, {A: 9})] * replies, nodes=3)
-    assert (metrics is None) == (replies == 0)
+    assert metrics is not None
+    assert ("accuracy" in metrics) == (replies > 0)
+    assert (metrics["failures"], metrics["chosen"]) == (3 - replies, 0)
     assert server.strategy.prompt == SEED
     assert server.rounds[0].failures == 3 - replies
 
@@ -252,7 +257,24 @@ def test_metrics_that_do_not_fit_together_do_not_end_the_run(
             reply_to=QUESTION,
         ),
     )
-    assert metrics == {"accuracy": pytest.approx(0.9)}
+    assert metrics is not None
+    assert metrics["accuracy"] == pytest.approx(0.9)
+    assert SCORED_KEY not in metrics
+
+
+def test_what_nodes_count_is_added_up_and_the_rest_averaged() -> None:
+    server = Server()
+    candidates = server.train(
+        upload(A, numbers={QUERIES_KEY: 30, COST_KEY: 0.5}),
+        upload(B, gain=0.3, numbers={QUERIES_KEY: 12, COST_KEY: 0.25}),
+    )
+    assert server.metrics == {QUERIES_KEY: 42, COST_KEY: 0.75, GAIN_KEY: pytest.approx(0.2)}
+    metrics = server.score(scores(candidates, {A: 9, SEED: 5}), scores(candidates, {A: 6}))
+    assert metrics is not None
+    incumbent, chosen = metrics["candidate-0-accuracy"], candidates.index(A)
+    assert incumbent == pytest.approx(5 / 20)
+    assert metrics["chosen"] == chosen
+    assert metrics[f"candidate-{chosen}-accuracy"] == metrics["accuracy"]
 
 
 def test_metrics_functions_see_usable_replies() -> None:
@@ -273,7 +295,9 @@ def test_metrics_functions_see_usable_replies() -> None:
     good = scores(candidates, {A: 9})
     good.content.metric_records["metrics"]["num-scored-too"] = 3
     metrics = server.score(good, scores(candidates, {A: 11}))
-    assert metrics == {"clients": 1, "accuracy": pytest.approx(0.9)}
+    assert metrics is not None
+    assert metrics["clients"] == 1
+    assert metrics["accuracy"] == pytest.approx(0.9)
     assert seen == [(2, "num-scored-too"), (1, "num-scored-too")]
 
 
