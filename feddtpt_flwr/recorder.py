@@ -4,6 +4,7 @@ import json
 import math
 import platform
 import time
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from io import StringIO
 from logging import INFO, WARNING
@@ -24,6 +25,7 @@ from feddtpt_flwr.statistics import Proportion, paired_difference
 from feddtpt_flwr.vocabulary import Vocabulary
 from strategies.candidates import Tokens
 from strategies.rounds import RoundResult
+from strategies.settings import EmbedFn
 from strategies.wire import (
     COMPLETION_TOKENS_KEY,
     COST_KEY,
@@ -90,6 +92,7 @@ class Recorder:
         self._correct: dict[Tokens, NDArray[np.bool_]] = {}
         self._curve: list[CurvePoint] = []
         self._bytes: list[int] = []
+        self._uploads: list[list[int]] = []
         folder.write_config(config.to_run_config())
 
     def evaluate(
@@ -152,6 +155,7 @@ class Recorder:
             chosen=result.chosen.origin,
             prompt=self._vocabulary.decode(result.chosen.tokens),
             candidates=candidates,
+            uploads=self._uploads,
             failures=result.failures,
             bytes=result.num_bytes,
             queries=self._queries,
@@ -160,7 +164,19 @@ class Recorder:
             seconds=round(now - self._round_start, 3),
         )
         self._round_start = now
+        self._uploads = []
         self._round_sums = dict.fromkeys(_SUMMED, 0)
+
+    def watch(self, embed: EmbedFn) -> EmbedFn:
+        """Return ``embed``, which the strategy calls with a round's uploads, and remember them."""
+
+        def embed_and_remember(
+            prompts: Sequence[NDArray[np.int64]],
+        ) -> Sequence[NDArray[np.floating[Any]]]:
+            self._uploads = [prompt.tolist() for prompt in prompts]
+            return embed(prompts)
+
+        return embed_and_remember
 
     def close(self) -> str:
         """Draw the plot and return the closing table."""
