@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Annotated
 
@@ -111,7 +112,7 @@ def run_suite(
 ) -> None:
     """Run what a suite lacks; interrupted, the next call goes on."""
     suite = _suite(name)
-    results = Results(folder / suite.name)
+    results = _results(suite, folder)
     console = Console(stderr=True)
     try:
         if dry_run:
@@ -121,8 +122,8 @@ def run_suite(
                 f"{len(left.done)} runs completed, {len(left.to_run)} to run with at most "
                 f"{queries:,} queries of clients, {len(left.impossible)} cannot be run here"
             )
-            for why in sorted(set(left.impossible.values())):
-                console.print(f"- {why}", markup=False)
+            for why, number in sorted(Counter(left.impossible.values()).items()):
+                console.print(f"- {number}: {why}", markup=False, highlight=False)
             return
         left = runner.run_suite(suite, results, only=only or (), jobs=jobs, console=console)
         if suite.transfer:
@@ -147,8 +148,12 @@ def report_suite(
 ) -> None:
     """Write a suite's tables and figures in Markdown, and one HTML page."""
     suite = _suite(name)
-    page = write_report(suite, Results(folder / suite.name), output or seeds.RESULTS / suite.name)
+    page = write_report(suite, _results(suite, folder), output or seeds.RESULTS / suite.name)
     typer.echo(page)
+
+
+def _results(suite: Suite, folder: Path) -> Results:
+    return Results(folder / (suite.runs_of or suite.name))
 
 
 def _suite(name: str) -> Suite:

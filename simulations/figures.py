@@ -84,6 +84,7 @@ def token_map(name: str, title: str, tokens: TokenMap) -> Drawing:
 
     figure = Figure(figsize=(7, 5), layout="constrained")
     axes = figure.subplots()
+    axes.margins(0.12)  # room for the texts
     noise = tokens.labels < 0
     x, y = tokens.points.T
     sizes = 20 + 180 * tokens.weights / tokens.weights.max()
@@ -112,7 +113,7 @@ def token_map(name: str, title: str, tokens: TokenMap) -> Drawing:
                 (float(point[0]), float(point[1])),
                 textcoords="offset points",
                 xytext=(4, 3),
-                fontsize=8 if kept else 6,
+                fontsize=9 if kept else 7,
                 fontweight="bold" if kept else "normal",
                 color="black" if kept else "0.45",
             )

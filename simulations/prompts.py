@@ -15,6 +15,16 @@ class Piece:
     text: str
     changed: bool
 
+    @property
+    def words(self) -> str:
+        """The text without the space before it."""
+        return self.text.lstrip()
+
+    @property
+    def space(self) -> str:
+        """The space before it; empty if there is none."""
+        return self.text[: len(self.text) - len(self.words)]
+
 
 def highlight(before: str, after: str) -> tuple[list[Piece], list[Piece]]:
     """Split both prompts into stretches that they share and stretches that they do not.

@@ -191,9 +191,4 @@ def _pair(run: str, outcome: Outcome) -> PromptPair:
 
 def _marked(pieces: list[Piece]) -> str:
     """Return a prompt in Markdown, with what has changed in bold."""
-    parts = []
-    for piece in pieces:
-        words = piece.text.strip()
-        space = piece.text[: len(piece.text) - len(piece.text.lstrip())]
-        parts.append(f"{space}**{words}**" if piece.changed else piece.text)
-    return "".join(parts)
+    return "".join(f"{p.space}**{p.words}**" if p.changed else p.text for p in pieces)

@@ -3,6 +3,7 @@
 import signal
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -100,8 +101,7 @@ def run_suite(
     console = console or Console()
     wanted = suite.jobs(only)
     todo = plan(wanted, results)
-    for why in sorted(set(todo.impossible.values())):
-        number = sum(reason == why for reason in todo.impossible.values())
+    for why, number in sorted(Counter(todo.impossible.values()).items()):
         console.print(f"{number} runs cannot be run here: {why}", highlight=False, markup=False)
     columns = (
         TextColumn("{task.description}"),

@@ -72,7 +72,7 @@ class Job:
 
     @property
     def config(self) -> RunConfig:
-        """The run's settings, checked."""
+        """The run's settings, checked: `ConfigError` says what is not allowed."""
         return RunConfig.from_run_config({**dict(self.settings), "seed": self.seed})
 
 
@@ -96,6 +96,9 @@ class Suite(BaseModel):
         Simulated clients where no group says otherwise.
     compare : str
         The method that the others are compared with, seed by seed; by default the first.
+    runs_of : str
+        The suite whose runs these are, where it has them; by default its own. Runs with other
+        settings are never mixed up.
     transfer : bool
         Whether every learned prompt is also tried on the suite's other models.
     settings : dict
@@ -118,6 +121,7 @@ class Suite(BaseModel):
     seeds: tuple[int, ...] = Field(min_length=1)
     num_clients: int = Field(10, ge=1)
     compare: str = ""
+    runs_of: str = Field("", pattern=r"^[\w-]*$")
     transfer: bool = False
     settings: Settings = {}
     models: dict[str, Settings] = {}
@@ -255,14 +259,20 @@ def _mistakes(suite: Suite) -> Iterator[str]:
     for job in suite.jobs():
         if job.num_clients < 1:
             yield f"{job.key}: {NUM_CLIENTS} = {job.num_clients}: 1 or more is needed"
-        try:
-            config = job.config
-            if config.seed != job.seed or "run-folder" in dict(job.settings):
-                raise ConfigError("seed, run-folder: these are the suite's to set")
-        except ConfigError as error:
-            if str(error) not in told:
-                told.add(str(error))
-                yield f"{job.key}: {error}"
+        if (mistake := _mistake(job)) and mistake not in told:
+            told.add(mistake)
+            yield f"{job.key}: {mistake}"
+
+
+def _mistake(job: Job) -> str:
+    """Return what is wrong with a run's settings; empty if nothing is."""
+    if own := {"seed", "run-folder"} & dict(job.settings).keys():
+        return f"{', '.join(sorted(own))}: the suite's to set"
+    try:
+        _ = job.config
+    except ConfigError as error:
+        return str(error)
+    return ""
 
 
 def _explain(path: Path, error: Any) -> str:
