@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from feddtpt_flwr.data import DataError
 from simulations import (
     bench_aggregation,
     bench_endpoint,
@@ -128,7 +129,7 @@ def run_suite(
         left = runner.run_suite(suite, results, only=only or (), jobs=jobs, console=console)
         if suite.transfer:
             transfer(suite, results, lambda line: console.print(line, markup=False))
-    except SuiteError as error:
+    except (SuiteError, DataError) as error:
         raise typer.BadParameter(str(error)) from None
     except KeyboardInterrupt:
         console.print("interrupted; what has completed is kept, the same command goes on")

@@ -29,6 +29,8 @@ class Method:
     settings: str
 
 
+_ALONE = "min-available-clients=1"  # by default the server waits for a second client
+
 METHODS = {
     "federation": Method("4 clients, guard (the defaults)", 4, ""),
     "paper": Method("4 clients, the paper's step", 4, "guard=false queries-per-round=340"),
@@ -37,8 +39,10 @@ METHODS = {
         4,
         "guard=false aggregation='best' queries-per-round=340",
     ),
-    "lone client": Method("1 client with its own data", 1, "queries-per-round=1300"),
-    "all data": Method("1 client with the data of all 4", 1, "k-shot=64 queries-per-round=1150"),
+    "lone client": Method("1 client with its own data", 1, f"{_ALONE} queries-per-round=1300"),
+    "all data": Method(
+        "1 client with the data of all 4", 1, f"{_ALONE} k-shot=64 queries-per-round=1150"
+    ),
 }
 
 

@@ -42,14 +42,15 @@ def curves(grid: Grid) -> Iterator[Drawing]:
         ]
         if not lines:
             continue
-        figure = Figure(figsize=(7, 4.2), layout="constrained")
+        figure = Figure(figsize=(8.5, 4.4), layout="constrained")
         axes = figure.subplots()
         for index, (method, points) in enumerate(lines):
             _curve(axes, points, grid.suite.what("methods", method) or "FedDTPT", f"C{index}")
         axes.set_xlabel("LLM queries of all clients")
         axes.set_ylabel("held-out accuracy")
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=8, loc="lower right")
+        # Beside the axes: many methods would be covered by their names.
+        figure.legend(fontsize=8, loc="outside right upper", frameon=False)
         labels = [label for label in (model, partition, task) if label]
         yield Drawing(
             "-".join(["accuracy", *labels]),

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError
 
 from feddtpt_flwr.config import ConfigError, RunConfig
+from feddtpt_flwr.data import DataError
 from feddtpt_flwr.experiment import load_task
 
 SUITES = Path(__file__).parent / "suites"
@@ -269,8 +270,10 @@ def _mistake(job: Job) -> str:
     if own := {"seed", "run-folder"} & dict(job.settings).keys():
         return f"{', '.join(sorted(own))}: the suite's to set"
     try:
-        _ = job.config
-    except ConfigError as error:
+        # A task's file may be on another machine than this.
+        if not job.config.task.endswith(".toml"):
+            load_task(job.config)
+    except (ConfigError, DataError) as error:
         return str(error)
     return ""
 

@@ -65,6 +65,7 @@ def test_later_axes_win_and_seeds_come_one_after_the_other(tmp_path: Path) -> No
         (("feedback = false", "feedback = [1]"), r"methods.blind.feedback = \[1\]: "),
         (("feedback = false", "num-clients = 0"), "num-clients = 0: 1 or more is needed"),
         (("feedback = false", "seed = 4"), "one/blind/seed0: seed: the suite's to set"),
+        (('"tweet_sentiment"', '"tweets"'), "two/full/seed0: unknown task 'tweets'; tasks: "),
         (("[tasks.one]", '[tasks."a b"]'), "tasks.a b: a label has letters"),
         (("[tasks.one]", "[tasks.one"), "written.toml: "),
         (("[tasks.one]", "[tasks]\none = 3\n[tasks.three]"), "tasks.one = 3: "),
