@@ -1,11 +1,13 @@
 """The field's searches: their own arithmetic, and one run of each on the real small models."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from feddtpt_flwr.baselines.bdpl import ngram_vocabulary, softmax
+from feddtpt_flwr.baselines.bdpl import PolicyGradientSearch, ngram_vocabulary, softmax
+from feddtpt_flwr.baselines.evolution import EvolutionSearch
 from feddtpt_flwr.baselines.random_words import RandomProposer
 from feddtpt_flwr.config import RunConfig
 from feddtpt_flwr.data import Example, Task
@@ -17,6 +19,7 @@ from feddtpt_flwr.masked_lm import CausalInfiller
 from feddtpt_flwr.search import SearchResult
 from feddtpt_flwr.searches import PROPOSERS, SEARCHES, SearchParts, build_search
 from feddtpt_flwr.vocabulary import Vocabulary
+from strategies.edits import Edit
 
 NUM_EXAMPLES = 8
 START = "Movie review."
@@ -160,6 +163,61 @@ def test_ngrams_are_joined_where_words_come_together_often(vocabulary: Vocabular
     assert "a film" in ngrams
     assert not [ngram for ngram in ngrams if "positive" in ngram]
     assert len(ngram_vocabulary(examples, vocabulary, 2)) == 2
+
+
+class Liking:
+    """A double of the black box, for the arithmetic alone: right more often the more it likes.
+
+    Answers as wanted if a prompt has the word, and one in two otherwise.
+    """
+
+    name = "liking"
+
+    def __init__(self, word: str) -> None:
+        self._word = word
+
+    def answer(self, queries: Sequence[str], choices: Sequence[str]) -> list[str]:
+        return [choices[0 if self._word in q.split() else len(q) % 2] for q in queries]
+
+
+@pytest.mark.parametrize("search", ["bdpl", "evolution"])
+def test_what_helps_is_found(search: str, wordpiece: Vocabulary, task: Task) -> None:
+    texts = ["a fine plot", "the plot was fine", "fine actors", "the actors were there", "fine"]
+    examples = [Example(f"{text} {'x' * i}", 0) for i, text in enumerate(texts * 4)]
+    evaluator = Evaluator(Liking("fine"), task, QueryBudget(3000))
+    rng = np.random.default_rng(0)
+    start = wordpiece.encode("what about this one")
+    if search == "bdpl":
+        result = PolicyGradientSearch(evaluator, wordpiece, examples, rng, max_tokens=8).run(
+            start, Feedback()
+        )
+    else:
+        result = EvolutionSearch(
+            evaluator,
+            SomeWords(wordpiece),
+            wordpiece,
+            examples,
+            rng,
+            max_tokens=8,
+            admissible=lambda prompts: [True] * len(prompts),
+        ).run(start, Feedback())
+    assert "fine" in wordpiece.decode(result.tokens).split()
+    assert result.accuracy == 1.0 > result.start_accuracy
+    assert evaluator.budget.used <= 3000
+
+
+class SomeWords(RandomProposer):
+    """Random words, one in ten of which is the right one."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        super().__init__(vocabulary)
+        (self._right,) = vocabulary.encode("fine")
+
+    def propose(
+        self, tokens: tuple[int, ...], feedback: Feedback, rng: np.random.Generator, count: int
+    ) -> list[Edit]:
+        edits = super().propose(tokens, feedback, rng, count)
+        return [replace(e, tokens=(self._right,)) if rng.random() < 0.1 else e for e in edits]
 
 
 def test_softmax_does_not_overflow() -> None:
