@@ -1,4 +1,4 @@
-"""The app, run once in simulation by a process of its own."""
+"""The app, or a baseline that is not the app, run once by a process of its own."""
 
 import os
 import subprocess
@@ -37,20 +37,28 @@ class Cores:
         return cls(clients, cores // clients)
 
 
-def start_app(
-    folder: Path, settings: Mapping[str, Value], num_clients: int, cores: Cores
+def start_run(
+    folder: Path,
+    settings: Mapping[str, Value],
+    num_clients: int,
+    cores: Cores,
+    baseline: str = "",
 ) -> "subprocess.Popen[bytes]":
-    """Start the app, with its run folder, ``settings.toml`` and ``run.log`` in ``folder``.
+    """Start the app, or ``baseline`` if one is named.
 
-    Whoever sends the process SIGTERM ends the run.
+    In ``folder`` it leaves its run folder, ``settings.toml`` and ``run.log``. Whoever sends the process SIGTERM ends the run.
     """
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "settings.toml"
     file.write_text(tomli_w.dumps({**settings, "run-folder": str(folder)}), encoding="utf-8")
-    command = [sys.executable, "-m", "feddtpt_flwr.cli", "simulate", str(APP)]
-    command += ["--num-clients", str(num_clients), "--run-config", str(file)]
-    # Ray starts as many clients as fit into all cores of the machine.
-    command += ["--cpus-per-client", str(max(1, (os.cpu_count() or 1) // cores.clients))]
+    if baseline:
+        command = [sys.executable, "-m", "simulations.soft_prompts", baseline, str(file)]
+    else:
+        command = [sys.executable, "-m", "feddtpt_flwr.cli", "simulate", str(APP)]
+        command += ["--run-config", str(file)]
+        # Ray starts as many clients as fit into all cores of the machine.
+        command += ["--cpus-per-client", str(max(1, (os.cpu_count() or 1) // cores.clients))]
+    command += ["--num-clients", str(num_clients)]
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": str(cores.threads),
@@ -59,6 +67,7 @@ def start_app(
     with (folder / "run.log").open("wb") as log:
         return subprocess.Popen(
             command,
+            cwd=APP,
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=log,

@@ -24,8 +24,8 @@ class Outcome:
         From the command to its end.
     seed_prompt, prompt : str
         The prompt before and after.
-    num_tokens : int
-        Tokens of the learned prompt: all that is tuned.
+    num_parameters : int
+        Numbers that are tuned: the token ids of the learned prompt, nothing else.
     seed_accuracy, accuracy : float
         Of both on the held-out examples, in [0, 1].
     held_out : int
@@ -42,7 +42,7 @@ class Outcome:
     seconds: float
     seed_prompt: str
     prompt: str
-    num_tokens: int
+    num_parameters: int
     seed_accuracy: float
     accuracy: float
     held_out: int
@@ -91,7 +91,7 @@ def read_outcome(folder: Path, seconds: float) -> Outcome:
         seconds=seconds,
         seed_prompt=learned["seed-prompt"],
         prompt=learned["prompt"],
-        num_tokens=len(learned["tokens"]),
+        num_parameters=learned.get("parameters", len(learned["tokens"])),
         seed_accuracy=before["accuracy"],
         accuracy=after["accuracy"],
         held_out=after["examples"],
@@ -154,7 +154,9 @@ def write_atomically(path: Path, text: str) -> None:
 
 def _describe(job: Job) -> dict[str, Any]:
     """Return all that decides a run's result."""
-    return {"settings": dict(job.settings), "num-clients": job.num_clients, "seed": job.seed}
+    baseline = {"baseline": job.baseline} if job.baseline else {}
+    settings = {"settings": dict(job.settings), "num-clients": job.num_clients, "seed": job.seed}
+    return settings | baseline
 
 
 def _history(folder: Path) -> list[dict[str, Any]]:

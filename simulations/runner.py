@@ -21,7 +21,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from simulations.app_run import Cores, start_app, why_it_failed
+from simulations.app_run import Cores, start_run, why_it_failed
 from simulations.obstacles import obstacle
 from simulations.outcome import Failure, Outcome, Results, read_outcome
 from simulations.suite import Job, Suite
@@ -179,7 +179,10 @@ def _run(job: Job, results: Results, cores: Cores, processes: _Processes) -> Out
     folder.chmod(0o755)
     settings = {**dict(job.settings), "seed": job.seed}
     start = time.monotonic()
-    status = processes.wait_for(lambda: start_app(folder, settings, job.num_clients, cores))
+    cores = Cores(1, cores.clients * cores.threads) if job.baseline else cores
+    status = processes.wait_for(
+        lambda: start_run(folder, settings, job.num_clients, cores, job.baseline)
+    )
     seconds = round(time.monotonic() - start, 1)
     if processes.stopping.is_set():
         return Failure("stopped")

@@ -17,7 +17,10 @@ from feddtpt_flwr.experiment import load_task
 
 SUITES = Path(__file__).parent / "suites"
 AXES = ("models", "tasks", "partitions", "methods", "budgets")
-WHAT, NUM_CLIENTS = "what", "num-clients"
+WHAT, NUM_CLIENTS, BASELINE = "what", "num-clients", "baseline"
+
+BASELINES = ("fedprompt", "fedbbt")
+"""Methods that are not the app: see `simulations.soft_prompts`."""
 
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
 _LABEL = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
@@ -54,6 +57,8 @@ class Job:
         Settings of the app, sorted by name, variables put in, without the seed.
     unset : tuple[str, ...]
         Environment variables that the settings name and that are not set.
+    baseline : str
+        One of `BASELINES`; empty for the app.
     """
 
     labels: tuple[str, ...]
@@ -61,6 +66,7 @@ class Job:
     num_clients: int
     settings: tuple[tuple[str, Value], ...]
     unset: tuple[str, ...] = ()
+    baseline: str = ""
 
     @property
     def key(self) -> str:
@@ -81,9 +87,9 @@ class Suite(BaseModel):
     """A grid of runs.
 
     Every axis holds named groups of settings, and there is a run for every combination of one group
-    of each axis and a seed. A group may hold ``what``, a description, and ``num-clients``; all else
-    are settings of the app. Later axes win over earlier ones, and all over ``settings``. In texts,
-    ``${NAME}`` stands for an environment variable.
+    of each axis and a seed. A group may hold ``what``, a description, ``num-clients``, and
+    ``baseline``, one of `BASELINES`; all else are settings of the app. Later axes win over earlier
+    ones, and all over ``settings``. In texts, ``${NAME}`` stands for an environment variable.
 
     Parameters
     ----------
@@ -174,12 +180,13 @@ class Suite(BaseModel):
                 merged |= axis[label]
             merged.pop(WHAT, None)
             num_clients = int(merged.pop(NUM_CLIENTS))
+            baseline = str(merged.pop(BASELINE, ""))
             # A run that began with some of its clients would not be the same the next time.
             merged.setdefault("min-available-clients", num_clients)
             names = {n for v in merged.values() if isinstance(v, str) for n in _VARIABLE.findall(v)}
             unset = tuple(sorted(names - set(variables)))
             settings = tuple(sorted((key, _fill(v, variables)) for key, v in merged.items()))
-            yield Job(labels, seed, num_clients, settings, unset)
+            yield Job(labels, seed, num_clients, settings, unset, baseline)
 
 
 def _fill(value: Value, variables: Mapping[str, str]) -> Value:
@@ -260,6 +267,8 @@ def _mistakes(suite: Suite) -> Iterator[str]:
     for job in suite.jobs():
         if job.num_clients < 1:
             yield f"{job.key}: {NUM_CLIENTS} = {job.num_clients}: 1 or more is needed"
+        if job.baseline and job.baseline not in BASELINES:
+            yield f"{job.key}: baseline = {job.baseline!r}: allowed are {', '.join(BASELINES)}"
         if (mistake := _mistake(job)) and mistake not in told:
             told.add(mistake)
             yield f"{job.key}: {mistake}"

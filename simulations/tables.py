@@ -138,7 +138,7 @@ def cost_table(grid: Grid) -> Table:
         "Cost",
         [
             "method",
-            "tokens tuned",
+            "numbers tuned",
             "bytes per round",
             "bytes in all",
             "queries of the clients",
@@ -147,7 +147,8 @@ def cost_table(grid: Grid) -> Table:
         rows,
         [
             "Means over the completed runs. Bytes are the content of all messages of all clients, "
-            "both ways; tokens are those of the learned prompt, and nothing else is tuned."
+            "both ways. What is tuned are the learned prompt's token ids; of a soft prompt, its "
+            "numbers."
         ],
     )
 
@@ -182,7 +183,7 @@ def transfer_table(grid: Grid, accuracies: dict[tuple[str, str, str], dict[int, 
 
 def _costs(runs: Sequence[Outcome]) -> list[str]:
     return [
-        f"{np.mean([run.num_tokens for run in runs]):.1f}",
+        f"{np.mean([run.num_parameters for run in runs]):,.1f}",
         f"{np.mean([size for run in runs for size in run.num_bytes]):,.0f}",
         f"{np.mean([sum(run.num_bytes) for run in runs]):,.0f}",
         f"{np.mean([run.queries for run in runs]):,.0f}",

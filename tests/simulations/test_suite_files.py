@@ -19,7 +19,9 @@ def test_every_suite_is_valid_and_its_runs_differ(name: str) -> None:
     suite = load_suite(name)
     jobs = suite.jobs(environment={"FEDDTPT_GLUE": "/data/glue"})
     assert len({job.key for job in jobs}) == len(jobs)
-    assert len({(job.settings, job.num_clients, job.seed) for job in jobs}) == len(jobs)
+    assert len({(job.settings, job.num_clients, job.baseline, job.seed) for job in jobs}) == len(
+        jobs
+    )
     assert not any(job.unset or "$" in str(job.settings) for job in jobs)
     assert all(job.config.min_available_clients == job.num_clients for job in jobs)
     assert all(job.config.seed == job.seed for job in jobs)
@@ -64,6 +66,7 @@ def test_later_axes_win_and_seeds_come_one_after_the_other(tmp_path: Path) -> No
         (("feedback = false", "feedbock = false"), "unknown configuration key 'feedbock'"),
         (("feedback = false", "feedback = [1]"), r"methods.blind.feedback = \[1\]: "),
         (("feedback = false", "num-clients = 0"), "num-clients = 0: 1 or more is needed"),
+        (("feedback = false", "baseline = 'bbt'"), "baseline = 'bbt': allowed are fedprompt, "),
         (("feedback = false", "seed = 4"), "one/blind/seed0: seed: the suite's to set"),
         (('"tweet_sentiment"', '"tweets"'), "two/full/seed0: unknown task 'tweets'; tasks: "),
         (("[tasks.one]", '[tasks."a b"]'), "tasks.a b: a label has letters"),
