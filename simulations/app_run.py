@@ -46,7 +46,8 @@ def start_run(
 ) -> "subprocess.Popen[bytes]":
     """Start the app, or ``baseline`` if one is named.
 
-    In ``folder`` it leaves its run folder, ``settings.toml`` and ``run.log``. Whoever sends the process SIGTERM ends the run.
+    In ``folder`` it leaves its run folder, ``settings.toml`` and ``run.log``. Whoever sends the
+    process SIGTERM ends the run.
     """
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "settings.toml"

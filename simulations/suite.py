@@ -202,7 +202,8 @@ def most_queries(job: Job) -> int:
     searching = max(1, round(config.fraction_fit * job.num_clients))
     scoring = max(1, round(config.fraction_evaluate * job.num_clients))
     compared = config.race_candidates + 1 if config.guard else 1
-    race = compared * 2 * config.k_shot * task.num_labels
+    # Soft prompts are averaged, not compared.
+    race = 0 if job.baseline else compared * 2 * config.k_shot * task.num_labels
     return config.num_server_rounds * (searching * config.queries_per_round + scoring * race)
 
 
