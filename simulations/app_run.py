@@ -68,7 +68,6 @@ def start_run(
     with (folder / "run.log").open("wb") as log:
         return subprocess.Popen(
             command,
-            cwd=APP,
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=log,

@@ -111,7 +111,7 @@ class Results:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        self.folder = folder.resolve()
 
     def job_folder(self, job: Job) -> Path:
         """Return where everything about a run is kept."""

@@ -159,7 +159,8 @@ class FedPrompt:
             for _ in range(budget // size):
                 chosen = rng.choice(len(examples), size, replace=False)
                 optimiser.zero_grad()
-                self._model.loss(vectors, [examples[i] for i in chosen]).backward()
+                loss = self._model.loss(vectors, [examples[i] for i in chosen])
+                torch.autograd.backward(loss)
                 optimiser.step()
                 queries += size
             tuned.append(vectors.detach())
@@ -222,7 +223,8 @@ class FedBBT:
         import torch
 
         moved = self._matrix @ torch.from_numpy(point).float().to(self._matrix.device)
-        return self._start + moved.reshape(self._start.shape)
+        vectors: torch.Tensor = self._start + moved.reshape(self._start.shape)
+        return vectors
 
 
 TUNERS: dict[str, Any] = {"fedprompt": FedPrompt, "fedbbt": FedBBT}

@@ -15,7 +15,7 @@ PROMPT = "Movie review."
 
 @pytest.fixture(scope="module")
 def model(embedded_assets: None, task: Task) -> SoftPromptModel:
-    return SoftPromptModel(RunConfig(), task)
+    return SoftPromptModel(RunConfig.from_run_config({}), task)
 
 
 @pytest.mark.slow
@@ -71,4 +71,4 @@ def test_a_run_leaves_what_a_suite_reads(embedded_assets: None, tmp_path: Path) 
 
 def test_what_is_no_local_model_is_refused(task: Task) -> None:
     with pytest.raises(ConfigError, match="need a local model and chat = false"):
-        SoftPromptModel(RunConfig(chat=True), task)
+        SoftPromptModel(RunConfig.from_run_config({"chat": True}), task)
