@@ -30,7 +30,9 @@ if TYPE_CHECKING:
 BATCH = 8
 LEARNING_RATE = 0.01
 DIMENSIONS = 500
-POPULATION = 20
+POPULATION, LEAST = 20, 4
+"""Points of a generation where the budget has room for two, and at least."""
+
 SPREAD = 0.5
 """How far a step of one in the small space moves a vector, in standard deviations of embeddings."""
 
@@ -199,7 +201,7 @@ class FedBBT:
 
         points, queries = [], 0
         for examples in clients:
-            population = max(2, min(POPULATION, budget // (2 * len(examples))))
+            population = max(LEAST, min(POPULATION, budget // (2 * len(examples))))
             options = {"seed": int(rng.integers(1, 2**31)), "popsize": population, "verbose": -9}
             strategy = cma.CMAEvolutionStrategy(self._point, 1.0, options)
             cost = population * len(examples)
