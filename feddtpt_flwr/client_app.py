@@ -16,11 +16,11 @@ from feddtpt_flwr.client_state import RUN_KEY, VERSION_KEY, ClientState, Phase, 
 from feddtpt_flwr.config import RunConfig
 from feddtpt_flwr.data import ClientData, Example
 from feddtpt_flwr.evaluation import Evaluator, QueryBudget, stratified_order
-from feddtpt_flwr.experiment import load_task, readability
+from feddtpt_flwr.experiment import load_task
 from feddtpt_flwr.feedback import Trial
 from feddtpt_flwr.language_model import ModelError
 from feddtpt_flwr.node import NodeConfig, load_node
-from feddtpt_flwr.search import PromptSearch
+from feddtpt_flwr.searches import SearchParts, build_search
 from strategies.candidates import Tokens
 from strategies.wire import (
     CLIENT_KEY,
@@ -106,15 +106,16 @@ class PromptTuningClient(NumPyClient):
                 what,
             )
 
-        search = PromptSearch(
-            evaluator,
-            models.proposer(self._config, self._task),
-            self._masked_lm,
-            examples,
-            rng,
-            max_tokens=self._config.max_prompt_tokens,
-            admissible=readability(self._config, self._task).each,
-            on_accept=lambda trial: progress(trial.accuracy, trial.operator),
+        search = build_search(
+            SearchParts(
+                config=self._config,
+                task=self._task,
+                masked_lm=self._masked_lm,
+                evaluator=evaluator,
+                examples=examples,
+                rng=rng,
+                on_accept=lambda trial: progress(trial.accuracy, trial.operator),
+            )
         )
         try:
             start, accuracy = self._start(tokens, state.interrupted, evaluator, examples)

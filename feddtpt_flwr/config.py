@@ -17,6 +17,8 @@ _VARIABLE = r"[A-Za-z_][A-Za-z0-9_]*"
 
 TRACKERS = ("tensorboard", "mlflow")
 
+SearchName = Literal["feddtpt", "sequential", "bdpl", "evolution"]
+ProposerName = Literal["masked-lm", "random"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 
@@ -107,6 +109,11 @@ class RunConfig(BaseModel):
     max_fluency_loss : float
         How much less likely than the seed prompt a prompt may be as language, in nats per token, at
         least 0; what reads worse is not tried.
+    search : {"feddtpt", "sequential", "bdpl", "evolution"}
+        How a client searches: several changes racing; one change at a time, each on all examples;
+        or one of the field's baselines, a policy gradient or an evolution.
+    proposer : {"masked-lm", "random"}
+        What proposes changes: the masked language model, or chance (the paper's ablation).
     queries_per_round : int
         Most LLM queries of one client's search in one round.
     feedback : bool
@@ -125,6 +132,8 @@ class RunConfig(BaseModel):
         Most prompts in that comparison, the incumbent not counted.
     fraction_fit : float
         Share of the clients that search in a round, in (0, 1].
+    fraction_evaluate : float
+        Share of the clients that score the candidates in a round, in (0, 1].
     min_available_clients : int
         Clients to wait for.
     run_folder : str
@@ -182,6 +191,8 @@ class RunConfig(BaseModel):
     seed_prompt: str = ""
     max_prompt_tokens: int = Field(24, ge=2, le=256)
     max_fluency_loss: float = Field(2.0, ge=0)
+    search: SearchName = "feddtpt"
+    proposer: ProposerName = "masked-lm"
     queries_per_round: int = Field(250, ge=1)
     feedback: bool = True
     exclude_answer_words: bool = True
@@ -190,6 +201,7 @@ class RunConfig(BaseModel):
     guard: bool = True
     race_candidates: int = Field(4, ge=1)
     fraction_fit: float = Field(1.0, gt=0, le=1)
+    fraction_evaluate: float = Field(1.0, gt=0, le=1)
     min_available_clients: int = Field(2, ge=1)
     run_folder: str = "runs"
     resume: str = ""

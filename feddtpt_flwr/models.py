@@ -22,7 +22,6 @@ from feddtpt_flwr.masked_lm import (
     MaskedLM,
     TokenEmbedder,
 )
-from feddtpt_flwr.proposer import MaskedLMProposer, Proposer
 from feddtpt_flwr.remote_masked_lm import RemoteMaskedLM
 
 
@@ -106,14 +105,6 @@ def token_embedder(config: RunConfig, task: Task) -> TokenEmbedder:
     if isinstance(model, HuggingFaceMaskedLM):
         return model
     return EncoderEmbedder(model.vocabulary)
-
-
-def proposer(config: RunConfig, task: Task) -> Proposer:
-    """Return what proposes the client's changes."""
-    model = masked_lm(config, task)
-    return MaskedLMProposer(
-        model, max_tokens=config.max_prompt_tokens, use_feedback=config.feedback
-    )
 
 
 def _device(config: RunConfig) -> str:

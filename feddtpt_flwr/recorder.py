@@ -4,7 +4,7 @@ import json
 import math
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from io import StringIO
 from logging import INFO, WARNING
@@ -25,6 +25,7 @@ from feddtpt_flwr.statistics import Proportion, paired_difference
 from feddtpt_flwr.vocabulary import Vocabulary
 from strategies.candidates import Tokens
 from strategies.rounds import RoundResult
+from strategies.settings import EmbedFn
 from strategies.wire import (
     COMPLETION_TOKENS_KEY,
     COST_KEY,
@@ -94,6 +95,7 @@ class Recorder:
         self._curve: list[CurvePoint] = []
         self._bytes: list[int] = []
         self._seconds_before = 0.0
+        self._uploads: list[list[int]] = []
         folder.write_config(config.to_run_config())
 
     def evaluate(
@@ -160,6 +162,7 @@ class Recorder:
             chosen=result.chosen.origin,
             prompt=self._vocabulary.decode(result.chosen.tokens),
             candidates=candidates,
+            uploads=self._uploads,
             failures=result.failures,
             bytes=result.num_bytes,
             queries=self._queries,
@@ -170,7 +173,19 @@ class Recorder:
         if chosen := _per_model(result, result.chosen.tokens):
             self._by_model = chosen["by-model"]
         self._round_start = now
+        self._uploads = []
         self._round_sums = dict.fromkeys(_SUMMED, 0)
+
+    def watch(self, embed: EmbedFn) -> EmbedFn:
+        """Return ``embed``, which the strategy calls with a round's uploads, and remember them."""
+
+        def embed_and_remember(
+            prompts: Sequence[NDArray[np.int64]],
+        ) -> Sequence[NDArray[np.floating[Any]]]:
+            self._uploads = [prompt.tolist() for prompt in prompts]
+            return embed(prompts)
+
+        return embed_and_remember
 
     def close(self) -> str:
         """Draw the plot and return the closing table."""

@@ -120,6 +120,9 @@ class PromptSearch:
     width : int
         Changes that are raced at once, at least 1. More make better use of the machine, fewer of
         the feedback.
+    first_batch : int, optional
+        Examples after which a race first drops changes; batches double from there. Defaults to
+        `FIRST_BATCH`; as many as there are examples try every change on all of them.
     admissible : Callable[[Sequence[Tokens]], Sequence[bool]], optional
         Prompts for which it says false are not tried.
     on_accept : Callable[[Trial], None], optional
@@ -138,6 +141,7 @@ class PromptSearch:
         confidence: float = 0.7,
         fluency: float = 1.0,
         width: int = 4,
+        first_batch: int | None = None,
         admissible: Callable[[Sequence[Tokens]], Sequence[bool]] = lambda p: [True] * len(p),
         on_accept: Callable[[Trial], None] | None = None,
     ) -> None:
@@ -150,6 +154,7 @@ class PromptSearch:
         self._confidence = confidence
         self._fluency = fluency
         self._width = width
+        self._first_batch = first_batch or FIRST_BATCH
         self._admissible = admissible
         self._on_accept = on_accept or (lambda _: None)
 
@@ -266,7 +271,7 @@ class PromptSearch:
 
     def _batches(self) -> Iterator[int]:
         """Yield how many examples have been asked after each batch; batches double."""
-        size = FIRST_BATCH
+        size = self._first_batch
         while size < len(self._examples):
             yield size
             size *= 2

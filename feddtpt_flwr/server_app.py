@@ -154,7 +154,7 @@ def build(config: RunConfig, num_clients: int, saved: Checkpoint | None = None) 
 
     strategy = FedDTPT(
         initial_prompt=np.array(first, dtype=np.int64),
-        embed_fn=models.token_embedder(config, task).embed,
+        embed_fn=recorder.watch(models.token_embedder(config, task).embed),
         vocabulary_size=len(vocabulary),
         vocabulary=vocabulary.fingerprint,
         max_tokens=config.max_prompt_tokens,
@@ -166,6 +166,7 @@ def build(config: RunConfig, num_clients: int, saved: Checkpoint | None = None) 
         admissible=_safely(readability(config, task)),
         on_round=recorder.round,
         fraction_fit=config.fraction_fit,
+        fraction_evaluate=config.fraction_evaluate,
         min_fit_clients=1,
         min_evaluate_clients=1,
         min_available_clients=config.min_available_clients,

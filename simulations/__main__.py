@@ -1,12 +1,15 @@
-"""``python -m simulations``: repeated runs and benchmarks."""
+"""``python -m simulations``: suites of runs, their reports, and benchmarks."""
 
 import json
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
+from feddtpt_flwr.data import DataError
 from simulations import (
     bench_aggregation,
     bench_endpoint,
@@ -14,10 +17,17 @@ from simulations import (
     bench_labels,
     bench_message,
     deployment,
-    federation,
+    runner,
     scaling,
     seeds,
 )
+from simulations.outcome import Results
+from simulations.report import write_report
+from simulations.runner import plan
+from simulations.suite import Suite, SuiteError, load_suite, most_queries
+from simulations.transfer import transfer
+
+RUNS = seeds.RUNS / "suites"
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -108,14 +118,67 @@ def message(
     typer.echo(table, err=True)
 
 
-@app.command("federation")
-def run_federation(
-    seed: Annotated[list[int] | None, typer.Option(help="A seed; give two or more.")] = None,
+@app.command("run")
+def run_suite(
+    name: Annotated[str, typer.Argument(metavar="SUITE", help="A suite's name or .toml file.")],
     jobs: Annotated[int, typer.Option(min=1, help="Runs at the same time.")] = 1,
-    folder: Annotated[Path, typer.Option(help="Where the table goes.")] = seeds.RESULTS,
+    only: Annotated[
+        list[str] | None, typer.Option(help="A label that runs must have; give one or more.")
+    ] = None,
+    folder: Annotated[Path, typer.Option(help="Where run folders go.")] = RUNS,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be run.")] = False,
 ) -> None:
-    """Compare a federation with its members, the paper's step and all data in one place."""
-    typer.echo(federation.run(seed or list(range(5)), jobs, folder))
+    """Run what a suite lacks; interrupted, the next call goes on."""
+    suite = _suite(name)
+    results = _results(suite, folder)
+    console = Console(stderr=True)
+    try:
+        if dry_run:
+            left = plan(suite.jobs(only or ()), results)
+            queries = sum(most_queries(job) for job in left.to_run)
+            console.print(
+                f"{len(left.done)} runs completed, {len(left.to_run)} to run with at most "
+                f"{queries:,} queries of clients, {len(left.impossible)} cannot be run here"
+            )
+            for why, number in sorted(Counter(left.impossible.values()).items()):
+                console.print(f"- {number}: {why}", markup=False, highlight=False)
+            return
+        left = runner.run_suite(suite, results, only=only or (), jobs=jobs, console=console)
+        if suite.transfer:
+            transfer(suite, results, lambda line: console.print(line, markup=False))
+    except (SuiteError, DataError) as error:
+        raise typer.BadParameter(str(error)) from None
+    except KeyboardInterrupt:
+        console.print("interrupted; what has completed is kept, the same command goes on")
+        raise typer.Exit(130) from None
+    if left.to_run:
+        console.print(f"{len(left.to_run)} runs failed; the same command tries them again")
+        raise typer.Exit(1)
+
+
+@app.command("report")
+def report_suite(
+    name: Annotated[str, typer.Argument(metavar="SUITE", help="A suite's name or .toml file.")],
+    folder: Annotated[Path, typer.Option(help="Where run folders are.")] = RUNS,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder for the report; by default among the results.")
+    ] = None,
+) -> None:
+    """Write a suite's tables and figures in Markdown, and one HTML page."""
+    suite = _suite(name)
+    page = write_report(suite, _results(suite, folder), output or seeds.RESULTS / suite.name)
+    typer.echo(page)
+
+
+def _results(suite: Suite, folder: Path) -> Results:
+    return Results(folder / (suite.runs_of or suite.name))
+
+
+def _suite(name: str) -> Suite:
+    try:
+        return load_suite(name)
+    except SuiteError as error:
+        raise typer.BadParameter(str(error)) from None
 
 
 @app.command("deployment")

@@ -1,0 +1,1 @@
+"""Searches of the field, written against the same interface and charged for the same queries."""

@@ -1,0 +1,148 @@
+"""Which search and which proposer a setting names.
+
+An own one needs a class with the one method of `Search` or `Proposer`, and a line here.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from feddtpt_flwr.baselines.bdpl import PolicyGradientSearch
+from feddtpt_flwr.baselines.evolution import EvolutionSearch
+from feddtpt_flwr.baselines.random_words import RandomProposer
+from feddtpt_flwr.config import ProposerName, RunConfig, SearchName
+from feddtpt_flwr.data import Example, Task
+from feddtpt_flwr.evaluation import Evaluator
+from feddtpt_flwr.experiment import readability
+from feddtpt_flwr.feedback import Feedback, Trial
+from feddtpt_flwr.masked_lm import MaskedLM
+from feddtpt_flwr.proposer import MaskedLMProposer, Proposer
+from feddtpt_flwr.search import PromptSearch, SearchResult
+from strategies.candidates import Tokens
+
+
+class Search(Protocol):
+    """Finds a better prompt on one client's examples."""
+
+    def run(self, start: Tokens, feedback: Feedback) -> SearchResult:
+        """Search from ``start`` until the evaluator's budget is used up."""
+        ...
+
+
+@dataclass(frozen=True)
+class SearchParts:
+    """What a search may use: the run's settings, and the client's examples and budget.
+
+    Attributes
+    ----------
+    config : RunConfig
+        Settings of the run.
+    task : Task
+        The task.
+    masked_lm : MaskedLM
+        Turns tokens into text, and tells how well they read.
+    evaluator : Evaluator
+        The single way to the black box; its budget ends the search.
+    examples : Sequence[Example]
+        Private batch and public set; prefixes hold the classes in proportion.
+    rng : numpy.random.Generator
+        Source of all randomness.
+    on_accept : Callable[[Trial], None]
+        Called after every accepted change, where a search has such.
+    """
+
+    config: RunConfig
+    task: Task
+    masked_lm: MaskedLM
+    evaluator: Evaluator
+    examples: Sequence[Example]
+    rng: np.random.Generator
+    on_accept: Callable[[Trial], None]
+
+    @property
+    def excluded_words(self) -> tuple[str, ...]:
+        """Words that no prompt may be given."""
+        return self.task.answers if self.config.exclude_answer_words else ()
+
+
+def build_search(parts: SearchParts) -> Search:
+    """Return the search that ``parts.config`` names."""
+    return SEARCHES[parts.config.search](parts)
+
+
+def build_proposer(parts: SearchParts) -> Proposer:
+    """Return the proposer that ``parts.config`` names."""
+    return PROPOSERS[parts.config.proposer](parts)
+
+
+def _feddtpt(parts: SearchParts, *, width: int = 4, first_batch: int | None = None) -> Search:
+    # Next to any word that a language model proposes, a random one reads badly: were its language
+    # weighed, hardly any would be accepted.
+    fluency = 0.0 if parts.config.proposer == "random" else 1.0
+    return PromptSearch(
+        parts.evaluator,
+        build_proposer(parts),
+        parts.masked_lm,
+        parts.examples,
+        parts.rng,
+        max_tokens=parts.config.max_prompt_tokens,
+        fluency=fluency,
+        width=width,
+        first_batch=first_batch,
+        admissible=readability(parts.config, parts.task).each,
+        on_accept=parts.on_accept,
+    )
+
+
+def _sequential(parts: SearchParts) -> Search:
+    return _feddtpt(parts, width=1, first_batch=len(parts.examples))
+
+
+def _bdpl(parts: SearchParts) -> Search:
+    return PolicyGradientSearch(
+        parts.evaluator,
+        parts.masked_lm.vocabulary,
+        parts.examples,
+        parts.rng,
+        max_tokens=parts.config.max_prompt_tokens,
+        excluded_words=parts.excluded_words,
+    )
+
+
+def _evolution(parts: SearchParts) -> Search:
+    return EvolutionSearch(
+        parts.evaluator,
+        build_proposer(parts),
+        parts.masked_lm.vocabulary,
+        parts.examples,
+        parts.rng,
+        max_tokens=parts.config.max_prompt_tokens,
+        admissible=readability(parts.config, parts.task).each,
+    )
+
+
+def _masked_lm(parts: SearchParts) -> Proposer:
+    return MaskedLMProposer(
+        parts.masked_lm,
+        max_tokens=parts.config.max_prompt_tokens,
+        use_feedback=parts.config.feedback,
+    )
+
+
+def _random(parts: SearchParts) -> Proposer:
+    return RandomProposer(parts.masked_lm.vocabulary, excluded_words=parts.excluded_words)
+
+
+SEARCHES: dict[SearchName, Callable[[SearchParts], Search]] = {
+    "feddtpt": _feddtpt,
+    "sequential": _sequential,
+    "bdpl": _bdpl,
+    "evolution": _evolution,
+}
+
+PROPOSERS: dict[ProposerName, Callable[[SearchParts], Proposer]] = {
+    "masked-lm": _masked_lm,
+    "random": _random,
+}

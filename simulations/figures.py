@@ -1,0 +1,132 @@
+"""A suite's figures: accuracy against queries, and the tokens that the server's step sees."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+from typing import TYPE_CHECKING
+
+from simulations.clusters import TokenMap
+from simulations.grid import Grid
+from simulations.intervals import Mean
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Point = tuple[float, Mean]
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure and what to call it: ``name`` in files, ``title`` and ``caption`` to read."""
+
+    name: str
+    title: str
+    caption: str
+    figure: "Figure"
+
+
+def curves(grid: Grid) -> Iterator[Drawing]:
+    """Draw held-out accuracy against queries, one figure for each model, partition and task.
+
+    With several budgets a method's points are its results with each; otherwise, those of each
+    round.
+    """
+    from matplotlib.figure import Figure
+
+    for model, partition, task in product(*map(grid.labels, ("models", "partitions", "tasks"))):
+        lines = [
+            (method, points)
+            for method in grid.labels("methods")
+            if (points := _points(grid, model, partition, task, method))
+        ]
+        if not lines:
+            continue
+        figure = Figure(figsize=(8.5, 4.4), layout="constrained")
+        axes = figure.subplots()
+        for index, (method, points) in enumerate(lines):
+            _curve(axes, points, grid.suite.what("methods", method) or "FedDTPT", f"C{index}")
+        axes.set_xlabel("LLM queries of all clients")
+        axes.set_ylabel("held-out accuracy")
+        axes.grid(alpha=0.3)
+        # Beside the axes: many methods would be covered by their names.
+        figure.legend(fontsize=8, loc="outside right upper", frameon=False)
+        labels = [label for label in (model, partition, task) if label]
+        yield Drawing(
+            "-".join(["accuracy", *labels]),
+            ", ".join(["Accuracy against queries", *labels]),
+            "Mean over seeds; bands are 95 % bootstrap intervals.",
+            figure,
+        )
+
+
+def _points(grid: Grid, model: str, partition: str, task: str, method: str) -> list[Point]:
+    place = {"models": model, "partitions": partition, "tasks": task, "methods": method}
+    cells = [grid.cell(**place, budgets=budget) for budget in grid.labels("budgets")]
+    cells = [cell for cell in cells if cell.outcomes]
+    if len(grid.labels("budgets")) == 1 or not cells:
+        return cells[0].curve() if cells else []
+    ends = [cell.curve()[-1] for cell in cells if cell.curve()]
+    return sorted([*cells[-1].curve()[:1], *ends], key=lambda point: point[0])
+
+
+def _curve(axes: "Axes", points: list[Point], label: str, colour: str) -> None:
+    queries = [queries for queries, _ in points]
+    means = [mean for _, mean in points]
+    axes.plot(queries, [m.value for m in means], marker="o", ms=4, label=label, color=colour)
+    axes.fill_between(
+        queries, [m.low for m in means], [m.high for m in means], alpha=0.15, color=colour, lw=0
+    )
+
+
+def token_map(name: str, title: str, tokens: TokenMap) -> Drawing:
+    """Draw the uploaded tokens in two dimensions: clusters by colour, attention by size."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 5), layout="constrained")
+    axes = figure.subplots()
+    axes.margins(0.12)  # room for the texts
+    noise = tokens.labels < 0
+    x, y = tokens.points.T
+    sizes = 20 + 180 * tokens.weights / tokens.weights.max()
+    label = "noise" if tokens.clustered else "tokens"
+    axes.scatter(x[noise], y[noise], s=sizes[noise], c="0.75", marker="x", lw=1, label=label)
+    axes.scatter(
+        x[~noise],
+        y[~noise],
+        s=sizes[~noise],
+        c=tokens.labels[~noise] % 20,
+        cmap="tab20",
+        vmin=0,
+        vmax=19,
+        alpha=0.7,
+        lw=0,
+    )
+    seen: set[tuple[str, int]] = set()
+    for text, point, cluster, kept in zip(
+        tokens.texts, tokens.points, tokens.labels, tokens.kept, strict=True
+    ):
+        # Copies of a token lie on top of each other: one caption for all, bold if it was chosen.
+        if kept or (text, int(cluster)) not in seen:
+            seen.add((text, int(cluster)))
+            axes.annotate(
+                text.strip().replace("$", r"\$"),
+                (float(point[0]), float(point[1])),
+                textcoords="offset points",
+                xytext=(4, 3),
+                fontsize=9 if kept else 7,
+                fontweight="bold" if kept else "normal",
+                color="black" if kept else "0.45",
+            )
+    axes.set_xlabel(f"first principal component ({tokens.explained[0]:.0%} of the variance)")
+    axes.set_ylabel(f"second ({tokens.explained[1]:.0%})")
+    if noise.any():
+        axes.legend(fontsize=8)
+    return Drawing(
+        name,
+        title,
+        f"The {len(tokens.texts)} tokens of the last prompts that {tokens.num_prompts} clients "
+        "uploaded, as the server embeds them. A colour is a cluster, an area the attention weight, "
+        "bold are the tokens of the prompt that the server's step makes of them.",
+        figure,
+    )

@@ -1,0 +1,57 @@
+"""Means over seeds, with what they are worth."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A mean over seeds and its bootstrap interval.
+
+    Attributes
+    ----------
+    value : float
+        The mean.
+    low, high : float
+        Ends of the 95 % interval (percentiles); both the mean for one seed or equal values.
+    number : int
+        Seeds, at least 1.
+    """
+
+    value: float
+    low: float
+    high: float
+    number: int
+
+
+def mean(values: NDArray[np.float64]) -> Mean:
+    """Return the mean of ``values``, shape ``(n,)`` with n at least 1, and its interval."""
+    value = float(values.mean())
+    if len(values) < 2 or not np.ptp(values):
+        return Mean(value, value, value, len(values))
+    interval = stats.bootstrap(
+        (values,),
+        np.mean,
+        confidence_level=CONFIDENCE,
+        method="percentile",
+        rng=np.random.default_rng(0),
+    ).confidence_interval
+    return Mean(value, float(interval.low), float(interval.high), len(values))
+
+
+def paired(theirs: Mapping[int, float], ours: Mapping[int, float]) -> Mean | None:
+    """Return the mean of ``theirs - ours`` over the seeds that both have; None without any.
+
+    A seed decides examples and held-out examples, so the difference within a seed says more than
+    the difference of the means.
+    """
+    seeds = sorted(theirs.keys() & ours.keys())
+    if not seeds:
+        return None
+    return mean(np.array([theirs[seed] - ours[seed] for seed in seeds]))

@@ -1,0 +1,164 @@
+"""What a run left behind, and where a suite keeps it."""
+
+import json
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from feddtpt_flwr.config import RunConfig
+from simulations.suite import Job
+
+RESULT = "result.json"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A completed run.
+
+    Attributes
+    ----------
+    folder : Path
+        The app's run folder.
+    seconds : float
+        From the command to its end.
+    seed_prompt, prompt : str
+        The prompt before and after.
+    num_parameters : int
+        Numbers that are tuned: the token ids of the learned prompt, nothing else.
+    seed_accuracy, accuracy : float
+        Of both on the held-out examples, in [0, 1].
+    held_out : int
+        Number of those examples.
+    queries : int
+        Of all clients, searches and comparisons.
+    num_bytes : tuple[int, ...]
+        Exchanged in each round, both directions, all clients.
+    curve : tuple[tuple[int, float], ...]
+        Queries so far and held-out accuracy, from the start on, where it was measured.
+    """
+
+    folder: Path
+    seconds: float
+    seed_prompt: str
+    prompt: str
+    num_parameters: int
+    seed_accuracy: float
+    accuracy: float
+    held_out: int
+    queries: int
+    num_bytes: tuple[int, ...]
+    curve: tuple[tuple[int, float], ...]
+
+    @property
+    def config(self) -> RunConfig:
+        """The settings that the run had."""
+        text = (self.folder / "config.toml").read_text(encoding="utf-8")
+        return RunConfig.from_run_config(tomllib.loads(text))
+
+    def last_uploads(self) -> list[list[int]]:
+        """Return the token ids of the last prompts that clients uploaded; empty if none did."""
+        rounds = [event for event in _history(self.folder) if event["event"] == "round"]
+        uploads = [event.get("uploads") for event in rounds]
+        return next((list(upload) for upload in reversed(uploads) if upload), [])
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A run that did not complete, and why."""
+
+    reason: str
+
+
+def read_outcome(folder: Path, seconds: float) -> Outcome:
+    """Read the app's run folder.
+
+    Raises
+    ------
+    ValueError, OSError, KeyError
+        If it is not that of a completed run.
+    """
+    learned = json.loads((folder / "prompt.json").read_text(encoding="utf-8"))
+    history = _history(folder)
+    rounds = [event for event in history if event["event"] == "round"]
+    starts = [(0, event["accuracy"]) for event in history if event["event"] == "start"]
+    curve = starts + [(event["queries"], event["accuracy"]) for event in rounds]
+    before, after = (learned["held-out-accuracy"][key] for key in ("seed-prompt", "learned"))
+    if before is None or after is None:
+        raise ValueError("the black box failed, so that its accuracy is not known")
+    return Outcome(
+        folder=folder,
+        seconds=seconds,
+        seed_prompt=learned["seed-prompt"],
+        prompt=learned["prompt"],
+        num_parameters=learned.get("parameters", len(learned["tokens"])),
+        seed_accuracy=before["accuracy"],
+        accuracy=after["accuracy"],
+        held_out=after["examples"],
+        queries=learned["queries"],
+        num_bytes=tuple(event["bytes"] for event in rounds),
+        curve=tuple((queries, value) for queries, value in curve if value is not None),
+    )
+
+
+class Results:
+    """The results of a suite's runs below one folder, a folder for each run.
+
+    Parameters
+    ----------
+    folder : Path
+        Need not exist.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder.resolve()
+
+    def job_folder(self, job: Job) -> Path:
+        """Return where everything about a run is kept."""
+        return self.folder / job.key
+
+    def read(self, job: Job) -> Outcome | Failure | None:
+        """Return what became of a run; None if it never ended, or its settings have changed."""
+        folder = self.job_folder(job)
+        try:
+            result = json.loads((folder / RESULT).read_text(encoding="utf-8"))
+            if result["job"] != _describe(job):
+                return None
+            if "failure" in result:
+                return Failure(result["failure"])
+            return read_outcome(folder / result["run-folder"], result["seconds"])
+        except (OSError, ValueError, KeyError):
+            return None
+
+    def write_outcome(self, job: Job, outcome: Outcome) -> None:
+        """Say that a run has completed."""
+        run_folder = str(outcome.folder.relative_to(self.job_folder(job)))
+        self._write(job, {"run-folder": run_folder, "seconds": outcome.seconds})
+
+    def write_failure(self, job: Job, failure: Failure) -> None:
+        """Say that a run has failed; it is run again the next time."""
+        self._write(job, {"failure": failure.reason})
+
+    def _write(self, job: Job, content: dict[str, Any]) -> None:
+        text = json.dumps({"job": _describe(job), **content}, indent=2) + "\n"
+        write_atomically(self.job_folder(job) / RESULT, text)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a file all or nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+def _describe(job: Job) -> dict[str, Any]:
+    """Return all that decides a run's result."""
+    baseline = {"baseline": job.baseline} if job.baseline else {}
+    settings = {"settings": dict(job.settings), "num-clients": job.num_clients, "seed": job.seed}
+    return settings | baseline
+
+
+def _history(folder: Path) -> list[dict[str, Any]]:
+    lines = (folder / "history.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]

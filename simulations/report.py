@@ -1,0 +1,194 @@
+"""A suite's report: Markdown with figures, and one HTML page that holds everything."""
+
+import os
+import platform
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from io import StringIO
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from feddtpt_flwr.assets import AssetError
+from feddtpt_flwr.config import ConfigError
+from feddtpt_flwr.data import DataError
+from simulations import clusters, figures
+from simulations.figures import Drawing
+from simulations.grid import Grid, read_grid
+from simulations.outcome import Outcome, Results, write_atomically
+from simulations.prompts import Piece, highlight
+from simulations.suite import Suite
+from simulations.tables import Table, all_tables, transfer_table
+from simulations.transfer import known_transfer
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+MOST_MAPS = 8
+"""Token maps in a report."""
+
+
+@dataclass(frozen=True)
+class PromptPair:
+    """A run's prompt before and after; accuracies in [0, 1]."""
+
+    run: str
+    before: list[Piece]
+    after: list[Piece]
+    accuracy_before: float
+    accuracy_after: float
+
+
+@dataclass(frozen=True)
+class Content:
+    """All that a report shows."""
+
+    suite: Suite
+    made: str
+    num_runs: int
+    num_wanted: int
+    tables: list[Table]
+    drawings: list[Drawing]
+    maps: list[Drawing]
+    prompts: list[PromptPair]
+
+
+def write_report(suite: Suite, results: Results, folder: Path) -> Path:
+    """Write ``report.md``, ``report.html`` and every figure as PNG and SVG to ``folder``.
+
+    Returns
+    -------
+    Path
+        The HTML page.
+    """
+    content = collect(suite, results)
+    folder.mkdir(parents=True, exist_ok=True)
+    for drawing in (*content.drawings, *content.maps):
+        drawing.figure.savefig(folder / f"{drawing.name}.png", dpi=120)
+        write_atomically(folder / f"{drawing.name}.svg", svg(drawing.figure))
+    write_atomically(folder / "report.md", markdown(content))
+    page = folder / "report.html"
+    write_atomically(page, html(content))
+    return page
+
+
+def collect(suite: Suite, results: Results) -> Content:
+    """Read a suite's results and make everything that a report shows."""
+    grid = read_grid(suite, results)
+    tables = all_tables(grid)
+    if suite.transfer:
+        tables.append(transfer_table(grid, known_transfer(grid, results)))
+    now = datetime.now(UTC).date().isoformat()
+    cores = f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}"
+    return Content(
+        suite,
+        f"{now}, {cores}",
+        grid.num_runs,
+        grid.num_wanted,
+        tables,
+        list(figures.curves(grid)),
+        list(_token_maps(grid)),
+        list(_prompts(grid)),
+    )
+
+
+def markdown(content: Content) -> str:
+    """Return the report in Markdown."""
+    suite = content.suite
+    lines = [
+        f"# {suite.title}",
+        "",
+        suite.question,
+        "",
+        f"{content.num_runs:,} of {content.num_wanted:,} runs; {content.made}; "
+        f"`python -m simulations run {suite.name}`.",
+        "",
+    ]
+    lines += [table.markdown() for table in content.tables]
+    for drawing in (*content.drawings, *content.maps):
+        lines += [f"## {drawing.title}", "", f"![{drawing.title}]({drawing.name}.png)", ""]
+        lines += [drawing.caption, ""]
+    if content.prompts:
+        rows = [
+            [
+                pair.run,
+                _marked(pair.before),
+                _marked(pair.after),
+                f"{pair.accuracy_before:.3f}",
+                f"{pair.accuracy_after:.3f}",
+            ]
+            for pair in content.prompts
+        ]
+        lines.append(
+            Table(
+                "Prompts", ["run", "before", "after", "accuracy before", "after"], rows
+            ).markdown()
+        )
+    return "\n".join(lines)
+
+
+def html(content: Content) -> str:
+    """Return the report as one page that needs nothing else."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,  # prompts and errors are text, whatever they look like
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["svg"] = svg
+    return environment.get_template("report.html").render(content=content)
+
+
+def svg(figure: "Figure") -> str:
+    """Return a figure as SVG without a preamble, the same for the same figure."""
+    from matplotlib import rc_context
+
+    text = StringIO()
+    with rc_context(
+        {"svg.hashsalt": "feddtpt", "svg.fonttype": "none", "font.family": "sans-serif"}
+    ):
+        figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
+    return re.sub(r"^.*?(?=<svg)", "", text.getvalue(), count=1, flags=re.DOTALL)
+
+
+def _token_maps(grid: Grid) -> Iterator[Drawing]:
+    """Draw the last uploads of the compared method's first seed, for each model and task."""
+    made = 0
+    axes = ("models", "partitions", "tasks", "budgets")
+    for model, partition, task, budget in product(*map(grid.labels, axes)):
+        place = {"models": model, "partitions": partition, "tasks": task, "budgets": budget}
+        outcomes = grid.cell(**place, methods=grid.compare).outcomes
+        if not outcomes or made == MOST_MAPS:
+            continue
+        seed = min(outcomes)
+        try:
+            tokens = clusters.token_map(outcomes[seed])
+        except (ConfigError, DataError, AssetError):
+            continue  # its models are on another machine
+        if tokens is not None:
+            made += 1
+            labels = [label for label in place.values() if label]
+            name = "-".join(["tokens", *labels, f"seed{seed}"])
+            title = ", ".join(["What the server's step sees", *labels, f"seed {seed}"])
+            yield figures.token_map(name, title, tokens)
+
+
+def _prompts(grid: Grid) -> Iterator[PromptPair]:
+    for cell in grid.cells.values():
+        for seed, outcome in sorted(cell.outcomes.items()):
+            yield _pair(" / ".join([*filter(None, cell.labels), f"seed {seed}"]), outcome)
+
+
+def _pair(run: str, outcome: Outcome) -> PromptPair:
+    before, after = highlight(outcome.seed_prompt, outcome.prompt)
+    return PromptPair(run, before, after, outcome.seed_accuracy, outcome.accuracy)
+
+
+def _marked(pieces: list[Piece]) -> str:
+    """Return a prompt in Markdown, with what has changed in bold."""
+    return "".join(f"{p.space}**{p.words}**" if p.changed else p.text for p in pieces)

@@ -1,0 +1,209 @@
+"""Runs what a suite still lacks; whatever happens, what has completed stays."""
+
+import signal
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import mkdtemp
+from threading import Event, Lock
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from simulations.app_run import Cores, start_run, why_it_failed
+from simulations.obstacles import obstacle
+from simulations.outcome import Failure, Outcome, Results, read_outcome
+from simulations.suite import Job, Suite
+
+TERMINATE_SECONDS = 30.0
+"""How long a run may take to end when it is told to."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What there is to do.
+
+    Attributes
+    ----------
+    done : list[Job]
+        Completed before.
+    to_run : list[Job]
+        Missing, or failed the last time.
+    impossible : dict[Job, str]
+        What cannot be run here, and why not.
+    """
+
+    done: list[Job]
+    to_run: list[Job]
+    impossible: dict[Job, str]
+
+
+def plan(jobs: Sequence[Job], results: Results) -> Plan:
+    """Sort runs into those that have completed, those to run, and those that cannot be run here."""
+    done, to_run, impossible = [], [], {}
+    for job in jobs:
+        if isinstance(results.read(job), Outcome):
+            done.append(job)
+        elif why := obstacle(job):
+            impossible[job] = why
+        else:
+            to_run.append(job)
+    return Plan(done, to_run, impossible)
+
+
+def run_suite(
+    suite: Suite,
+    results: Results,
+    *,
+    only: Sequence[str] = (),
+    jobs: int = 1,
+    console: Console | None = None,
+    after: Callable[[Job], None] = lambda _: None,
+) -> Plan:
+    """Run what is missing, several runs at a time, and show how far it is.
+
+    Parameters
+    ----------
+    suite : Suite
+        The runs.
+    results : Results
+        Where they are kept.
+    only : Sequence[str]
+        Labels that a run must all have.
+    jobs : int
+        Runs at the same time.
+    console : Console, optional
+        Where progress is shown.
+    after : Callable[[Job], None], optional
+        Called when a run has ended.
+
+    Returns
+    -------
+    Plan
+        What is still missing now.
+
+    Raises
+    ------
+    KeyboardInterrupt
+        If interrupted; the runs at work were ended, and the others are kept.
+    """
+    console = console or Console()
+    wanted = suite.jobs(only)
+    todo = plan(wanted, results)
+    for why, number in sorted(Counter(todo.impossible.values()).items()):
+        console.print(f"{number} runs cannot be run here: {why}", highlight=False, markup=False)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left:"),
+        TimeRemainingColumn(),
+    )
+    processes = _Processes()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # One estimate over many runs: each takes minutes.
+    with Progress(*columns, console=console, speed_estimate_period=36_000) as progress:
+        bar = progress.add_task(suite.name, total=len(todo.done) + len(todo.to_run))
+        progress.update(bar, completed=len(todo.done))
+        with ThreadPoolExecutor(jobs) as pool:
+            futures = {
+                pool.submit(_run, job, results, Cores.share(job.num_clients, jobs), processes): job
+                for job in todo.to_run
+            }
+            try:
+                for future in as_completed(futures):
+                    job, outcome = futures[future], future.result()
+                    console.print(f"{job.key}: {_say(outcome)}", highlight=False, markup=False)
+                    progress.advance(bar)
+                    after(job)
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                processes.stop()
+                raise
+    return plan(wanted, results)
+
+
+class _Processes:
+    """The runs at work, so that all of them can be ended."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._running: set[subprocess.Popen[bytes]] = set()
+        self.stopping = Event()
+
+    def wait_for(self, start: Callable[[], "subprocess.Popen[bytes]"]) -> int:
+        """Start a process and return its exit status."""
+        with self._lock:
+            if self.stopping.is_set():
+                return -1
+            process = start()
+            self._running.add(process)
+        try:
+            return process.wait()
+        finally:
+            with self._lock:
+                self._running.discard(process)
+
+    def stop(self) -> None:
+        """End all processes, and start no other."""
+        with self._lock:
+            self.stopping.set()
+            running = list(self._running)
+        for process in running:
+            process.terminate()
+        for process in running:
+            try:
+                process.wait(TERMINATE_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+def _run(job: Job, results: Results, cores: Cores, processes: _Processes) -> Outcome | Failure:
+    """Run the app and write down what came of it, at once."""
+    home = results.job_folder(job)
+    home.mkdir(parents=True, exist_ok=True)
+    # A folder of its own for each try: what an earlier one left is not mistaken for this one's.
+    folder = Path(mkdtemp(prefix="try-", dir=home))
+    folder.chmod(0o755)
+    settings = {**dict(job.settings), "seed": job.seed}
+    start = time.monotonic()
+    cores = Cores(1, cores.clients * cores.threads) if job.baseline else cores
+    status = processes.wait_for(
+        lambda: start_run(folder, settings, job.num_clients, cores, job.baseline)
+    )
+    seconds = round(time.monotonic() - start, 1)
+    if processes.stopping.is_set():
+        return Failure("stopped")
+    try:
+        (run_folder,) = (path for path in folder.iterdir() if path.is_dir())
+        if status:
+            raise ValueError(f"exit status {status}")
+        outcome = read_outcome(run_folder, seconds)
+    except (ValueError, OSError, KeyError) as error:
+        log = (folder / "run.log").read_text(encoding="utf-8", errors="replace")
+        failure = Failure(why_it_failed(log) if status else str(error))
+        results.write_failure(job, failure)
+        return failure
+    results.write_outcome(job, outcome)
+    return outcome
+
+
+def _say(outcome: Outcome | Failure) -> str:
+    if isinstance(outcome, Failure):
+        return f"failed: {outcome.reason}"
+    return (
+        f"{outcome.seed_accuracy:.3f} -> {outcome.accuracy:.3f}, {outcome.queries:,} queries, "
+        f"{outcome.seconds:.0f} s"
+    )

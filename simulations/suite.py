@@ -1,0 +1,298 @@
+"""Suites: files that say which runs answer a question."""
+
+import os
+import re
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError
+
+from feddtpt_flwr.config import ConfigError, RunConfig
+from feddtpt_flwr.data import DataError
+from feddtpt_flwr.experiment import load_task
+
+SUITES = Path(__file__).parent / "suites"
+AXES = ("models", "tasks", "partitions", "methods", "budgets")
+WHAT, NUM_CLIENTS, BASELINE = "what", "num-clients", "baseline"
+
+BASELINES = ("fedprompt", "fedbbt")
+"""Methods that are not the app: see `simulations.soft_prompts`."""
+
+_VARIABLE = re.compile(r"\$\{(\w+)\}")
+_LABEL = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+
+Value = str | bool | int | float
+
+
+def _scalar(value: Any) -> Any:
+    if not isinstance(value, Value):
+        raise ValueError("a text, a number, true or false is needed")
+    return value
+
+
+Settings = dict[str, Annotated[Value, PlainValidator(_scalar)]]
+
+
+class SuiteError(ValueError):
+    """A suite's file is not what it has to be; the message names file, key, value and what is."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of a suite.
+
+    Attributes
+    ----------
+    labels : tuple[str, ...]
+        What it is on each of `AXES`; empty on one that the suite does not have.
+    seed : int
+        The run's seed.
+    num_clients : int
+        Simulated clients.
+    settings : tuple[tuple[str, Value], ...]
+        Settings of the app, sorted by name, variables put in, without the seed.
+    unset : tuple[str, ...]
+        Environment variables that the settings name and that are not set.
+    baseline : str
+        One of `BASELINES`; empty for the app.
+    """
+
+    labels: tuple[str, ...]
+    seed: int
+    num_clients: int
+    settings: tuple[tuple[str, Value], ...]
+    unset: tuple[str, ...] = ()
+    baseline: str = ""
+
+    @property
+    def key(self) -> str:
+        """A name that no other run of the suite has; a relative path."""
+        return "/".join([*(label for label in self.labels if label), f"seed{self.seed}"])
+
+    def label(self, axis: str) -> str:
+        """Return what the run is on ``axis``."""
+        return self.labels[AXES.index(axis)]
+
+    @property
+    def config(self) -> RunConfig:
+        """The run's settings, checked: `ConfigError` says what is not allowed."""
+        return RunConfig.from_run_config({**dict(self.settings), "seed": self.seed})
+
+
+class Suite(BaseModel):
+    """A grid of runs.
+
+    Every axis holds named groups of settings, and there is a run for every combination of one group
+    of each axis and a seed. A group may hold ``what``, a description, ``num-clients``, and
+    ``baseline``, one of `BASELINES`; all else are settings of the app. Later axes win over earlier
+    ones, and all over ``settings``. In texts, ``${NAME}`` stands for an environment variable.
+
+    Parameters
+    ----------
+    name : str
+        The file's name without its ending.
+    title, question : str
+        What the suite is, and what it answers.
+    seeds : tuple[int, ...]
+        At least one.
+    num_clients : int
+        Simulated clients where no group says otherwise.
+    compare : str
+        The method that the others are compared with, seed by seed; by default the first.
+    runs_of : str
+        The suite whose runs these are, where it has them; by default its own. Runs with other
+        settings are never mixed up.
+    transfer : bool
+        Whether every learned prompt is also tried on the suite's other models.
+    settings : dict
+        Settings of every run.
+    models, tasks, partitions, methods, budgets : dict
+        The axes; an empty one leaves things as they are.
+    """
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        alias_generator=lambda name: name.replace("_", "-"),
+        populate_by_name=True,
+    )
+
+    name: str
+    title: str = Field(min_length=1)
+    question: str = Field(min_length=1)
+    seeds: tuple[int, ...] = Field(min_length=1)
+    num_clients: int = Field(10, ge=1)
+    compare: str = ""
+    runs_of: str = Field("", pattern=r"^[\w-]*$")
+    transfer: bool = False
+    settings: Settings = {}
+    models: dict[str, Settings] = {}
+    tasks: dict[str, Settings] = {}
+    partitions: dict[str, Settings] = {}
+    methods: dict[str, Settings] = {}
+    budgets: dict[str, Settings] = {}
+
+    def axis(self, name: str) -> dict[str, Settings]:
+        """Return the groups of one of `AXES`."""
+        groups: dict[str, Settings] = getattr(self, name)
+        return groups
+
+    def what(self, axis: str, label: str) -> str:
+        """Return a group's description, or its label if it has none."""
+        return str(self.axis(axis).get(label, {}).get(WHAT, label))
+
+    def jobs(
+        self, only: Sequence[str] = (), environment: Mapping[str, str] | None = None
+    ) -> list[Job]:
+        """Return all runs, seed after seed, so that a suite that was stopped has whole seeds.
+
+        Parameters
+        ----------
+        only : Sequence[str]
+            Labels that a run must all have.
+        environment : Mapping[str, str], optional
+            Where variables are looked up; by default the process's.
+
+        Raises
+        ------
+        SuiteError
+            If ``only`` holds a label that no group has.
+        """
+        known = {label for axis in AXES for label in self.axis(axis)}
+        if unknown := [label for label in only if label not in known]:
+            raise SuiteError(
+                f"suite {self.name}: no group is called {unknown[0]!r}; there are: "
+                f"{', '.join(sorted(known))}"
+            )
+        variables = os.environ if environment is None else environment
+        return [job for job in self._all_jobs(variables) if set(only) <= set(job.labels)]
+
+    def _all_jobs(self, variables: Mapping[str, str]) -> Iterator[Job]:
+        groups = [self.axis(axis) or {"": {}} for axis in AXES]
+        for seed, labels in product(self.seeds, product(*groups)):
+            merged: Settings = {NUM_CLIENTS: self.num_clients, **self.settings}
+            for axis, label in zip(groups, labels, strict=True):
+                merged |= axis[label]
+            merged.pop(WHAT, None)
+            num_clients = int(merged.pop(NUM_CLIENTS))
+            baseline = str(merged.pop(BASELINE, ""))
+            # A run that began with some of its clients would not be the same the next time.
+            merged.setdefault("min-available-clients", num_clients)
+            names = {n for v in merged.values() if isinstance(v, str) for n in _VARIABLE.findall(v)}
+            unset = tuple(sorted(names - set(variables)))
+            settings = tuple(sorted((key, _fill(v, variables)) for key, v in merged.items()))
+            yield Job(labels, seed, num_clients, settings, unset, baseline)
+
+
+def _fill(value: Value, variables: Mapping[str, str]) -> Value:
+    if not isinstance(value, str):
+        return value
+    return _VARIABLE.sub(lambda match: variables.get(match[1], match[0]), value)
+
+
+def most_queries(job: Job) -> int:
+    """Return the most queries that a run's clients may ask, in their searches and comparisons."""
+    config = job.config
+    task = load_task(config)
+    searching = max(1, round(config.fraction_fit * job.num_clients))
+    scoring = max(1, round(config.fraction_evaluate * job.num_clients))
+    compared = config.race_candidates + 1 if config.guard else 1
+    # Soft prompts are averaged, not compared.
+    race = 0 if job.baseline else compared * 2 * config.k_shot * task.num_labels
+    return config.num_server_rounds * (searching * config.queries_per_round + scoring * race)
+
+
+def load_suite(name_or_path: str) -> Suite:
+    """Read a suite of `SUITES` by name, or any by the path of its ``.toml`` file, and check it.
+
+    A file with ``base = "other.toml"`` takes what it does not say itself from that file beside it.
+
+    Raises
+    ------
+    SuiteError
+        If there is none, or something in it is not allowed; no run has begun then.
+    """
+    path = Path(name_or_path)
+    if path.suffix != ".toml":
+        path = SUITES / f"{name_or_path}.toml"
+        if not path.is_file():
+            known = ", ".join(sorted(file.stem for file in SUITES.glob("*.toml")))
+            raise SuiteError(f"no suite is called {name_or_path!r}; there are: {known}")
+    content = _read(path)
+    try:
+        suite = Suite.model_validate({**_tuples(content), "name": path.stem})
+    except ValidationError as error:
+        raise SuiteError("\n".join(_explain(path, e) for e in error.errors())) from None
+    if mistakes := list(_mistakes(suite)):
+        raise SuiteError("\n".join(f"{path}: {mistake}" for mistake in mistakes))
+    return suite
+
+
+def _read(path: Path, depth: int = 0) -> dict[str, Any]:
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError:
+        raise SuiteError(f"{path}: there is no such file") from None
+    except ValueError as error:
+        raise SuiteError(f"{path}: {error}") from None
+    base = content.pop("base", None)
+    if base is None:
+        return content
+    if not isinstance(base, str) or depth:
+        raise SuiteError(f"{path}: base = {base!r}: the name of a suite without a base is needed")
+    return {**_read(path.parent / base, depth + 1), **content}
+
+
+def _tuples(content: dict[str, Any]) -> dict[str, Any]:
+    seeds = content.get("seeds")
+    return {**content, "seeds": tuple(seeds)} if isinstance(seeds, list) else content
+
+
+def _mistakes(suite: Suite) -> Iterator[str]:
+    for axis in AXES:
+        for label in suite.axis(axis):
+            if not re.match(_LABEL, label):
+                yield f"{axis}.{label}: a label has letters, digits, '.', '_' and '-' only"
+    if len(set(suite.seeds)) < len(suite.seeds) or min(suite.seeds) < 0:
+        yield f"seeds = {list(suite.seeds)}: different whole numbers from 0 are needed"
+    if suite.compare and suite.compare not in suite.methods:
+        yield f"compare = {suite.compare!r}: one of methods is needed: {', '.join(suite.methods)}"
+    if suite.transfer and len(suite.models) < 2:
+        yield "transfer = true: two or more models are needed"
+    told: set[str] = set()
+    for job in suite.jobs():
+        if job.num_clients < 1:
+            yield f"{job.key}: {NUM_CLIENTS} = {job.num_clients}: 1 or more is needed"
+        if job.baseline and job.baseline not in BASELINES:
+            yield f"{job.key}: baseline = {job.baseline!r}: allowed are {', '.join(BASELINES)}"
+        if (mistake := _mistake(job)) and mistake not in told:
+            told.add(mistake)
+            yield f"{job.key}: {mistake}"
+
+
+def _mistake(job: Job) -> str:
+    """Return what is wrong with a run's settings; empty if nothing is."""
+    if own := {"seed", "run-folder"} & dict(job.settings).keys():
+        return f"{', '.join(sorted(own))}: the suite's to set"
+    try:
+        # A task's file may be on another machine than this.
+        if not job.config.task.endswith(".toml"):
+            load_task(job.config)
+    except (ConfigError, DataError) as error:
+        return str(error)
+    return ""
+
+
+def _explain(path: Path, error: Any) -> str:
+    key = ".".join(map(str, error["loc"]))
+    if error["type"] == "missing":
+        return f"{path}: {key} is missing"
+    if error["type"] == "extra_forbidden":
+        known = ", ".join(n.replace("_", "-") for n in Suite.model_fields if n != "name")
+        return f"{path}: unknown key {key!r}; keys: base, {known}"
+    return f"{path}: {key} = {error['input']!r}: {error['msg'][0].lower()}{error['msg'][1:]}"

@@ -1,0 +1,264 @@
+"""A suite's tables, as rows of text that Markdown and HTML both show."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+
+import numpy as np
+
+from simulations.grid import Cell, Grid
+from simulations.intervals import Mean, mean, paired
+from simulations.outcome import Outcome
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table with a heading and notes below.
+
+    Attributes
+    ----------
+    title : str
+        Heading.
+    header : list[str]
+        Names of the columns.
+    rows : list[list[str]]
+        Texts, as many in each row as the header has.
+    notes : list[str]
+        Sentences below it.
+    """
+
+    title: str
+    header: list[str]
+    rows: list[list[str]]
+    notes: list[str] = field(default_factory=list)
+
+    def markdown(self) -> str:
+        """Return the table in Markdown."""
+        lines = [f"## {self.title}", "", _line(self.header), _line(["---"] * len(self.header))]
+        lines += [_line(row) for row in self.rows]
+        return "\n".join([*lines, "", *(f"{note}\n" for note in self.notes)])
+
+
+class _Notes:
+    """Numbers the reasons why cells are empty."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[str, int] = {}
+
+    def mark(self, reason: str) -> str:
+        return f"[{self._numbers.setdefault(reason, len(self._numbers) + 1)}]"
+
+    def lines(self) -> list[str]:
+        return [f"[{number}] {reason}." for reason, number in self._numbers.items()]
+
+
+def all_tables(grid: Grid) -> list[Table]:
+    """Return every table that the suite's axes allow."""
+    tables = list(accuracy_tables(grid))
+    if len(grid.labels("methods")) * len(grid.labels("budgets")) > 1:
+        tables += paired_tables(grid)
+    return [*tables, cost_table(grid)]
+
+
+def accuracy_tables(grid: Grid) -> Iterator[Table]:
+    """Yield a table of held-out accuracy, methods by tasks, for each model and partition."""
+    tasks = grid.labels("tasks")
+    for model, partition in _slices(grid):
+        notes = _Notes()
+        rows = []
+        for name, method in _seed_prompts(grid):
+            cells = [_seed_cell(grid, model, partition, task, method) for task in tasks]
+            row = [_accuracy(cell.seed_accuracy, cell, notes) for cell in cells]
+            means = [_task_mean(cells, seed_prompt=True)] * (len(tasks) > 1)
+            rows.append([name, *row, *means])
+        for name, method, budget in _variants(grid):
+            cells = [
+                grid.cell(
+                    models=model, partitions=partition, tasks=t, methods=method, budgets=budget
+                )
+                for t in tasks
+            ]
+            rows.append([name, *(_accuracy(cell.accuracy, cell, notes) for cell in cells)])
+            if len(tasks) > 1:
+                rows[-1].append(_task_mean(cells))
+        header = ["method", *(task or "accuracy" for task in tasks)]
+        yield Table(
+            _title("Held-out accuracy", grid, model, partition),
+            header + ["mean"] * (len(tasks) > 1),
+            rows,
+            [
+                f"Mean over seeds with its 95 % bootstrap interval, on {_held_out(grid)} examples "
+                "that neither search nor comparison of candidates has seen; in brackets the number "
+                "of seeds where it is less than the suite's. Few seeds make such intervals too "
+                "narrow.",
+                *notes.lines(),
+            ],
+        )
+
+
+def paired_tables(grid: Grid) -> Iterator[Table]:
+    """Yield a table of differences to the method of comparison, within seeds."""
+    tasks = grid.labels("tasks")
+    for model, partition in _slices(grid):
+        rows = []
+        for name, method, budget in _variants(grid):
+            if method == grid.compare:
+                continue
+            row = [name]
+            for task in tasks:
+                place = {"models": model, "partitions": partition, "tasks": task}
+                theirs = grid.cell(**place, methods=method, budgets=budget)
+                ours = grid.cell(**place, methods=grid.compare, budgets=budget)
+                difference = paired(theirs.accuracies(), ours.accuracies())
+                row.append(_interval(difference, "+.3f") if difference else "-")
+            rows.append(row)
+        if not rows:
+            return
+        ours_name = grid.suite.what("methods", grid.compare)
+        yield Table(
+            _title(f"Minus “{ours_name}”", grid, model, partition),
+            ["method", *(task or "difference" for task in tasks)],
+            rows,
+            ["Mean difference in accuracy over the seeds that both have, with its 95 % interval."],
+        )
+
+
+def cost_table(grid: Grid) -> Table:
+    """Return what every variant asked, exchanged and tuned, on average over its runs."""
+    rows = []
+    several = len(_slices(grid)) > 1
+    for model, partition in _slices(grid):
+        for name, method, budget in _variants(grid):
+            place = {"models": model, "partitions": partition, "methods": method, "budgets": budget}
+            cells = [grid.cell(**place, tasks=task) for task in grid.labels("tasks")]
+            runs = [outcome for cell in cells for outcome in cell.outcomes.values()]
+            where = f"{' / '.join(p for p in (model, partition) if p)}: " if several else ""
+            rows.append([where + name, *(_costs(runs) if runs else ["-"] * 5)])
+    return Table(
+        "Cost",
+        [
+            "method",
+            "numbers tuned",
+            "bytes per round",
+            "bytes in all",
+            "queries of the clients",
+            "seconds",
+        ],
+        rows,
+        [
+            "Means over the completed runs. Bytes are the content of all messages of all clients, "
+            "both ways. What is tuned are the learned prompt's token ids; of a soft prompt, its "
+            "numbers."
+        ],
+    )
+
+
+def transfer_table(grid: Grid, accuracies: dict[tuple[str, str, str], dict[int, float]]) -> Table:
+    """Return how prompts learned on one model do on the others.
+
+    Parameters
+    ----------
+    accuracies : dict
+        Held-out accuracy by seed, for (model learned on, model asked, task).
+    """
+    models, tasks = grid.labels("models"), grid.labels("tasks")
+    rows = []
+    for source, task in product(models, tasks):
+        row = [f"{grid.suite.what('models', source)}, {task}"]
+        for target in models:
+            values = accuracies.get((source, target, task), {})
+            row.append(_interval(mean(np.array([*values.values()])), ".3f") if values else "-")
+        rows.append(row)
+    header = [grid.suite.what("models", model) for model in models]
+    return Table(
+        "Transfer: the prompt as it is, on another model",
+        ["learned on", *header],
+        rows,
+        [
+            f"Accuracy of “{grid.suite.what('methods', grid.compare)}” on the same held-out "
+            "examples, mean over seeds with its 95 % interval; - where no run is behind it."
+        ],
+    )
+
+
+def _costs(runs: Sequence[Outcome]) -> list[str]:
+    return [
+        f"{np.mean([run.num_parameters for run in runs]):,.1f}",
+        f"{np.mean([size for run in runs for size in run.num_bytes]):,.0f}",
+        f"{np.mean([sum(run.num_bytes) for run in runs]):,.0f}",
+        f"{np.mean([run.queries for run in runs]):,.0f}",
+        f"{np.mean([run.seconds for run in runs]):,.0f}",
+    ]
+
+
+def _slices(grid: Grid) -> list[tuple[str, str]]:
+    return list(product(grid.labels("models"), grid.labels("partitions")))
+
+
+def _variants(grid: Grid) -> list[tuple[str, str, str]]:
+    """Return name, method and budget of every row."""
+    variants = []
+    for method, budget in product(grid.labels("methods"), grid.labels("budgets")):
+        name = grid.suite.what("methods", method) or "FedDTPT"
+        if len(grid.labels("budgets")) > 1:
+            name += f", {grid.suite.what('budgets', budget)}"
+        variants.append((name, method, budget))
+    return variants
+
+
+def _seed_prompts(grid: Grid) -> list[tuple[str, str]]:
+    """Return a name and a method for each of the seed prompts that runs begin with."""
+    methods = grid.suite.methods
+    prompts = {str(settings.get("seed-prompt", "")) for settings in methods.values()}
+    if len(prompts) < 2:
+        return [("seed prompt", grid.compare)]
+    return [(f"seed prompt of “{grid.suite.what('methods', m)}”", m) for m in methods]
+
+
+def _seed_cell(grid: Grid, model: str, partition: str, task: str, method: str) -> Cell:
+    """Return the cell that tells most of the accuracy of a method's seed prompt."""
+    cells = [
+        grid.cell(models=model, partitions=partition, tasks=task, methods=method, budgets=budget)
+        for budget in grid.labels("budgets")
+    ]
+    return max(cells, key=lambda cell: len(cell.outcomes))
+
+
+def _title(what: str, grid: Grid, model: str, partition: str) -> str:
+    parts = [
+        grid.suite.what(axis, label)
+        for axis, label in (("models", model), ("partitions", partition))
+        if label
+    ]
+    return ", ".join([what, *parts])
+
+
+def _held_out(grid: Grid) -> str:
+    numbers = {o.held_out for cell in grid.cells.values() for o in cell.outcomes.values()}
+    return " to ".join(f"{n:,}" for n in sorted({min(numbers), max(numbers)})) if numbers else "no"
+
+
+def _accuracy(value: Mean | None, cell: Cell, notes: _Notes) -> str:
+    if value is None:
+        return notes.mark(cell.missing)
+    few = f" ({value.number})" if value.number < cell.wanted else ""
+    return _interval(value, ".3f") + few
+
+
+def _task_mean(cells: Sequence[Cell], *, seed_prompt: bool = False) -> str:
+    """Return the mean over tasks, if every task has a run."""
+    values = [cell.seed_accuracy if seed_prompt else cell.accuracy for cell in cells]
+    if any(value is None for value in values):
+        return "-"
+    return f"{np.mean([value.value for value in values if value]):.3f}"
+
+
+def _interval(value: Mean, form: str) -> str:
+    text = format(value.value, form)
+    if value.low == value.high:
+        return text
+    return f"{text} [{format(value.low, form)}, {format(value.high, form)}]"
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"

@@ -1,0 +1,214 @@
+"""What tables, figures and pages say about runs with known figures."""
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from feddtpt_flwr.vocabulary import Vocabulary
+from simulations.clusters import token_map
+from simulations.figures import curves
+from simulations.grid import read_grid
+from simulations.intervals import mean, paired
+from simulations.outcome import Results
+from simulations.prompts import highlight
+from simulations.report import write_report
+from simulations.suite import Suite
+from simulations.tables import accuracy_tables, cost_table, paired_tables, transfer_table
+from tests.simulations.written_runs import SUITE, write_run, write_suite
+
+FULL = {0: 0.70, 1: 0.80, 2: 0.75}
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> tuple[Suite, Results]:
+    """Task one has all runs of "full" and two of three of "blind"; task two has none."""
+    suite, results = write_suite(tmp_path), Results(tmp_path / "runs")
+    for job in suite.jobs(["one", "full"]):
+        write_run(results, job, [0.5, 0.6, FULL[job.seed]])
+    for job in suite.jobs(["one", "blind"])[:2]:
+        write_run(results, job, [0.5, 0.55, FULL[job.seed] - 0.05], prompt="Is it <i>good</i>?")
+    return suite, results
+
+
+def test_an_interval_is_around_the_mean_and_narrows() -> None:
+    rng = np.random.default_rng(0)
+    few, many = mean(rng.normal(0.7, 0.1, 5)), mean(rng.normal(0.7, 0.1, 500))
+    assert few.low < few.value < few.high
+    assert many.high - many.low < few.high - few.low
+    assert (few.number, many.number) == (5, 500)
+
+
+@pytest.mark.parametrize("values", [[0.7], [0.7, 0.7, 0.7]])
+def test_one_seed_or_equal_ones_have_no_interval(values: list[float]) -> None:
+    result = mean(np.array(values))
+    assert result.low == result.high == result.value == pytest.approx(0.7)
+
+
+def test_pairs_are_of_one_seed() -> None:
+    difference = paired({0: 0.5, 1: 0.9, 3: 0.1}, {1: 0.8, 0: 0.4, 2: 1.0})
+    assert difference is not None
+    assert difference.value == pytest.approx(0.1)
+    assert difference.number == 2
+    assert paired({0: 0.5}, {1: 0.5}) is None
+
+
+def test_every_cell_has_runs_behind_it_or_says_why_not(written: tuple[Suite, Results]) -> None:
+    (table,) = accuracy_tables(read_grid(*written))
+    assert table.header == ["method", "one", "two", "mean"]
+    assert [row[0] for row in table.rows] == [
+        "seed prompt",
+        "the full method",
+        "without feedback <b>",
+    ]
+    seed, full, blind = table.rows
+    assert seed[1:] == ["0.500", "[1]", "-"]
+    assert full[1].startswith("0.750 [0.7")
+    assert full[2:] == ["[1]", "-"]
+    assert blind[1].startswith("0.700 [0.6")
+    assert blind[1].endswith(" (2)"), "two of three seeds"
+    assert "on 200 examples" in table.notes[0]
+    assert table.notes[1:] == ["[1] not run yet."]
+
+
+def test_methods_are_compared_within_seeds(written: tuple[Suite, Results]) -> None:
+    (table,) = paired_tables(read_grid(*written))
+    assert table.rows == [["without feedback <b>", "-0.050", "-"]]
+    assert table.title == "Minus “the full method”"
+
+
+def test_costs_are_means_over_runs(written: tuple[Suite, Results]) -> None:
+    rows = cost_table(read_grid(*written)).rows
+    assert rows[0] == ["the full method", "5.0", "1,500", "3,000", "200", "12"]
+
+
+def test_different_seed_prompts_each_have_a_row(tmp_path: Path) -> None:
+    text = SUITE.replace("feedback = false", 'seed-prompt = "Good?"')
+    suite, results = write_suite(tmp_path, text), Results(tmp_path / "runs")
+    for job in suite.jobs(["one"]):
+        start = 0.4 if job.label("methods") == "blind" else 0.5
+        write_run(results, job, [start, 0.6])
+    (table,) = accuracy_tables(read_grid(suite, results))
+    assert [row[:2] for row in table.rows[:2]] == [
+        ["seed prompt of “the full method”", "0.500"],
+        ["seed prompt of “without feedback <b>”", "0.400"],
+    ]
+
+
+def test_curves_go_through_the_means(written: tuple[Suite, Results]) -> None:
+    (drawing,) = curves(read_grid(*written))
+    full, blind = drawing.figure.axes[0].get_lines()
+    assert full.get_xydata() == pytest.approx(np.array([[0, 0.5], [100, 0.6], [200, 0.75]]))
+    assert blind.get_xydata() == pytest.approx(np.array([[0, 0.5], [100, 0.55], [200, 0.7]]))
+
+
+def test_with_budgets_a_curve_goes_from_budget_to_budget(tmp_path: Path) -> None:
+    text = SUITE + "[budgets.small]\n[budgets.large]\nqueries-per-round = 900\n"
+    suite, results = write_suite(tmp_path, text), Results(tmp_path / "runs")
+    for job in suite.jobs(["one", "full", "small"]):
+        write_run(results, job, [0.5, 0.6])
+    for job in suite.jobs(["one", "full", "large"]):
+        write_run(results, job, [0.5, 0.7, 0.8])
+    (drawing,) = curves(read_grid(suite, results))
+    (line,) = drawing.figure.axes[0].get_lines()
+    assert line.get_xydata() == pytest.approx(np.array([[0, 0.5], [100, 0.6], [200, 0.8]]))
+
+
+def test_transfer_is_a_matrix(tmp_path: Path) -> None:
+    suite = write_suite(tmp_path, SUITE + "[models.a]\n[models.b]\nchat = true\n")
+    grid = read_grid(suite, Results(tmp_path / "runs"))
+    known = {("a", "a", "one"): {0: 0.8}, ("a", "b", "one"): {0: 0.7, 1: 0.7}}
+    table = transfer_table(grid, known)
+    assert table.header == ["learned on", "a", "b"]
+    assert table.rows[0] == ["a, one", "0.800", "0.700"]
+    assert table.rows[3] == ["b, two", "-", "-"]
+
+
+def test_changed_words_are_marked() -> None:
+    before, after = highlight("Classify the sentiment, please.", "Classify this sentiment.")
+    assert "".join(piece.text for piece in before) == "Classify the sentiment, please."
+    assert "".join(piece.text for piece in after) == "Classify this sentiment."
+    assert [piece.words for piece in before if piece.changed] == ["the", ", please"]
+    assert [(piece.space, piece.words) for piece in after if piece.changed] == [(" ", "this")]
+
+
+class Reading(HTMLParser):
+    """Collects marked words, and everything that would be loaded from elsewhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.marked: list[str] = []
+        self.loads: list[str] = []
+        self._tag = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self._tag = tag
+        self.loads += [
+            str(v) for k, v in attrs if k == "src" or (k == "href" and v and v[0] != "#")
+        ]
+        if tag in ("script", "link", "img"):
+            self.loads.append(tag)
+
+    def handle_data(self, data: str) -> None:
+        if self._tag in ("ins", "del"):
+            self.marked.append(data)
+        self._tag = ""
+
+
+def test_the_page_needs_nothing_else_and_takes_no_text_for_markup(
+    written: tuple[Suite, Results], tmp_path: Path
+) -> None:
+    page = write_report(*written, tmp_path / "report")
+    text = page.read_text(encoding="utf-8")
+    reading = Reading()
+    reading.feed(text)
+    assert reading.loads == []
+    assert "url(http" not in text
+    assert {"Was", "Is"} <= set(reading.marked)
+    assert "<i>good" not in text
+    assert "feedback <b>" not in text
+    assert "&lt;i&gt;" in text
+    assert "5 of 12 runs" in text
+    assert text.count("<svg") == 1
+
+
+def test_the_markdown_shows_figures_that_are_there(
+    written: tuple[Suite, Results], tmp_path: Path
+) -> None:
+    folder = write_report(*written, tmp_path / "report").parent
+    text = (folder / "report.md").read_text(encoding="utf-8")
+    images = re.findall(r"!\[.*?\]\((.*?)\)", text)
+    assert images == ["accuracy-one.png"]
+    assert (folder / images[0]).read_bytes()[:4] == b"\x89PNG"
+    assert (folder / "accuracy-one.svg").read_text(encoding="utf-8").startswith("<svg")
+    assert "| one / full / seed 0 | **Was** this film good? | **Is** this film good? |" in text
+    again = write_report(*written, tmp_path / "again")
+    assert again.read_bytes() == (folder / "report.html").read_bytes(), "the same every time"
+
+
+@pytest.mark.slow
+def test_the_map_shows_what_the_strategy_sees(
+    embedded_assets: None, vocabulary: Vocabulary, tmp_path: Path
+) -> None:
+    suite, results = write_suite(tmp_path), Results(tmp_path / "runs")
+    texts = ["Is this film good?", "Is this film bad?", "Is the movie good?"]
+    job = suite.jobs(["one", "full"])[0]
+    outcome = write_run(
+        results, job, [0.5, 0.6], uploads=[vocabulary.encode(text) for text in texts]
+    )
+    tokens = token_map(outcome)
+    assert tokens is not None
+    assert "".join(tokens.texts).split() == " ".join(texts).split()
+    assert tokens.num_prompts == 3
+    assert tokens.points.shape == (len(tokens.texts), 2)
+    assert 0 < tokens.explained[1] <= tokens.explained[0] < 1
+    assert tokens.kept.any()
+    places = [i for i, text in enumerate(tokens.texts) if text == " good"]
+    apart = np.linalg.norm(tokens.points[places[0]] - tokens.points[places[1]])
+    others = [i for i, text in enumerate(tokens.texts) if text in (" Is", " film")]
+    assert all(apart < np.linalg.norm(tokens.points[places[0]] - tokens.points[o]) for o in others)
+    assert tokens.weights.sum() == pytest.approx(
+        sum(len(vocabulary.encode(text)) for text in texts)
+    ), "each prompt's weights are on average one"

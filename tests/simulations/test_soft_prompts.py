@@ -1,0 +1,74 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from feddtpt_flwr.config import ConfigError, RunConfig
+from feddtpt_flwr.data import Example, Task
+from feddtpt_flwr.language_model.local import LocalLanguageModel
+from simulations.outcome import read_outcome
+from simulations.soft_prompts import FedBBT, FedPrompt, SoftPromptModel, run
+
+PROMPT = "Movie review."
+
+
+@pytest.fixture(scope="module")
+def model(embedded_assets: None, task: Task) -> SoftPromptModel:
+    return SoftPromptModel(RunConfig.from_run_config({}), task)
+
+
+@pytest.mark.slow
+def test_the_seed_prompts_vectors_answer_as_its_text(
+    model: SoftPromptModel,
+    language_model: LocalLanguageModel,
+    task: Task,
+    short_reviews: tuple[Example, ...],
+) -> None:
+    examples = short_reviews[:10]
+    best = model.log_probs(model.embed(PROMPT), examples).argmax(-1).tolist()
+    queries = [task.compose(PROMPT) + example.input for example in examples]
+    answers = language_model.answer(queries, task.answers)
+    assert [task.answers[label] for label in best] == answers
+
+
+@pytest.mark.slow
+def test_both_lower_the_loss_within_their_budget(
+    model: SoftPromptModel, short_reviews: tuple[Example, ...]
+) -> None:
+    examples = short_reviews[:8]
+    start = model.embed(PROMPT)
+    for make, budget in ((FedPrompt, 24), (FedBBT, 32)):
+        tuner = make(model, start, 0)
+        queries = tuner.round([examples[:4], examples[4:]], budget, np.random.default_rng(0))
+        assert 0 < queries <= 2 * budget
+        assert tuner.prompt.shape == start.shape
+        assert not bool((tuner.prompt == start).all())
+        if make is FedPrompt:
+            assert model.loss(tuner.prompt, examples) < model.loss(start, examples)
+
+
+@pytest.mark.slow
+def test_a_run_leaves_what_a_suite_reads(embedded_assets: None, tmp_path: Path) -> None:
+    settings = {
+        "num-server-rounds": 1,
+        "k-shot": 1,
+        "public-per-class": 1,
+        "test-size": 8,
+        "queries-per-round": 8,
+        "seed-prompt": PROMPT,
+        "run-folder": str(tmp_path),
+    }
+    outcome = read_outcome(run("fedprompt", settings, 2), 1.0)
+    assert [queries for queries, _ in outcome.curve] == [0, outcome.queries]
+    assert outcome.queries == 2 * 8
+    assert outcome.num_bytes == (2 * 2 * 4 * outcome.num_parameters,)
+    assert outcome.held_out == 8
+    assert outcome.last_uploads() == []
+    config = json.loads(json.dumps(outcome.config.to_run_config()))
+    assert config["seed-prompt"] == PROMPT
+
+
+def test_what_is_no_local_model_is_refused(task: Task) -> None:
+    with pytest.raises(ConfigError, match="need a local model and chat = false"):
+        SoftPromptModel(RunConfig.from_run_config({"chat": True}), task)

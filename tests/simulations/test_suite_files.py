@@ -1,0 +1,168 @@
+import json
+from pathlib import Path
+
+import pytest
+from huggingface_hub import HfApi
+
+from feddtpt_flwr.config import RunConfig
+from simulations import obstacles
+from simulations.obstacles import obstacle
+from simulations.outcome import Failure, Results
+from simulations.suite import SUITES, SuiteError, load_suite, most_queries
+from tests.simulations.written_runs import SUITE, write_run, write_suite
+
+NAMES = sorted(path.stem for path in SUITES.glob("*.toml"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_suite_is_valid_and_its_runs_differ(name: str) -> None:
+    suite = load_suite(name)
+    jobs = suite.jobs(environment={"FEDDTPT_GLUE": "/data/glue"})
+    assert len({job.key for job in jobs}) == len(jobs)
+    assert len({(job.settings, job.num_clients, job.baseline, job.seed) for job in jobs}) == len(
+        jobs
+    )
+    assert not any(job.unset or "$" in str(job.settings) for job in jobs)
+    assert all(job.config.min_available_clients == job.num_clients for job in jobs)
+    assert all(job.config.seed == job.seed for job in jobs)
+    if name.endswith("-embedded"):
+        assert {job.config.language_model for job in jobs} == {"embedded"}
+
+
+def test_a_base_gives_what_a_suite_does_not_say_itself() -> None:
+    paper, ours = load_suite("table5"), load_suite("table5-embedded")
+    assert paper.methods == ours.methods
+    assert paper.tasks.keys() != ours.tasks.keys()
+    assert ours.title != paper.title
+
+
+def test_later_axes_win_and_seeds_come_one_after_the_other(tmp_path: Path) -> None:
+    text = SUITE + "k-shot = 3\n[settings]\nk-shot = 5\nnum-server-rounds = 2\n"
+    suite = write_suite(tmp_path, text)
+    jobs = suite.jobs()
+    assert [job.seed for job in jobs] == [0] * 4 + [1] * 4 + [2] * 4
+    by_method = {job.label("methods"): job.config for job in jobs}
+    assert by_method["full"].k_shot == 5
+    assert by_method["blind"].k_shot == 3
+    assert not by_method["blind"].feedback
+    assert {job.config.num_server_rounds for job in jobs} == {2}
+    assert {job.key for job in suite.jobs(["two", "full"])} == {
+        f"two/full/seed{seed}" for seed in (0, 1, 2)
+    }
+    with pytest.raises(SuiteError, match="no group is called 'three'; there are: blind, full"):
+        suite.jobs(["three"])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("seeds = [0, 1, 2]", "seeds = []"), "seeds = "),
+        (("seeds = [0, 1, 2]", "seeds = [1, 1]"), r"seeds = \[1, 1\]: different whole numbers"),
+        (("seeds = [0, 1, 2]", ""), "seeds is missing"),
+        (("seeds = [0, 1, 2]", "seeds = [0]\nsead = 1"), "unknown key 'sead'; keys: base, title"),
+        (('compare = "full"', 'compare = "half"'), "compare = 'half': one of methods is needed"),
+        (('compare = "full"', "transfer = true"), "transfer = true: two or more models"),
+        (("feedback = false", "feedback = 1"), r"one/blind/seed0: feedback = 1: "),
+        (("feedback = false", "feedbock = false"), "unknown configuration key 'feedbock'"),
+        (("feedback = false", "feedback = [1]"), r"methods.blind.feedback = \[1\]: "),
+        (("feedback = false", "num-clients = 0"), "num-clients = 0: 1 or more is needed"),
+        (("feedback = false", "baseline = 'bbt'"), "baseline = 'bbt': allowed are fedprompt, "),
+        (("feedback = false", "seed = 4"), "one/blind/seed0: seed: the suite's to set"),
+        (('"tweet_sentiment"', '"tweets"'), "two/full/seed0: unknown task 'tweets'; tasks: "),
+        (("[tasks.one]", '[tasks."a b"]'), "tasks.a b: a label has letters"),
+        (("[tasks.one]", "[tasks.one"), "written.toml: "),
+        (("[tasks.one]", "[tasks]\none = 3\n[tasks.three]"), "tasks.one = 3: "),
+    ],
+)
+def test_a_mistake_is_told_before_any_run(
+    change: tuple[str, str], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(SuiteError, match=message) as error:
+        write_suite(tmp_path, SUITE.replace(*change))
+    assert "written.toml" in str(error.value)
+
+
+def test_a_suite_that_there_is_not() -> None:
+    with pytest.raises(SuiteError, match=r"no suite is called 'tabel1'; there are: .*table1"):
+        load_suite("tabel1")
+    with pytest.raises(SuiteError, match=r"nowhere\.toml: there is no such file"):
+        load_suite("nowhere.toml")
+
+
+def test_queries_are_bounded_by_what_clients_may_ask(tmp_path: Path) -> None:
+    settings = "[settings]\nnum-server-rounds = 2\nk-shot = 4\nqueries-per-round = 50\n"
+    job = write_suite(tmp_path, SUITE + settings).jobs(["one", "full"])[0]
+    # Ten clients search; all count 5 prompts on 4 + 4 examples of each of 2 classes.
+    assert most_queries(job) == 2 * 10 * (50 + 5 * 16)
+
+
+def test_results_are_of_exactly_these_settings(tmp_path: Path) -> None:
+    results = Results(tmp_path / "runs")
+    job, other = write_suite(tmp_path).jobs(["one"])[:2]
+    assert results.read(job) is None
+    outcome = write_run(results, job, [0.5, 0.6, 0.75])
+    assert results.read(job) == outcome
+    assert results.read(other) is None
+    assert outcome.curve == ((0, 0.5), (100, 0.6), (200, 0.75))
+    assert outcome.num_bytes == (1000, 2000)
+    (changed, *_) = write_suite(tmp_path, SUITE + "[settings]\nk-shot = 3\n").jobs(["one"])
+    assert changed.key == job.key
+    assert results.read(changed) is None
+    results.write_failure(job, Failure("no more memory"))
+    assert results.read(job) == Failure("no more memory")
+
+
+def test_half_a_result_is_none(tmp_path: Path) -> None:
+    results = Results(tmp_path / "runs")
+    job = write_suite(tmp_path).jobs()[0]
+    folder = write_run(results, job, [0.5, 0.6]).folder
+    (folder / "prompt.json").unlink()
+    assert results.read(job) is None
+    (results.job_folder(job) / "result.json").write_text('{"job"', encoding="utf-8")
+    assert results.read(job) is None
+
+
+def test_what_cannot_be_run_here_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(*_: object, **__: object) -> None:
+        raise ConnectionError
+
+    monkeypatch.setattr(HfApi, "repo_info", unreachable)
+    obstacles._hub_obstacle.cache_clear()
+    suite = write_suite(
+        tmp_path,
+        SUITE
+        + f"""
+[models.embedded]
+[models.hub]
+language-model = "nobody/nothing-of-this-name"
+[models.file]
+language-model = "{tmp_path}/none.gguf"
+[models.endpoint]
+language-model = "any"
+endpoint = "http://127.0.0.1:9/v1"
+[models.masked-lm]
+masked-lm = "nobody/no-masked-lm-either"
+""",
+    )
+    why = {job.label("models"): obstacle(job) for job in suite.jobs(["one"])}
+    assert why["embedded"] == ""
+    assert why["hub"] == "hub model nobody/nothing-of-this-name not reachable (ConnectionError)"
+    assert why["file"].startswith("no file ")
+    assert why["endpoint"].startswith("endpoint 127.0.0.1:9 not reachable")
+    assert why["masked-lm"].startswith("hub model nobody/no-masked-lm-either")
+    obstacles._hub_obstacle.cache_clear()
+
+
+def test_data_that_are_not_here_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("FEDDTPT_GLUE", raising=False)
+    (job, *_) = load_suite("table1-embedded").jobs(["cola"])
+    assert obstacle(job) == "FEDDTPT_GLUE not set"
+    monkeypatch.setenv("FEDDTPT_GLUE", str(tmp_path))
+    (job, *_) = load_suite("table1-embedded").jobs(["cola"])
+    assert obstacle(job) == f"no file {tmp_path}/cola/train.tsv"
+    for name in ("train.tsv", "dev.tsv"):
+        (tmp_path / "cola").mkdir(exist_ok=True)
+        (tmp_path / "cola" / name).touch()
+    assert obstacle(job) == ""
+    assert json.loads(json.dumps(job.config.to_run_config()))["train-file"].startswith("/")
+    assert isinstance(job.config, RunConfig)

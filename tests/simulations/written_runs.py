@@ -1,0 +1,78 @@
+"""Run folders written by hand, in the app's format: what a report makes of known figures."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import tomli_w
+
+from simulations.outcome import Outcome, Results, read_outcome
+from simulations.suite import Job, Suite, load_suite
+
+SUITE = """
+title = "Written by hand"
+question = "Are the figures the right ones?"
+seeds = [0, 1, 2]
+compare = "full"
+
+[tasks.one]
+task = "rotten_tomatoes"
+
+[tasks.two]
+task = "tweet_sentiment"
+
+[methods.full]
+what = "the full method"
+
+[methods.blind]
+what = "without feedback <b>"
+feedback = false
+"""
+
+
+def write_suite(folder: Path, text: str = SUITE, name: str = "written") -> Suite:
+    path = folder / f"{name}.toml"
+    path.write_text(text, encoding="utf-8")
+    return load_suite(str(path))
+
+
+def write_run(
+    results: Results,
+    job: Job,
+    accuracies: Sequence[float],
+    *,
+    prompt: str = "Is this film good?",
+    uploads: Sequence[Sequence[int]] = (),
+) -> Outcome:
+    """Write a completed run with the accuracies of the start and of every round."""
+    folder = results.job_folder(job) / "try-1" / "run"
+    folder.mkdir(parents=True)
+    config = {**dict(job.settings), "seed": job.seed}
+    (folder / "config.toml").write_text(tomli_w.dumps(config), encoding="utf-8")
+    events: list[dict[str, object]] = [{"event": "start", "accuracy": accuracies[0]}]
+    for number, accuracy in enumerate(accuracies[1:], 1):
+        events.append(
+            {
+                "event": "round",
+                "queries": 100 * number,
+                "accuracy": accuracy,
+                "bytes": 1000 * number,
+                "uploads": [list(tokens) for tokens in uploads],
+            }
+        )
+    lines = "".join(json.dumps(event) + "\n" for event in events)
+    (folder / "history.jsonl").write_text(lines, encoding="utf-8")
+    learned = {
+        "prompt": prompt,
+        "tokens": [1, 2, 3, 4, 5],
+        "seed-prompt": "Was this film good?",
+        "queries": 100 * (len(accuracies) - 1),
+        "held-out-accuracy": {
+            "seed-prompt": {"accuracy": accuracies[0], "examples": 200},
+            "learned": {"accuracy": accuracies[-1], "examples": 200},
+        },
+    }
+    (folder / "prompt.json").write_text(json.dumps(learned), encoding="utf-8")
+    outcome = read_outcome(folder, 12.0)
+    results.write_outcome(job, outcome)
+    return outcome

@@ -1,0 +1,230 @@
+"""The field's searches: their own arithmetic, and one run of each on the real small models."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from feddtpt_flwr.baselines.bdpl import PolicyGradientSearch, ngram_vocabulary, softmax
+from feddtpt_flwr.baselines.evolution import EvolutionSearch
+from feddtpt_flwr.baselines.random_words import RandomProposer
+from feddtpt_flwr.config import RunConfig
+from feddtpt_flwr.data import Example, Task
+from feddtpt_flwr.evaluation import Evaluator, QueryBudget, stratified_order
+from feddtpt_flwr.feedback import Feedback
+from feddtpt_flwr.language_model import ModelUnavailableError
+from feddtpt_flwr.language_model.local import LocalLanguageModel
+from feddtpt_flwr.masked_lm import CausalInfiller
+from feddtpt_flwr.search import SearchResult
+from feddtpt_flwr.searches import PROPOSERS, SEARCHES, SearchParts, build_search
+from feddtpt_flwr.vocabulary import Vocabulary
+from strategies.edits import Edit
+
+NUM_EXAMPLES = 8
+START = "Movie review."
+
+
+class Counting:
+    """The real model, the queries that reached it, and a failure after so many if wanted."""
+
+    def __init__(self, model: LocalLanguageModel) -> None:
+        self._model = model
+        self.name = model.name
+        self.asked = 0
+        self.fails_after: int | None = None
+
+    def answer(self, queries: Sequence[str], choices: Sequence[str]) -> list[str]:
+        if self.fails_after is not None and self.asked + len(queries) > self.fails_after:
+            raise ModelUnavailableError("down")
+        self.asked += len(queries)
+        return self._model.answer(queries, choices)
+
+
+class Searching:
+    """Runs the search that a setting names, on the real small models."""
+
+    def __init__(
+        self,
+        model: LocalLanguageModel,
+        infiller: CausalInfiller,
+        task: Task,
+        examples: Sequence[Example],
+    ) -> None:
+        self.model = Counting(model)
+        self.infiller = infiller
+        self.task = task
+        self.examples = examples
+        self.start = infiller.vocabulary.encode(START)
+        self.feedback = Feedback()
+
+    def run(self, limit: int, **settings: object) -> SearchResult:
+        config = RunConfig.from_run_config(
+            {"seed-prompt": START, "max-prompt-tokens": 8, "max-fluency-loss": 100.0, **settings}
+        )
+        rng = np.random.default_rng(0)
+        self.evaluator = Evaluator(self.model, self.task, QueryBudget(limit))
+        parts = SearchParts(
+            config=config,
+            task=self.task,
+            masked_lm=self.infiller,
+            evaluator=self.evaluator,
+            examples=stratified_order(self.examples, rng),
+            rng=rng,
+            on_accept=lambda _: None,
+        )
+        return build_search(parts).run(self.start, self.feedback)
+
+    def accuracy(self, tokens: tuple[int, ...]) -> float:
+        evaluator = Evaluator(self.model, self.task, QueryBudget(len(self.examples)))
+        text = self.infiller.vocabulary.decode(tokens)
+        return float(evaluator.correct(text, self.examples).mean())
+
+
+@pytest.fixture
+def searching(
+    language_model: LocalLanguageModel,
+    infiller: CausalInfiller,
+    task: Task,
+    short_reviews: tuple[Example, ...],
+) -> Searching:
+    return Searching(language_model, infiller, task, short_reviews[:NUM_EXAMPLES])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"search": "sequential"},
+        {"search": "sequential", "proposer": "random"},
+        {"search": "bdpl"},
+        {"search": "evolution"},
+    ],
+    ids=lambda settings: "-".join(settings.values()),
+)
+def test_every_search_keeps_its_budget_and_what_it_says_of_its_prompt(
+    settings: dict[str, str], searching: Searching
+) -> None:
+    limit = 160 if settings["search"] == "bdpl" else 60
+    result = searching.run(limit, **settings)
+    assert searching.model.asked == searching.evaluator.budget.used <= limit
+    assert searching.evaluator.budget.used > NUM_EXAMPLES
+    assert result.num_trials > 0
+    assert 1 <= len(result.tokens) <= 8
+    assert result.accuracy == pytest.approx(searching.accuracy(result.tokens))
+    assert result.start_accuracy == pytest.approx(searching.accuracy(searching.start))
+    assert result.accuracy >= result.start_accuracy
+
+
+@pytest.mark.parametrize("search", ["bdpl", "evolution"])
+@pytest.mark.parametrize("limit", [0, NUM_EXAMPLES - 1, NUM_EXAMPLES])
+def test_a_budget_for_the_start_at_most(limit: int, search: str, searching: Searching) -> None:
+    result = searching.run(limit, search=search)
+    assert result.tokens == searching.start
+    assert result.num_trials == 0
+    assert searching.model.asked in (0, NUM_EXAMPLES)
+    assert (result.accuracy > 0) == (limit == NUM_EXAMPLES)
+
+
+@pytest.mark.parametrize("search", ["bdpl", "evolution"])
+def test_a_failure_ends_with_what_was_measured(search: str, searching: Searching) -> None:
+    searching.model.fails_after = NUM_EXAMPLES
+    result = searching.run(400, search=search)
+    assert isinstance(result.failure, ModelUnavailableError)
+    assert result.tokens == searching.start
+    assert result.accuracy == result.start_accuracy
+
+
+@pytest.mark.parametrize("search", ["bdpl", "evolution"])
+def test_a_failure_before_anything_is_measured_is_told(search: str, searching: Searching) -> None:
+    searching.model.fails_after = 0
+    with pytest.raises(ModelUnavailableError):
+        searching.run(400, search=search)
+
+
+def test_random_words_are_words_and_never_answers(vocabulary: Vocabulary, task: Task) -> None:
+    proposer = RandomProposer(vocabulary, excluded_words=task.answers)
+    allowed = vocabulary.proposable(task.answers)
+    tokens = vocabulary.encode("Classify this unbelievably sentimental film")
+    edits = proposer.propose(tokens, Feedback(), np.random.default_rng(0), 50)
+    assert len(edits) == 50
+    assert {edit.operator for edit in edits} == {"replace"}
+    assert all(allowed[edit.tokens[0]] for edit in edits)
+    assert {(edit.start, edit.stop) for edit in edits} <= set(vocabulary.words(tokens))
+
+
+def test_ngrams_are_joined_where_words_come_together_often(vocabulary: Vocabulary) -> None:
+    texts = ["good old times", "good old days", "a film", "a day", "old a film", "a positive day"]
+    examples = [Example(f" {text}", 0) for text in texts]
+    ngrams = [
+        vocabulary.decode(n) for n in ngram_vocabulary(examples, vocabulary, 9, ("positive",))
+    ]
+    assert "good old" in ngrams
+    assert "a film" in ngrams
+    assert not [ngram for ngram in ngrams if "positive" in ngram]
+    assert len(ngram_vocabulary(examples, vocabulary, 2)) == 2
+
+
+class Liking:
+    """A double of the black box, for the arithmetic alone: right more often the more it likes.
+
+    Answers as wanted if a prompt has the word, and one in two otherwise.
+    """
+
+    name = "liking"
+
+    def __init__(self, word: str) -> None:
+        self._word = word
+
+    def answer(self, queries: Sequence[str], choices: Sequence[str]) -> list[str]:
+        return [choices[0 if self._word in q.split() else len(q) % 2] for q in queries]
+
+
+@pytest.mark.parametrize("search", ["bdpl", "evolution"])
+def test_what_helps_is_found(search: str, wordpiece: Vocabulary, task: Task) -> None:
+    texts = ["a fine plot", "the plot was fine", "fine actors", "the actors were there", "fine"]
+    examples = [Example(f"{text} {'x' * i}", 0) for i, text in enumerate(texts * 4)]
+    evaluator = Evaluator(Liking("fine"), task, QueryBudget(3000))
+    rng = np.random.default_rng(0)
+    start = wordpiece.encode("what about this one")
+    if search == "bdpl":
+        result = PolicyGradientSearch(evaluator, wordpiece, examples, rng, max_tokens=8).run(
+            start, Feedback()
+        )
+    else:
+        result = EvolutionSearch(
+            evaluator,
+            SomeWords(wordpiece),
+            wordpiece,
+            examples,
+            rng,
+            max_tokens=8,
+            admissible=lambda prompts: [True] * len(prompts),
+        ).run(start, Feedback())
+    assert "fine" in wordpiece.decode(result.tokens).split()
+    assert result.accuracy == 1.0 > result.start_accuracy
+    assert evaluator.budget.used <= 3000
+
+
+class SomeWords(RandomProposer):
+    """Random words, one in ten of which is the right one."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        super().__init__(vocabulary)
+        (self._right,) = vocabulary.encode("fine")
+
+    def propose(
+        self, tokens: tuple[int, ...], feedback: Feedback, rng: np.random.Generator, count: int
+    ) -> list[Edit]:
+        edits = super().propose(tokens, feedback, rng, count)
+        return [replace(e, tokens=(self._right,)) if rng.random() < 0.1 else e for e in edits]
+
+
+def test_softmax_does_not_overflow() -> None:
+    assert softmax(np.array([1000.0, 1000.0, -1000.0])) == pytest.approx([0.5, 0.5, 0.0])
+
+
+def test_every_name_in_the_settings_has_a_line_in_the_registry() -> None:
+    for search in SEARCHES:
+        for proposer in PROPOSERS:
+            RunConfig.from_run_config({"search": search, "proposer": proposer})
