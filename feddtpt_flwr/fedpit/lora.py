@@ -4,6 +4,7 @@ A client of FedPIT has several adapters in a round. They are plain arrays here, 
 model one after the other, so that nothing of one can stay behind in another.
 """
 
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -63,11 +64,18 @@ class AdaptedModel:
         dtype = resolve_dtype(dtype, self._device)
         base, self._tokenizer = read_causal_lm(model, self._device, dtype)
         lora = LoraConfig(r=rank, lora_alpha=2 * rank, task_type="CAUSAL_LM")
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(), warnings.catch_warnings():
+            # PEFT asks transformers by a name that this is about to give up.
+            warnings.simplefilter("ignore", FutureWarning)
             torch.manual_seed(seed)
             self._peft: Any = get_peft_model(base, lora)
         # The same layers, without PEFT's wrapping of every call.
         self._model: Any = self._peft.get_base_model()
+        # Given a slice of the states, torch's CPU matmul copies the output layer's weights for
+        # every sequence of a batch, which takes longer than all layers before it.
+        self._model.get_output_embeddings().register_forward_pre_hook(
+            lambda _, states: (states[0].contiguous(),)
+        )
         self._pad = self._tokenizer.eos_token_id
         self._max_instruction_tokens = max_instruction_tokens
         self._max_response_tokens = max_response_tokens
