@@ -94,5 +94,8 @@ def closest(text: str, others: Sequence[str]) -> float:
 @cache
 def _scorer() -> Any:
     from rouge_score.rouge_scorer import RougeScorer
+    from rouge_score.tokenizers import DefaultTokenizer
 
-    return RougeScorer(["rougeL"])
+    # Without a tokenizer it takes this one too, and says so in a log that it sets up for it: every
+    # line of Flower's would then be shown twice.
+    return RougeScorer(["rougeL"], tokenizer=DefaultTokenizer(use_stemmer=False))

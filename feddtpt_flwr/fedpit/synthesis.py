@@ -23,6 +23,10 @@ MAX_ROUGE_L = 0.7
 """What is closer to a private text, or to another synthetic one, is dropped."""
 
 TEMPERATURE = 0.8
+FAULTS = ("short", "refusal", "private", "repeated")
+"""Why a synthetic text is dropped: badly formed, a refusal, too close to a private text, or to
+another synthetic one."""
+
 _FEWEST_WORDS = 3  # of an instruction
 _COMPARED_WORDS = 5  # responses of fewer words are labels, which private and synthetic ones share
 _REFUSAL = re.compile(r"(as an? |(i am|i'm) sorry|sorry|i can(no|')t )", re.IGNORECASE)
@@ -42,7 +46,7 @@ class Synthesis:
     written : int
         Instructions that were written in all attempts.
     dropped : Mapping[str, int]
-        Why how many of them were dropped.
+        How many of them were dropped for each of `FAULTS`.
     """
 
     candidates: tuple[Instruction, ...]
@@ -78,7 +82,7 @@ def synthesise(
         Draws demonstrations and texts.
     """
     kept: list[Instruction] = []
-    dropped: Counter[str] = Counter()
+    dropped: Counter[str] = Counter(dict.fromkeys(FAULTS, 0))
     written = 0
     for _ in range(ATTEMPTS):
         if not (missing := num_candidates - len(kept)):
