@@ -1,5 +1,6 @@
 """FedPIT's server for Flower's message API: a weighted average of adapters, and of nothing else."""
 
+import hashlib
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -201,8 +202,9 @@ class FedPIT(FedAvg):
             except (ValueError, TypeError, EOFError, OSError) as error:
                 log(WARNING, "round %d: node %d's reply is rejected: %s", server_round, node, error)
                 rejected.append(str(error))
-        # In an order of their own: the average must not depend on who answers first.
-        usable.sort(key=lambda reply: reply[0])
+        # The average must depend neither on who answers first nor on the numbers that Flower gives
+        # the nodes of a run, not even in its last bit.
+        usable.sort(key=lambda reply: _fingerprint(reply[1]))
         if self._on_phase:
             failures = max(self._asked - len(answered), 0)
             self._on_phase(
@@ -237,6 +239,15 @@ class FedPIT(FedAvg):
         (arrays,) = content.array_records.values()
         adapter = read_upload(arrays, self.wire_dtype, self._global)
         return RecordDict({**records, self.arrayrecord_key: to_record(adapter, "float32")})
+
+
+def _fingerprint(content: RecordDict) -> bytes:
+    """Return a hash of what a node sent as its adapter."""
+    digest = hashlib.blake2b()
+    for record in content.array_records.values():
+        for name in sorted(record):
+            digest.update(record[name].data)
+    return digest.digest()
 
 
 def _adapter_bytes(content: RecordDict) -> int:

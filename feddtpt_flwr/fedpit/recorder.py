@@ -85,7 +85,6 @@ class Recorder:
 
     def evaluate(self, server_round: int, arrays: ArrayRecord) -> MetricRecord:
         """Answer the held-out instructions with the global adapter, and keep it."""
-        # Round 0 begins the first round's clock; its own time is the base model's evaluation.
         self._model.load(from_record(arrays, "float32"))
         answers = self._model.answer([row.instruction for row in self._test])
         utility = Utility.of(self._test, answers)
@@ -175,6 +174,8 @@ class Recorder:
 
         first, last = self._utility[0], self._utility[-1]
         table = Table(title="FedPIT", show_header=False, title_justify="left")
+        table.add_column()
+        table.add_column(overflow="fold")
         rows = {
             "beta, training": f"{self._config.beta}, {self._config.training}",
             f"Rouge-L of {last.rouge_l.total} held-out responses": (
