@@ -231,14 +231,17 @@ class FedPIT(FedAvg):
         weight = metrics.get(self.weighted_by_key)
         if not isinstance(weight, (int, float)) or weight <= 0:
             raise ValueError(f"{self.weighted_by_key!r} is {weight!r}, a number above 0 is needed")
-        records = {**content.metric_records, **content.config_records}
+        checked = RecordDict()
+        for name, record in (*content.metric_records.items(), *content.config_records.items()):
+            checked[name] = record
         if not is_train:
-            return RecordDict(records)
+            return checked
         if len(content.array_records) != 1:
             raise ValueError(f"{len(content.array_records)} ArrayRecords, one is needed")
         (arrays,) = content.array_records.values()
         adapter = read_upload(arrays, self.wire_dtype, self._global)
-        return RecordDict({**records, self.arrayrecord_key: to_record(adapter, "float32")})
+        checked[self.arrayrecord_key] = to_record(adapter, "float32")
+        return checked
 
 
 def _fingerprint(content: RecordDict) -> bytes:

@@ -213,7 +213,7 @@ class AdaptedModel:
                 for weight, before in zip(weights, start, strict=bool(start)):
                     loss = loss + proximal_mu / 2 * (weight - before).square().sum()
                 optimizer.zero_grad()
-                loss.backward()
+                loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
         self._model.eval()
         return float(np.mean(steps))

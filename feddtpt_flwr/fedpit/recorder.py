@@ -9,7 +9,7 @@ from logging import INFO
 from typing import Any
 
 import numpy as np
-from flwr.app import ArrayRecord, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
 from flwr.common import log
 
 from feddtpt_flwr import __version__
@@ -70,7 +70,7 @@ class Recorder:
         values: list[dict[str, Any]] = []
         for node_id, content in report.replies:
             (metrics,) = content.metric_records.values()
-            about = content.config_records.get("about", {})
+            about = content.config_records.get("about", ConfigRecord())
             name = str(about.get(CLIENT_KEY, f"node-{node_id}"))
             values.append({**metrics})
             self._folder.append(

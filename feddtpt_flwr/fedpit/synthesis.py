@@ -96,7 +96,7 @@ def synthesise(
             seed=int(rng.integers(2**31)),
         )
         written += len(instructions)
-        wanted = []
+        wanted: list[Instruction] = []
         for text in instructions:
             if fault := instruction_fault(text, private, [*kept, *wanted]):
                 dropped[fault] += 1

@@ -105,7 +105,7 @@ def _read_reviews(archive: Path, part: str) -> list[dict[str, str]]:
     frame = frame.dropna().astype(str).map(_clean)
     # Some conditions hold a scrap of the web page that they were read from.
     complete = ~frame["condition"].str.contains("<", regex=False)
-    long_enough = frame["review"].str.split().str.len() > 2 * OPENING_WORDS
+    long_enough = frame["review"].map(lambda text: len(text.split())) > 2 * OPENING_WORDS
     return cast("list[dict[str, str]]", frame[complete & long_enough].to_dict("records"))
 
 

@@ -12,8 +12,8 @@ APP = Path(__file__).parents[2] / "apps" / "fedpit.toml"
 
 def test_the_app_lists_every_setting_with_its_default() -> None:
     listed = tomllib.loads(APP.read_text(encoding="utf-8"))["config"]
-    assert listed == FedPITConfig().to_run_config()
-    assert FedPITConfig.from_run_config(listed) == FedPITConfig()
+    assert listed == FedPITConfig.from_run_config({}).to_run_config()
+    assert FedPITConfig.from_run_config(listed) == FedPITConfig.from_run_config({})
 
 
 def test_every_setting_is_described() -> None:
@@ -43,5 +43,5 @@ def test_a_value_that_is_not_allowed(settings: dict[str, Any], words: list[str])
 
 
 def test_only_beta_1_makes_no_synthetic_data() -> None:
-    assert FedPITConfig(beta=0.99).synthetic
-    assert not FedPITConfig(beta=1.0).synthetic
+    assert FedPITConfig.from_run_config({"beta": 0.99}).synthetic
+    assert not FedPITConfig.from_run_config({"beta": 1.0}).synthetic

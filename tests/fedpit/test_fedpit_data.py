@@ -25,6 +25,10 @@ def write(path: Path, *rows: Any) -> Path:
     return path
 
 
+def config(**settings: str) -> FedPITConfig:
+    return FedPITConfig.from_run_config(settings)
+
+
 def rows(number: int, topics: int = 4) -> list[Instruction]:
     return [Instruction(f"Ask {i}.", f"Say {i}.", f"topic {i % topics}") for i in range(number)]
 
@@ -104,15 +108,15 @@ def test_drug_reviews_are_short_complete_and_of_four_kinds(drugs: InstructionDat
 
 
 def test_tasks_by_name(drugs: InstructionData, embedded_assets: None, tmp_path: Path) -> None:
-    assert load_instructions(FedPITConfig()) == drugs
-    news = load_instructions(FedPITConfig(task="bbc_news")).train[0]
+    assert load_instructions(config()) == drugs
+    news = load_instructions(config(task="bbc_news")).train[0]
     assert news.response in news.choices
     assert news.topic == news.response
     file = write(tmp_path / "a.jsonl", *({"instruction": f"{i}?", "response": "x"} for i in "abc"))
-    data = load_instructions(FedPITConfig(task=str(file), test_file=str(file)))
+    data = load_instructions(config(**{"task": str(file), "test-file": str(file)}))
     assert (len(data.train), len(data.test)) == (0, 3)
     with pytest.raises(DataError, match=r"unknown task 'drugs'; tasks: drug_reviews, .*\.jsonl"):
-        load_instructions(FedPITConfig(task="drugs"))
+        load_instructions(config(task="drugs"))
 
 
 @pytest.mark.parametrize("partition", ["iid", "dirichlet"])

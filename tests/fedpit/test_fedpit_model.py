@@ -111,16 +111,16 @@ def test_synthetic_data_are_new_and_repeatable(
         return synthesise(
             model,
             short,
-            num_candidates=3,
+            num_candidates=2,
             num_demonstrations=4,
-            max_instruction_tokens=24,
+            max_instruction_tokens=16,
             max_response_tokens=6,
             rng=np.random.default_rng(1),
         ).candidates
 
     candidates = made()
     assert candidates == made()
-    assert 0 < len(candidates) <= 3
+    assert 0 < len(candidates) <= 2
     assert not {row.instruction for row in candidates} & {row.instruction for row in short}
     assert all("###" not in row.text for row in candidates)
     kept = select(model, (*candidates, short[0]), 1)
@@ -139,7 +139,7 @@ def test_isolation(model: AdaptedModel, start: Adapter, short: tuple[Instruction
                 "num-candidates": 2,
                 "num-selected": 2,
                 "num-demonstrations": 3,
-                "max-instruction-tokens": 24,
+                "max-instruction-tokens": 16,
                 "max-response-tokens": 6,
             }
         )
@@ -167,10 +167,10 @@ def test_isolation(model: AdaptedModel, start: Adapter, short: tuple[Instruction
 def test_what_was_trained_on_is_given_away(
     model: AdaptedModel, start: Adapter, short: tuple[Instruction, ...]
 ) -> None:
-    secret = (Instruction("Which word opens the door?", "Open sesame"),) * 4
+    secret = (Instruction("Which word opens the door?", "Open sesame"),)
     before, number = memorisation(model, start, secret)
-    assert number == 4
-    model.train(secret, epochs=6, batch_size=4, learning_rate=1e-2, rng=np.random.default_rng(0))
+    assert number == 1
+    model.train(secret, epochs=24, batch_size=1, learning_rate=3e-3, rng=np.random.default_rng(0))
     after, _ = memorisation(model, model.adapter, secret)
     assert before < 0.5
     assert after > 0.9

@@ -61,6 +61,6 @@ def test_too_few_instructions_of_its_own(file: Path) -> None:
 
 
 def test_a_model_that_does_not_exist(tmp_path: Path) -> None:
-    config = FedPITConfig(language_model=str(tmp_path / "none"))
+    config = FedPITConfig.from_run_config({"language-model": str(tmp_path / "none")})
     with pytest.raises(ConfigError, match=r"language-model = .*none.*: no model can be adapted"):
         adapted_model(config)

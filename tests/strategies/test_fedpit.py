@@ -94,7 +94,10 @@ def test_the_order_of_arrival_changes_nothing() -> None:
     rng = np.random.default_rng(0)
     uploads = [
         reply(
-            to_record({n: rng.normal(size=a.shape) for n, a in START.items()}, "bfloat16"),
+            to_record(
+                {n: rng.normal(size=a.shape).astype(np.float32) for n, a in START.items()},
+                "bfloat16",
+            ),
             {"num-examples": 3 + k},
             node=k + 1,
         )
