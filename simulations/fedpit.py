@@ -23,9 +23,9 @@ from scipy import stats
 from simulations.seeds import APP, RUNS
 
 SETTINGS = (
-    "num-server-rounds=2 examples-per-client=12 num-candidates=12 num-selected=12 local-epochs=3 "
+    "num-server-rounds=2 examples-per-client=12 num-candidates=16 num-selected=12 local-epochs=5 "
     "batch-size=4 learning-rate=0.002 max-instruction-tokens=64 max-response-tokens=24 "
-    "test-size=96"
+    "test-size=64"
 )
 """Small enough for minutes on two cores."""
 

@@ -232,8 +232,8 @@ class FedPIT(FedAvg):
         if not isinstance(weight, (int, float)) or weight <= 0:
             raise ValueError(f"{self.weighted_by_key!r} is {weight!r}, a number above 0 is needed")
         checked = RecordDict()
-        for name, record in (*content.metric_records.items(), *content.config_records.items()):
-            checked[name] = record
+        checked.metric_records.update(content.metric_records)
+        checked.config_records.update(content.config_records)
         if not is_train:
             return checked
         if len(content.array_records) != 1:
