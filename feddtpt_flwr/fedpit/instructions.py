@@ -138,7 +138,9 @@ def parse_row(row: object, where: str) -> Instruction:
 
 
 def read_hub(name: str) -> InstructionData:
-    """Load a data set of the Hugging Face hub; its ``test`` split is held out if it has one.
+    """Load a data set of the Hugging Face hub, or of a local folder that `datasets` understands.
+
+    Its ``test`` split is held out if it has one.
 
     Raises
     ------

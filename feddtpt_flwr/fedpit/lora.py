@@ -6,6 +6,7 @@ model one after the other, so that nothing of one can stay behind in another.
 
 import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -111,6 +112,13 @@ class AdaptedModel:
     def save(self, folder: Path) -> None:
         """Write the adapter as PEFT does, for ``PeftModel.from_pretrained``."""
         self._peft.save_pretrained(folder)
+
+    def shorten(self, row: Instruction) -> Instruction:
+        """Return an instruction and response cut as the model would see them."""
+        asked = self._ids(row.instruction)[: self._max_instruction_tokens]
+        answered = self._ids(row.response)[: self._max_response_tokens]
+        decode = self._tokenizer.decode
+        return replace(row, instruction=str(decode(asked)), response=str(decode(answered)))
 
     def answer(self, instructions: Sequence[str]) -> list[str]:
         """Answer every instruction, greedily."""

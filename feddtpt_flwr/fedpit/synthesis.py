@@ -87,7 +87,8 @@ def synthesise(
     for _ in range(ATTEMPTS):
         if not (missing := num_candidates - len(kept)):
             break
-        shown = _demonstrations(private, num_demonstrations, rng)
+        drawn = rng.permutation(len(private))[:num_demonstrations]
+        shown = [model.shorten(private[i]) for i in drawn]
         instructions = model.continue_text(
             _MORE_INSTRUCTIONS + "".join(_INSTRUCTION + f"{row.instruction}\n\n" for row in shown),
             [_INSTRUCTION] * missing,
@@ -174,12 +175,6 @@ def select(
     scores = model.response_losses(candidates) / np.maximum(alone, np.finfo(np.float64).tiny)
     best = np.argsort(scores, kind="stable")[:num_selected]
     return tuple(candidates[i] for i in best)
-
-
-def _demonstrations(
-    private: Sequence[Instruction], number: int, rng: np.random.Generator
-) -> list[Instruction]:
-    return [private[i] for i in rng.permutation(len(private))[:number]]
 
 
 def _is_close(text: str, others: Sequence[str]) -> bool:

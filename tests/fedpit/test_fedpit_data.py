@@ -11,6 +11,7 @@ from feddtpt_flwr.fedpit.instructions import (
     Instruction,
     InstructionData,
     parse_row,
+    read_hub,
     read_jsonl,
     separate,
 )
@@ -187,6 +188,22 @@ def test_held_out_sample() -> None:
     sample = hold_out(rows(40), 10, seed=0)
     assert sample == hold_out(rows(40), 10, seed=0) != hold_out(rows(40), 10, seed=1)
     assert len(set(sample)) == 10
+
+
+def test_a_data_set_as_the_hub_has_them(tmp_path: Path) -> None:
+    """A folder stands in for the hub's: the library loads both in the same way."""
+    for split, numbers in (("train", range(6)), ("test", range(4, 8))):
+        rows = ({"instruction": f"Ask {i}.", "output": f"Say {i}."} for i in numbers)
+        write(tmp_path / f"{split}.jsonl", *rows)
+    data = load_instructions(config(task=str(tmp_path)))
+    assert [row.response for row in data.train] == [f"Say {i}." for i in range(4)]
+    assert [row.response for row in data.test] == [f"Say {i}." for i in range(4, 8)]
+    (tmp_path / "train.jsonl").write_text('{"text": "no instruction"}', encoding="utf-8")
+    (tmp_path / "test.jsonl").unlink()
+    with pytest.raises(DataError, match=r"split 'train', row 1: field 'instruction'"):
+        read_hub(str(tmp_path))
+    with pytest.raises(DataError, match=r"cannot load .*none.* from the Hugging Face hub"):
+        read_hub(str(tmp_path / "none"))
 
 
 def test_a_row_of_the_hub_names_its_place() -> None:

@@ -104,6 +104,16 @@ def test_a_common_beginning_that_is_computed_once_changes_no_text(
     assert once == [model.continue_text(w[:9], [w[9:]], max_new_tokens=6)[0] for w in whole]
 
 
+def test_what_is_too_long_is_cut(model: AdaptedModel) -> None:
+    row = Instruction("one " * 100, "two " * 100, "topic", ("two",))
+    cut = model.shorten(row)
+    assert cut.instruction.split() == ["one"] * 32
+    assert cut.response.split() == ["two"] * 8
+    assert cut.topic == "topic"
+    short = Instruction("Is it so?", "It is.")
+    assert model.shorten(short) == short
+
+
 def test_synthetic_data_are_new_and_repeatable(
     model: AdaptedModel, start: Adapter, short: tuple[Instruction, ...]
 ) -> None:
