@@ -122,7 +122,7 @@ def test_synthetic_data_are_new_and_repeatable(
             model,
             short,
             num_candidates=2,
-            num_demonstrations=4,
+            num_demonstrations=2,
             max_instruction_tokens=16,
             max_response_tokens=6,
             rng=np.random.default_rng(1),
