@@ -5,7 +5,7 @@ model one after the other, so that nothing of one can stay behind in another.
 """
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from feddtpt_flwr.fedpit.instructions import Instruction
+from feddtpt_flwr.fedpit.padding import TokenIds, batches, pad_left
 from feddtpt_flwr.language_model.weights import read_causal_lm, resolve_device, resolve_dtype
 from strategies.adapters import Adapter
 
@@ -174,7 +175,7 @@ class AdaptedModel:
         encoded = [self._example_ids(row, with_instruction) for row in rows]
         self._model.eval()
         with torch.inference_mode():
-            for batch in self._batches([prompt + response for prompt, response in encoded]):
+            for batch in batches([p + r for p, r in encoded], self._batch_size):
                 losses, counts = self._losses([encoded[i] for i in batch])
                 found[batch] = (losses.sum(dim=1) / counts).double().cpu().numpy()
         return found
@@ -226,24 +227,22 @@ class AdaptedModel:
         self._model.eval()
         return float(np.mean(steps))
 
-    def _ids(self, text: str) -> tuple[int, ...]:
+    def _ids(self, text: str) -> TokenIds:
         return tuple(self._tokenizer(text, add_special_tokens=False)["input_ids"])
 
-    def _prompt_ids(self, instruction: str) -> tuple[int, ...]:
+    def _prompt_ids(self, instruction: str) -> TokenIds:
         before, after = PROMPT.split("{instruction}")
         asked = self._ids(instruction)[: self._max_instruction_tokens]
         return self._ids(before) + asked + self._ids(after)
 
-    def _example_ids(
-        self, row: Instruction, with_instruction: bool
-    ) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    def _example_ids(self, row: Instruction, with_instruction: bool) -> tuple[TokenIds, TokenIds]:
         mark = self._ids(PROMPT.split("{instruction}")[1].lstrip())
         prompt = self._prompt_ids(row.instruction) if with_instruction else mark
         response = self._ids(row.response)[: self._max_response_tokens]
         return prompt, (*response, self._tokenizer.eos_token_id)
 
     def _losses(
-        self, batch: Sequence[tuple[tuple[int, ...], tuple[int, ...]]]
+        self, batch: Sequence[tuple[TokenIds, TokenIds]]
     ) -> tuple["torch.Tensor", "torch.Tensor"]:
         """Return each response token's loss, shape ``(batch, longest)``, and how many each has.
 
@@ -252,7 +251,9 @@ class AdaptedModel:
         """
         import torch
 
-        ids, mask = self._pad_left([prompt + response for prompt, response in batch])
+        ids, mask = pad_left(
+            [prompt + response for prompt, response in batch], self._pad, self._device
+        )
         longest = max(len(response) for _, response in batch)
         labels = torch.full((len(batch), longest), _NO_LABEL, device=self._device)
         for row, (_, response) in enumerate(batch):
@@ -271,8 +272,8 @@ class AdaptedModel:
 
     def _generate(
         self,
-        shared: tuple[int, ...],
-        rows: Sequence[tuple[int, ...]],
+        shared: TokenIds,
+        rows: Sequence[TokenIds],
         max_new_tokens: int,
         temperature: float,
         seed: int,
@@ -284,8 +285,8 @@ class AdaptedModel:
         self._model.eval()
         with torch.inference_mode(), torch.random.fork_rng():
             torch.manual_seed(seed)
-            for batch in self._batches(rows):
-                ids, mask = self._pad_left([rows[i] for i in batch])
+            for batch in batches(rows, self._batch_size):
+                ids, mask = pad_left([rows[i] for i in batch], self._pad, self._device)
                 first = torch.tensor([shared] * len(batch), dtype=torch.long, device=self._device)
                 output = self._model.generate(
                     torch.cat([first, ids], dim=1),
@@ -303,7 +304,7 @@ class AdaptedModel:
                     texts[i] = text.split(STOP)[0].strip()
         return texts
 
-    def _computed(self, shared: tuple[int, ...], copies: int) -> Any:
+    def _computed(self, shared: TokenIds, copies: int) -> Any:
         """Return keys and values of a common beginning, for a batch of sequences."""
         import torch
 
@@ -311,19 +312,3 @@ class AdaptedModel:
         computed = self._model(input_ids=ids, use_cache=True, logits_to_keep=1).past_key_values
         computed.batch_repeat_interleave(copies)
         return computed
-
-    def _pad_left(self, rows: Sequence[tuple[int, ...]]) -> tuple["torch.Tensor", "torch.Tensor"]:
-        import torch
-
-        ids = torch.full((len(rows), max(map(len, rows))), self._pad, dtype=torch.long)
-        mask = torch.zeros_like(ids)
-        for number, row in enumerate(rows):
-            ids[number, ids.shape[1] - len(row) :] = torch.tensor(row)
-            mask[number, ids.shape[1] - len(row) :] = 1
-        return ids.to(self._device), mask.to(self._device)
-
-    def _batches(self, rows: Sequence[tuple[int, ...]]) -> Iterator[list[int]]:
-        """Yield the rows' numbers in batches, those of about one length together."""
-        order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-        for first in range(0, len(order), self._batch_size):
-            yield order[first : first + self._batch_size]
