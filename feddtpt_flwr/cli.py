@@ -2,7 +2,9 @@
 
 import re
 import signal
+import tempfile
 import tomllib
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,8 +12,13 @@ import typer
 from click import ClickException
 from flwr.common.config import parse_config_args
 
+from feddtpt_flwr.bundle import BundleError, read_app, write_app
 from feddtpt_flwr.config import ConfigError, RunConfig
+from feddtpt_flwr.fedpit.config import FedPITConfig
 from feddtpt_flwr.private_flower import FlowerError, private_flower
+
+APPS: dict[str, type[RunConfig] | type[FedPITConfig]] = {"": RunConfig, "fedpit": FedPITConfig}
+"""What checks the settings of each app; the main app has no name."""
 
 _SETTING = re.compile(r"""[^\s=]+=('[^']*'|"[^"]*"|\S+)""")
 
@@ -43,17 +50,25 @@ def simulate(
     cpus_per_client: Annotated[
         int, typer.Option(min=1, help="Cores reserved for each client at work.")
     ] = 1,
+    app_name: Annotated[
+        str, typer.Option("--app", help="Another app of the folder: fedpit (apps/fedpit.toml).")
+    ] = "",
 ) -> None:
     """Run the app in simulation, in this environment and with a SuperLink of its own.
 
     Unlike a bare ``flwr run`` this installs nothing, uses no SuperLink that is already running and
     ends with exit status 1 if the run failed.
     """
-    _check(folder, run_config or [])
+    _check(folder, app_name, run_config or [])
     # Whoever ends this command ends the run, too: its processes would go on without it.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        with private_flower() as flower:
+        with ExitStack() as stack:
+            if app_name:
+                temporary = stack.enter_context(tempfile.TemporaryDirectory())
+                write_app(folder, app_name, Path(temporary) / app_name)
+                folder = Path(temporary) / app_name
+            flower = stack.enter_context(private_flower())
             run_id = flower.start_run(
                 folder.resolve(),
                 run_config or [],
@@ -71,6 +86,19 @@ def simulate(
     if status != "finished:completed":
         typer.secho(f"the run ended as {status}", err=True)
         raise typer.Exit(1)
+
+
+@app.command()
+def bundle(
+    app_name: Annotated[str, typer.Argument(help="The app: fedpit (apps/fedpit.toml).")],
+    target: Annotated[Path, typer.Argument(help="Folder to write; it must not exist yet.")],
+    folder: Annotated[Path, typer.Argument(help="Folder of the checkout.")] = Path(),
+) -> None:
+    """Write an app besides the main one as a folder of its own, which ``flwr run`` takes."""
+    try:
+        write_app(folder, app_name, target)
+    except BundleError as error:
+        raise typer.BadParameter(str(error)) from None
 
 
 @app.command()
@@ -122,13 +150,19 @@ def check(
     raise typer.Exit(1)
 
 
-def _check(folder: Path, run_config: list[str]) -> None:
+def _check(folder: Path, app_name: str, run_config: list[str]) -> None:
     """Find mistakes in the settings at once: Flower starts for many seconds, then tells less."""
+    if app_name not in APPS:
+        known = ", ".join(repr(name) for name in APPS if name)
+        raise typer.BadParameter(f"--app {app_name!r}: there is no such app; there are: {known}")
     try:
-        RunConfig.from_run_config(
-            {**_defaults(folder / "pyproject.toml"), **_overrides(run_config)}
+        settings = (
+            read_app(folder, app_name)["config"]
+            if app_name
+            else _defaults(folder / "pyproject.toml")
         )
-    except ConfigError as error:
+        APPS[app_name].from_run_config({**settings, **_overrides(run_config)})
+    except (BundleError, ConfigError) as error:
         raise typer.BadParameter(str(error)) from None
 
 

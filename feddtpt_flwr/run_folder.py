@@ -130,7 +130,11 @@ class RunFolder:
 
     def write_prompt(self, content: Mapping[str, Any]) -> None:
         """Write ``prompt.json``: the learned prompt with all that one needs to use it."""
-        self._replace("prompt.json", json.dumps(content, indent=2) + "\n")
+        self.write_json("prompt.json", content)
+
+    def write_json(self, name: str, content: Mapping[str, Any]) -> None:
+        """Write a JSON file in place of the one before."""
+        self._replace(name, json.dumps(content, indent=2) + "\n")
 
     def write_checkpoint(self, text: str) -> None:
         """Write what the run needs to go on from here."""

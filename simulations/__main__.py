@@ -17,6 +17,7 @@ from simulations import (
     bench_labels,
     bench_message,
     deployment,
+    fedpit,
     runner,
     scaling,
     seeds,
@@ -213,6 +214,24 @@ def run_seeds(
 ) -> None:
     """Run the app once for each seed and write a table of what was learned."""
     seeds.run(name, seed or [0, 1, 2], run_config or [], num_clients, folder)
+
+
+@app.command("fedpit")
+def run_fedpit(
+    method: Annotated[
+        list[str] | None, typer.Option(help=f"One of: {', '.join(fedpit.METHODS)}.")
+    ] = None,
+    seed: Annotated[list[int] | None, typer.Option(help="A seed; give two or more.")] = None,
+    folder: Annotated[Path, typer.Option(help="Where the table goes.")] = seeds.RESULTS,
+) -> None:
+    """Compare what FedPIT's beta costs in utility and saves in leakage; missing runs only."""
+    unknown = set(method or ()) - fedpit.METHODS.keys()
+    if unknown:
+        raise typer.BadParameter(
+            f"no method {sorted(unknown)[0]!r}; there are: {', '.join(fedpit.METHODS)}"
+        )
+    chosen = method or [name for name in fedpit.METHODS if name.startswith("beta")]
+    typer.echo(fedpit.run(chosen, seed or list(range(5)), folder))
 
 
 if __name__ == "__main__":

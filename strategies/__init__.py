@@ -2,7 +2,8 @@
 
 - `strategies.message.FedDTPT`, a strategy for ``flwr.serverapp`` (``train``, ``evaluate``);
 - `strategies.feddtpt.FedDTPT`, the same for ``flwr.server`` (``fit``, ``evaluate``);
-- `strategies.aggregate`, the bare mathematics: arrays in, the next global prompt out.
+- `strategies.aggregate`, the bare mathematics: arrays in, the next global prompt out;
+- `strategies.fedpit.FedPIT`, the weighted average of adapters, for the app FedPIT.
 
 The strategies are imported from their modules, so that the mathematics does not import Flower.
 """

@@ -54,7 +54,15 @@ def imported(program: str, *arguments: str, **variables: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "module", ["feddtpt_flwr.config", "strategies", "feddtpt_flwr.client_app", "feddtpt_flwr.cli"]
+    "module",
+    [
+        "feddtpt_flwr.config",
+        "feddtpt_flwr.fedpit.config",
+        "strategies",
+        "strategies.fedpit",
+        "feddtpt_flwr.client_app",
+        "feddtpt_flwr.cli",
+    ],
 )
 def test_importing_is_cheap(module: str) -> None:
     assert imported(f"import {module}") == []

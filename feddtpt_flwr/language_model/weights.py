@@ -54,7 +54,12 @@ def resolve_dtype(dtype: str, device: str) -> str:
 
 @cache
 def load_causal_lm(model: str, device: str, dtype: str) -> tuple[Any, Any]:
-    """Load a causal language model and its tokenizer, once per process.
+    """Return what `read_causal_lm` reads, the same for all callers of a process."""
+    return read_causal_lm(model, device, dtype)
+
+
+def read_causal_lm(model: str, device: str, dtype: str) -> tuple[Any, Any]:
+    """Read a causal language model and its tokenizer: a copy that may be changed.
 
     Parameters
     ----------

@@ -1,0 +1,86 @@
+"""FedPIT's client: an adapter in, an adapter and some numbers out."""
+
+from logging import INFO
+
+import numpy as np
+from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.common import log
+
+from feddtpt_flwr.fedpit.local_round import local_round, memorisation
+from feddtpt_flwr.fedpit.node import Node, adapted_model, load_node
+from strategies.adapters import Adapter, from_record, to_record
+from strategies.fedpit import PROXIMAL_MU_KEY
+
+app = ClientApp()
+
+CLIENT_KEY = "client"
+MEMORISATION_KEY = "memorisation"
+START_KEY = "memorisation-start"
+
+
+@app.train()
+def train(message: Message, context: Context) -> Message:
+    """Train on private and synthetic data; upload what `local_round` mixes of both.
+
+    In the first round the answer also tells how much the untouched model gives away.
+    """
+    node, adapter, server_round = _read(message, context)
+    config = node.config
+    model = adapted_model(config)
+    sent = message.content.config_records["config"]
+    rng = np.random.default_rng([config.seed, server_round, _stream(node.name)])
+    before = {}
+    if server_round == 1:
+        shown = node.private[: config.leakage_size]
+        before[START_KEY] = memorisation(model, adapter, shown)[0]
+    update = local_round(
+        model,
+        adapter,
+        node.private,
+        config,
+        proximal_mu=float(str(sent[PROXIMAL_MU_KEY])),
+        rng=rng,
+    )
+    metrics = {**update.metrics, **before}
+    log(
+        INFO,
+        "round %d, client %s: %s",
+        server_round,
+        node.name,
+        ", ".join(f"{key} {value:.4g}" for key, value in metrics.items()),
+    )
+    content = RecordDict({"arrays": to_record(update.adapter, config.upload_dtype)})
+    return _reply(message, node, content, metrics)
+
+
+@app.evaluate()
+def evaluate(message: Message, context: Context) -> Message:
+    """Measure how much of the private responses the global adapter gives away."""
+    node, adapter, _ = _read(message, context)
+    shown = node.private[: node.config.leakage_size]
+    leaked, number = memorisation(adapted_model(node.config), adapter, shown)
+    metrics = {"num-examples": number, MEMORISATION_KEY: leaked}
+    return _reply(message, node, RecordDict(), metrics)
+
+
+def _read(message: Message, context: Context) -> tuple[Node, Adapter, int]:
+    """Return the node, the global adapter and the round's number."""
+    node = load_node(context.run_config, context.node_config, context.node_id)
+    arrays = message.content.array_records["arrays"]
+    adapter = from_record(arrays, node.config.upload_dtype)
+    server_round = message.content.config_records["config"]["server-round"]
+    return node, adapter, int(str(server_round))
+
+
+def _reply(
+    message: Message, node: Node, content: RecordDict, metrics: dict[str, int | float]
+) -> Message:
+    content["metrics"] = MetricRecord({**metrics})
+    content["about"] = ConfigRecord({CLIENT_KEY: node.name})
+    return Message(content=content, reply_to=message)
+
+
+def _stream(name: str) -> int:
+    """Return a number that gives every client its own stream of randomness."""
+    return int.from_bytes(name.encode(), "big")

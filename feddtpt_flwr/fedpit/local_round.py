@@ -1,0 +1,118 @@
+"""What a client does in a round, from the global adapter to the one that it uploads."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from feddtpt_flwr.fedpit.config import FedPITConfig
+from feddtpt_flwr.fedpit.instructions import Instruction
+from feddtpt_flwr.fedpit.lora import AdaptedModel
+from feddtpt_flwr.fedpit.scores import closest, rouge_l
+from feddtpt_flwr.fedpit.synthesis import Synthesis, select, synthesise
+from strategies.adapters import Adapter, mix
+
+
+@dataclass(frozen=True)
+class LocalUpdate:
+    """A client's upload.
+
+    Attributes
+    ----------
+    adapter : Adapter
+        What is uploaded.
+    metrics : dict[str, int | float]
+        What is reported with it: numbers, never texts.
+    """
+
+    adapter: Adapter
+    metrics: dict[str, int | float]
+
+
+def local_round(
+    model: AdaptedModel,
+    start: Adapter,
+    private: Sequence[Instruction],
+    config: FedPITConfig,
+    *,
+    proximal_mu: float,
+    rng: np.random.Generator,
+) -> LocalUpdate:
+    """Train isolated adapters on private and on synthetic data, and mix them (FedPIT).
+
+    Parameters
+    ----------
+    model : AdaptedModel
+        Its adapter is replaced several times.
+    start : Adapter
+        The global adapter.
+    private : Sequence[Instruction]
+        The client's own instructions.
+    config : FedPITConfig
+        Settings of the run.
+    proximal_mu : float
+        Weight of FedProx's proximal term.
+    rng : numpy.random.Generator
+        All randomness.
+    """
+    clock = time.monotonic()
+
+    def trained(rows: Sequence[Instruction]) -> tuple[Adapter, float]:
+        model.load(start)
+        loss = model.train(
+            rows,
+            epochs=config.local_epochs,
+            batch_size=config.batch_size,
+            learning_rate=config.learning_rate,
+            rng=rng,
+            proximal_mu=proximal_mu,
+        )
+        return model.adapter, loss
+
+    metrics: dict[str, int | float] = {"num-examples": len(private)}
+    made = Synthesis((), 0, {})
+    if config.synthetic:
+        model.load(start)
+        made = synthesise(
+            model,
+            private,
+            num_candidates=config.num_candidates,
+            num_demonstrations=config.num_demonstrations,
+            max_instruction_tokens=config.max_instruction_tokens,
+            max_response_tokens=config.max_response_tokens,
+            rng=rng,
+        )
+        metrics |= {"written": made.written, "candidates": len(made.candidates)}
+        metrics |= {f"dropped-{reason}": number for reason, number in made.dropped.items()}
+    local, metrics["loss-local"] = trained(private)
+    if not config.synthetic:
+        return LocalUpdate(local, metrics | {"seconds": time.monotonic() - clock})
+    selected = select(model, made.candidates, config.num_selected)
+    metrics["selected"] = len(selected)
+    if selected:
+        texts = [row.text for row in private]
+        metrics["synthetic-rouge-l"] = float(np.mean([closest(s.text, texts) for s in selected]))
+    if config.training == "mixed":
+        upload, metrics["loss-mixed"] = trained([*private, *selected])
+    elif selected:
+        synthetic, metrics["loss-synthetic"] = trained(selected)
+        upload = mix(config.beta, local, synthetic)
+    else:
+        # Nothing usable was written: the global adapter stands in for the synthetic one.
+        upload = mix(config.beta, local, start)
+    return LocalUpdate(upload, metrics | {"seconds": time.monotonic() - clock})
+
+
+def memorisation(
+    model: AdaptedModel, adapter: Adapter, private: Sequence[Instruction]
+) -> tuple[float, int]:
+    """Return how much of the private responses an adapter gives away, and over how many prompts.
+
+    Discoverable memorisation: the model is given the prompt of a private example; Rouge-L of what
+    it answers and the true response, averaged, in [0, 1].
+    """
+    model.load(adapter)
+    answers = model.answer([row.instruction for row in private])
+    scores = [rouge_l(a, row.response) for a, row in zip(answers, private, strict=True)]
+    return float(np.mean(scores)), len(scores)

@@ -1,0 +1,314 @@
+"""A causal language model with one LoRA adapter: answer, measure, train, exchange the adapter.
+
+A client of FedPIT has several adapters in a round. They are plain arrays here, loaded into the
+model one after the other, so that nothing of one can stay behind in another.
+"""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from feddtpt_flwr.fedpit.instructions import Instruction
+from feddtpt_flwr.fedpit.padding import TokenIds, batches, pad_left
+from feddtpt_flwr.language_model.weights import read_causal_lm, resolve_device, resolve_dtype
+from strategies.adapters import Adapter
+
+if TYPE_CHECKING:
+    import torch
+
+STOP = "###"
+PROMPT = "### Instruction:\n{instruction}\n\n### Response:\n"
+"""How an instruction is put to the model; the response follows, and then the end token."""
+
+_NO_LABEL = -100  # torch's own mark of a token that no loss is computed for
+
+
+class AdaptedModel:
+    """A frozen causal language model and one trainable adapter.
+
+    Parameters
+    ----------
+    model : str
+        ``"embedded"`` (SmolLM2-135M-Instruct), a hub name, a folder or a ``.gguf`` file.
+    rank : int
+        Rank of the adapter (LoRA, arXiv 2106.09685), on the layers that PEFT adapts by default.
+    seed : int
+        Seed of its first values.
+    device, dtype : str
+        As `resolve_device` and `resolve_dtype` take them. The adapter is in float32 in any case.
+    max_instruction_tokens, max_response_tokens : int
+        Longer ones are cut.
+    batch_size : int
+        Sequences that go through the model at once where nothing is trained.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        rank: int = 16,
+        seed: int = 0,
+        device: str = "auto",
+        dtype: str = "auto",
+        max_instruction_tokens: int = 128,
+        max_response_tokens: int = 48,
+        batch_size: int = 16,
+    ) -> None:
+        import torch
+        from peft import LoraConfig, get_peft_model
+
+        self._device = resolve_device(device)
+        dtype = resolve_dtype(dtype, self._device)
+        base, self._tokenizer = read_causal_lm(model, self._device, dtype)
+        lora = LoraConfig(r=rank, lora_alpha=2 * rank, task_type="CAUSAL_LM")
+        with torch.random.fork_rng(), warnings.catch_warnings():
+            # PEFT asks transformers by a name that this is about to give up.
+            warnings.simplefilter("ignore", FutureWarning)
+            torch.manual_seed(seed)
+            self._peft: Any = get_peft_model(base, lora)
+        # The same layers, without PEFT's wrapping of every call.
+        self._model: Any = self._peft.get_base_model()
+        # Given a slice of the states, torch's CPU matmul copies the output layer's weights for
+        # every sequence of a batch, which takes longer than all layers before it.
+        self._model.get_output_embeddings().register_forward_pre_hook(
+            lambda _, states: (states[0].contiguous(),)
+        )
+        self._pad = self._tokenizer.eos_token_id
+        self._max_instruction_tokens = max_instruction_tokens
+        self._max_response_tokens = max_response_tokens
+        self._batch_size = batch_size
+
+    @property
+    def adapter(self) -> Adapter:
+        """A copy of the adapter's weights."""
+        from peft import get_peft_model_state_dict
+
+        state = get_peft_model_state_dict(self._peft)
+        return {
+            name: tensor.detach().float().cpu().numpy().copy() for name, tensor in state.items()
+        }
+
+    def load(self, adapter: Adapter) -> None:
+        """Replace the adapter's weights.
+
+        Raises
+        ------
+        ValueError
+            If names or shapes do not fit the model.
+        """
+        import torch
+        from peft import set_peft_model_state_dict
+
+        own = self.adapter
+        if {n: a.shape for n, a in adapter.items()} != {n: a.shape for n, a in own.items()}:
+            raise ValueError("the adapter does not fit the model: other layers or another rank")
+        state = {name: torch.from_numpy(array.copy()) for name, array in adapter.items()}
+        set_peft_model_state_dict(self._peft, state)
+
+    def save(self, folder: Path) -> None:
+        """Write the adapter as PEFT does, for ``PeftModel.from_pretrained``."""
+        self._peft.save_pretrained(folder)
+
+    def shorten(self, row: Instruction) -> Instruction:
+        """Return an instruction and response cut as the model would see them."""
+        asked = self._ids(row.instruction)[: self._max_instruction_tokens]
+        answered = self._ids(row.response)[: self._max_response_tokens]
+        decode = self._tokenizer.decode
+        return replace(row, instruction=str(decode(asked)), response=str(decode(answered)))
+
+    def answer(self, instructions: Sequence[str]) -> list[str]:
+        """Answer every instruction, greedily."""
+        prompts = [self._prompt_ids(instruction) for instruction in instructions]
+        return self._generate((), prompts, self._max_response_tokens, 0.0, 0)
+
+    def continue_text(
+        self,
+        beginning: str,
+        continuations: Sequence[str],
+        *,
+        max_new_tokens: int,
+        temperature: float = 0.0,
+        seed: int = 0,
+    ) -> list[str]:
+        """Continue ``beginning + continuation`` for every continuation.
+
+        The beginning, such as demonstrations, goes through the model once. What is written ends
+        before `STOP`.
+
+        Parameters
+        ----------
+        beginning : str
+            Common beginning, not empty.
+        continuations : Sequence[str]
+            None of them empty.
+        max_new_tokens : int
+            Longest text that is written.
+        temperature : float
+            Of sampling; 0 writes greedily.
+        seed : int
+            Of sampling.
+        """
+        shared = self._ids(beginning)
+        rows = [self._ids(text) for text in continuations]
+        return self._generate(shared, rows, max_new_tokens, temperature, seed)
+
+    def response_losses(
+        self, rows: Sequence[Instruction], *, with_instruction: bool = True
+    ) -> NDArray[np.float64]:
+        """Return the mean loss of each response's tokens, in nats, shape ``(rows,)``.
+
+        Parameters
+        ----------
+        rows : Sequence[Instruction]
+            Instructions with responses.
+        with_instruction : bool
+            Whether the instruction is before the response, or nothing but the mark that one begins.
+        """
+        import torch
+
+        found = np.zeros(len(rows))
+        encoded = [self._example_ids(row, with_instruction) for row in rows]
+        self._model.eval()
+        with torch.inference_mode():
+            for batch in batches([p + r for p, r in encoded], self._batch_size):
+                losses, counts = self._losses([encoded[i] for i in batch])
+                found[batch] = (losses.sum(dim=1) / counts).double().cpu().numpy()
+        return found
+
+    def train(
+        self,
+        rows: Sequence[Instruction],
+        *,
+        epochs: int,
+        batch_size: int,
+        learning_rate: float,
+        rng: np.random.Generator,
+        proximal_mu: float = 0.0,
+    ) -> float:
+        """Train the adapter with AdamW; return the mean loss of all steps, in nats per token.
+
+        Parameters
+        ----------
+        rows : Sequence[Instruction]
+            At least one.
+        epochs, batch_size : int
+            Passes over the rows, and rows in a step.
+        learning_rate : float
+            Above 0.
+        rng : numpy.random.Generator
+            Shuffles the rows.
+        proximal_mu : float
+            Weight of ``||w - w_start||^2 / 2`` in the loss (FedProx, arXiv 1812.06127).
+        """
+        import torch
+
+        weights = [weight for weight in self._peft.parameters() if weight.requires_grad]
+        start = [weight.detach().clone() for weight in weights] if proximal_mu else []
+        encoded = [self._example_ids(row, True) for row in rows]
+        optimizer = torch.optim.AdamW(weights, lr=learning_rate)
+        self._model.train()
+        steps = []
+        for _ in range(epochs):
+            order = rng.permutation(len(encoded))
+            for first in range(0, len(order), batch_size):
+                losses, counts = self._losses([encoded[i] for i in order[first:][:batch_size]])
+                loss = losses.sum() / counts.sum()
+                steps.append(float(loss.detach()))
+                for weight, before in zip(weights, start, strict=bool(start)):
+                    loss = loss + proximal_mu / 2 * (weight - before).square().sum()
+                optimizer.zero_grad()
+                loss.backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+        self._model.eval()
+        return float(np.mean(steps))
+
+    def _ids(self, text: str) -> TokenIds:
+        return tuple(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def _prompt_ids(self, instruction: str) -> TokenIds:
+        before, after = PROMPT.split("{instruction}")
+        asked = self._ids(instruction)[: self._max_instruction_tokens]
+        return self._ids(before) + asked + self._ids(after)
+
+    def _example_ids(self, row: Instruction, with_instruction: bool) -> tuple[TokenIds, TokenIds]:
+        mark = self._ids(PROMPT.split("{instruction}")[1].lstrip())
+        prompt = self._prompt_ids(row.instruction) if with_instruction else mark
+        response = self._ids(row.response)[: self._max_response_tokens]
+        return prompt, (*response, self._tokenizer.eos_token_id)
+
+    def _losses(
+        self, batch: Sequence[tuple[TokenIds, TokenIds]]
+    ) -> tuple["torch.Tensor", "torch.Tensor"]:
+        """Return each response token's loss, shape ``(batch, longest)``, and how many each has.
+
+        Rows are padded on the left, so that all responses end together and only their positions
+        go through the output layer.
+        """
+        import torch
+
+        ids, mask = pad_left(
+            [prompt + response for prompt, response in batch], self._pad, self._device
+        )
+        longest = max(len(response) for _, response in batch)
+        labels = torch.full((len(batch), longest), _NO_LABEL, device=self._device)
+        for row, (_, response) in enumerate(batch):
+            labels[row, longest - len(response) :] = torch.tensor(response, device=self._device)
+        logits = self._model(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=(mask.cumsum(dim=1) - 1).clamp(min=0),
+            logits_to_keep=longest + 1,
+            use_cache=False,
+        ).logits[:, :-1]
+        losses = torch.nn.functional.cross_entropy(
+            logits.float().transpose(1, 2), labels, ignore_index=_NO_LABEL, reduction="none"
+        )
+        return losses, (labels != _NO_LABEL).sum(dim=1)
+
+    def _generate(
+        self,
+        shared: TokenIds,
+        rows: Sequence[TokenIds],
+        max_new_tokens: int,
+        temperature: float,
+        seed: int,
+    ) -> list[str]:
+        import torch
+
+        sampling = {"do_sample": True, "temperature": temperature, "top_p": 0.95, "top_k": 0}
+        texts = [""] * len(rows)
+        self._model.eval()
+        with torch.inference_mode(), torch.random.fork_rng():
+            torch.manual_seed(seed)
+            for batch in batches(rows, self._batch_size):
+                ids, mask = pad_left([rows[i] for i in batch], self._pad, self._device)
+                first = torch.tensor([shared] * len(batch), dtype=torch.long, device=self._device)
+                output = self._model.generate(
+                    torch.cat([first, ids], dim=1),
+                    attention_mask=torch.cat([torch.ones_like(first), mask], dim=1),
+                    past_key_values=self._computed(shared, len(batch)) if shared else None,
+                    max_new_tokens=max_new_tokens,
+                    stop_strings=[STOP],
+                    tokenizer=self._tokenizer,
+                    pad_token_id=self._pad,
+                    **(sampling if temperature else {"do_sample": False}),
+                )
+                written = output[:, first.shape[1] + ids.shape[1] :]
+                for i, row in zip(batch, written, strict=True):
+                    text = str(self._tokenizer.decode(row, skip_special_tokens=True))
+                    texts[i] = text.split(STOP)[0].strip()
+        return texts
+
+    def _computed(self, shared: TokenIds, copies: int) -> Any:
+        """Return keys and values of a common beginning, for a batch of sequences."""
+        import torch
+
+        ids = torch.tensor([shared], device=self._device)
+        computed = self._model(input_ids=ids, use_cache=True, logits_to_keep=1).past_key_values
+        computed.batch_repeat_interleave(copies)
+        return computed

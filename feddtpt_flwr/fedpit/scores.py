@@ -1,0 +1,101 @@
+"""Measures of answers: Rouge-L, right or wrong, and their intervals."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from feddtpt_flwr.fedpit.instructions import Instruction
+from feddtpt_flwr.language_model.answers import parse_answer
+from feddtpt_flwr.statistics import Proportion
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A mean with its 95 % interval (bootstrap, percentiles).
+
+    Attributes
+    ----------
+    value, low, high : float
+        The mean and the ends of its interval.
+    total : int
+        How many values.
+    """
+
+    value: float
+    low: float
+    high: float
+    total: int
+
+    @classmethod
+    def of(cls, values: Sequence[float], seed: int = 0) -> "Mean":
+        """Return the mean of one or more values."""
+        array = np.asarray(values, dtype=np.float64)
+        mean = float(array.mean())
+        if np.ptp(array) == 0:
+            return cls(mean, mean, mean, len(array))
+        rng = np.random.default_rng(seed)
+        interval = stats.bootstrap((array,), np.mean, method="percentile", rng=rng)
+        low, high = interval.confidence_interval
+        return cls(mean, float(low), float(high), len(array))
+
+    def __str__(self) -> str:
+        """Return mean and interval."""
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+@dataclass(frozen=True)
+class Utility:
+    """How well the held-out instructions are answered.
+
+    Attributes
+    ----------
+    rouge_l : Mean
+        Rouge-L of all answers.
+    accuracy : Proportion or None
+        Right answers to the instructions that classify; None if there are none.
+    """
+
+    rouge_l: Mean
+    accuracy: Proportion | None
+
+    @classmethod
+    def of(cls, rows: Sequence[Instruction], answers: Sequence[str]) -> "Utility":
+        """Compare answers with the responses that are wanted, one for each row."""
+        pairs = list(zip(rows, answers, strict=True))
+        right = [
+            parse_answer(answer, row.choices) == row.response
+            for row, answer in pairs
+            if row.choices
+        ]
+        return cls(
+            Mean.of([rouge_l(answer, row.response) for row, answer in pairs]),
+            Proportion(sum(right), len(right)) if right else None,
+        )
+
+
+def rouge_l(answer: str, wanted: str) -> float:
+    """Return Rouge-L (F-measure) of two texts, in [0, 1].
+
+    Words are runs of Latin letters and digits, without regard to case, as in the measure's
+    reference implementation.
+    """
+    return float(_scorer().score(wanted, answer)["rougeL"].fmeasure)
+
+
+def closest(text: str, others: Sequence[str]) -> float:
+    """Return the highest Rouge-L of a text with any of the others; 0 if there are none."""
+    return max((rouge_l(text, other) for other in others), default=0.0)
+
+
+@cache
+def _scorer() -> Any:
+    from rouge_score.rouge_scorer import RougeScorer
+    from rouge_score.tokenizers import DefaultTokenizer
+
+    # Without a tokenizer it takes this one too, and says so in a log that it sets up for it: every
+    # line of Flower's would then be shown twice.
+    return RougeScorer(["rougeL"], tokenizer=DefaultTokenizer(use_stemmer=False))

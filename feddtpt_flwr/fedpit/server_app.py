@@ -1,0 +1,70 @@
+"""FedPIT's server: the first adapter, the strategy, the held-out evaluation, the run folder."""
+
+import time
+from logging import INFO
+from pathlib import Path
+
+from flwr.app import Context
+from flwr.common import log
+from flwr.serverapp import Grid, ServerApp
+
+from feddtpt_flwr.fedpit.config import FedPITConfig
+from feddtpt_flwr.fedpit.node import adapted_model
+from feddtpt_flwr.fedpit.partition import divide, hold_out
+from feddtpt_flwr.fedpit.recorder import Recorder
+from feddtpt_flwr.fedpit.tasks import load_instructions
+from feddtpt_flwr.run_folder import RunFolder
+from strategies.adapters import to_record
+from strategies.fedpit import FedPIT
+
+app = ServerApp()
+
+TIMEOUT = 24 * 3600.0
+"""Seconds to wait for a round's replies: a round can take hours on nodes without a GPU."""
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run the federation; a mistake in the configuration ends it before any training."""
+    config = FedPITConfig.from_run_config(context.run_config)
+    data = load_instructions(config)
+    num_clients = _wait_for_clients(grid, config)
+    if config.clients == "simulated":
+        divide(
+            data.train,
+            num_clients=num_clients,
+            examples_per_client=config.examples_per_client,
+            partition=config.partition,
+            dirichlet_alpha=config.dirichlet_alpha,
+            seed=config.seed,
+        )  # too few instructions show here, and not on every node
+    test = hold_out(data.test, config.test_size, config.seed)
+    model = adapted_model(config)
+    name = Path(config.task).stem
+    folder = RunFolder(Path(config.run_folder), f"fedpit-{name}-seed{config.seed}")
+    recorder = Recorder(config, model, test, folder)
+    strategy = FedPIT(
+        wire_dtype=config.upload_dtype,
+        proximal_mu=config.proximal_mu,
+        on_phase=recorder.phase,
+        fraction_train=config.fraction_train,
+        min_train_nodes=1,
+        min_evaluate_nodes=1,
+        min_available_nodes=config.min_available_clients,
+    )
+    strategy.start(
+        grid,
+        initial_arrays=to_record(model.adapter, "float32"),
+        num_rounds=config.num_server_rounds,
+        timeout=TIMEOUT,
+        evaluate_fn=recorder.evaluate,
+    )
+    print(recorder.close(), flush=True)
+
+
+def _wait_for_clients(grid: Grid, config: FedPITConfig) -> int:
+    """Return the number of connected clients once there are enough."""
+    while (connected := len(list(grid.get_node_ids()))) < config.min_available_clients:
+        log(INFO, "%d of %d clients connected", connected, config.min_available_clients)
+        time.sleep(3)
+    return connected

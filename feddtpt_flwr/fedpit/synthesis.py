@@ -1,0 +1,181 @@
+"""Synthetic instructions, written by the global model after the example of private ones.
+
+FedPIT (arXiv 2403.06131): private examples are shown in context, the model writes further
+instructions and then their responses; what is badly formed or too close to a private text is
+dropped, and tried again.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from feddtpt_flwr.fedpit.instructions import Instruction
+from feddtpt_flwr.fedpit.lora import PROMPT, AdaptedModel
+from feddtpt_flwr.fedpit.scores import rouge_l
+
+ATTEMPTS = 3
+"""Tries for each synthetic example."""
+
+MAX_ROUGE_L = 0.7
+"""What is closer to a private text, or to another synthetic one, is dropped."""
+
+TEMPERATURE = 0.8
+FAULTS = ("short", "refusal", "private", "repeated")
+"""Why a synthetic text is dropped: badly formed, a refusal, too close to a private text, or to
+another synthetic one."""
+
+_FEWEST_WORDS = 3  # of an instruction
+_COMPARED_WORDS = 5  # responses of fewer words are labels, which private and synthetic ones share
+_REFUSAL = re.compile(r"(as an? |(i am|i'm) sorry|sorry|i can(no|')t )", re.IGNORECASE)
+
+_MORE_INSTRUCTIONS = "Here are instructions of the same sort. No two of them ask the same.\n\n"
+_INSTRUCTION = "### Instruction:\n"
+
+
+@dataclass(frozen=True)
+class Synthesis:
+    """What a client's model wrote in a round.
+
+    Attributes
+    ----------
+    candidates : tuple of Instruction
+        What is well formed and far enough from private text.
+    written : int
+        Instructions that were written in all attempts.
+    dropped : Mapping[str, int]
+        How many of them were dropped for each of `FAULTS`.
+    """
+
+    candidates: tuple[Instruction, ...]
+    written: int
+    dropped: Mapping[str, int]
+
+
+def synthesise(
+    model: AdaptedModel,
+    private: Sequence[Instruction],
+    *,
+    num_candidates: int,
+    num_demonstrations: int,
+    max_instruction_tokens: int,
+    max_response_tokens: int,
+    rng: np.random.Generator,
+) -> Synthesis:
+    """Let the model write up to ``num_candidates`` examples, in at most `ATTEMPTS` attempts.
+
+    Parameters
+    ----------
+    model : AdaptedModel
+        With the global adapter loaded.
+    private : Sequence[Instruction]
+        The client's own examples, at least one.
+    num_candidates : int
+        Examples wanted.
+    num_demonstrations : int
+        Private examples shown; drawn anew in each attempt. All, if there are fewer.
+    max_instruction_tokens, max_response_tokens : int
+        Longest texts written.
+    rng : numpy.random.Generator
+        Draws demonstrations and texts.
+    """
+    kept: list[Instruction] = []
+    dropped: Counter[str] = Counter(dict.fromkeys(FAULTS, 0))
+    written = 0
+    for _ in range(ATTEMPTS):
+        if not (missing := num_candidates - len(kept)):
+            break
+        drawn = rng.permutation(len(private))[:num_demonstrations]
+        shown = [model.shorten(private[i]) for i in drawn]
+        instructions = model.continue_text(
+            _MORE_INSTRUCTIONS + "".join(_INSTRUCTION + f"{row.instruction}\n\n" for row in shown),
+            [_INSTRUCTION] * missing,
+            max_new_tokens=max_instruction_tokens,
+            temperature=TEMPERATURE,
+            seed=int(rng.integers(2**31)),
+        )
+        written += len(instructions)
+        wanted: list[Instruction] = []
+        for text in instructions:
+            if fault := instruction_fault(text, private, [*kept, *wanted]):
+                dropped[fault] += 1
+            else:
+                wanted.append(Instruction(text, ""))
+        if not wanted:
+            continue
+        responses = model.continue_text(
+            "".join(
+                PROMPT.format(instruction=row.instruction) + f"{row.response}\n\n" for row in shown
+            ),
+            [PROMPT.format(instruction=row.instruction) for row in wanted],
+            max_new_tokens=max_response_tokens,
+        )
+        for row, response in zip(wanted, responses, strict=True):
+            candidate = Instruction(row.instruction, response)
+            if fault := response_fault(candidate, private):
+                dropped[fault] += 1
+            else:
+                kept.append(candidate)
+    return Synthesis(tuple(kept), written, dict(dropped))
+
+
+def instruction_fault(
+    text: str, private: Sequence[Instruction], synthetic: Sequence[Instruction]
+) -> str:
+    """Return why a synthetic instruction cannot be used; empty if it can."""
+    if len(text.split()) < _FEWEST_WORDS:
+        return "short"
+    if _REFUSAL.match(text):
+        return "refusal"
+    if _is_close(text, [row.instruction for row in private]):
+        return "private"
+    if _is_close(text, [row.instruction for row in synthetic]):
+        return "repeated"
+    return ""
+
+
+def response_fault(row: Instruction, private: Sequence[Instruction]) -> str:
+    """Return why a synthetic response cannot be used; empty if it can."""
+    if not row.response:
+        return "short"
+    if _REFUSAL.match(row.response):
+        return "refusal"
+    if _is_close(row.text, [other.text for other in private]):
+        return "private"
+    # A private response below a new instruction would be private text all the same.
+    if len(row.response.split()) >= _COMPARED_WORDS and _is_close(
+        row.response, [other.response for other in private]
+    ):
+        return "private"
+    return ""
+
+
+def select(
+    model: AdaptedModel, candidates: Sequence[Instruction], num_selected: int
+) -> tuple[Instruction, ...]:
+    """Return the candidates of the lowest instruction-following score (FedPIT's IFS).
+
+    It is the loss of the response after its instruction over that of the response alone: low where
+    the response follows from the instruction.
+
+    Parameters
+    ----------
+    model : AdaptedModel
+        With the local adapter loaded.
+    candidates : Sequence[Instruction]
+        What to select from.
+    num_selected : int
+        How many at most.
+    """
+    if not candidates:
+        return ()
+    alone = model.response_losses(candidates, with_instruction=False)
+    scores = model.response_losses(candidates) / np.maximum(alone, np.finfo(np.float64).tiny)
+    best = np.argsort(scores, kind="stable")[:num_selected]
+    return tuple(candidates[i] for i in best)
+
+
+def _is_close(text: str, others: Sequence[str]) -> bool:
+    return any(rouge_l(text, other) > MAX_ROUGE_L for other in others)

@@ -1,0 +1,271 @@
+"""What FedPIT's beta costs in utility and saves in leakage, and the usual baselines.
+
+python -m simulations fedpit
+"""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from simulations.seeds import APP, RUNS
+
+SETTINGS = (
+    "num-server-rounds=2 examples-per-client=12 num-candidates=16 num-selected=12 local-epochs=5 "
+    "batch-size=4 learning-rate=0.002 max-instruction-tokens=64 max-response-tokens=24 "
+    "test-size=64"
+)
+"""Small enough for minutes on two cores."""
+
+BETAS = (0.0, 0.3, 0.5, 0.7, 1.0)
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to tune.
+
+    Attributes
+    ----------
+    what : str
+        For the table.
+    num_clients : int
+        Simulated clients.
+    settings : str
+        What differs from `SETTINGS`.
+    """
+
+    what: str
+    num_clients: int
+    settings: str
+
+
+METHODS = {
+    **{f"beta-{beta}": Method(f"FedPIT, beta {beta}", 3, f"beta={beta}") for beta in BETAS},
+    "beta-1.0": Method("FedIT (beta 1.0)", 3, "beta=1.0"),
+    "fedprox": Method("FedProx (beta 1.0, mu 0.1)", 3, "beta=1.0 proximal-mu=0.1"),
+    "fedmit": Method("FedMIT (mixed training)", 3, "training='mixed'"),
+    "central": Method(
+        "centralised: one client with all data",
+        1,
+        "beta=1.0 examples-per-client=36 min-available-clients=1",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one run reported.
+
+    Attributes
+    ----------
+    rouge_l, accuracy : tuple[float, float]
+        Of the held-out responses and classifications, before and after.
+    memorisation : tuple[float, float]
+        Rouge-L of the private responses, before and after.
+    synthetic_rouge_l : float or None
+        Of synthetic and closest private texts; None without synthetic data.
+    bytes_per_round : list[int]
+        Adapters, both directions, all clients.
+    seconds : float
+        From start to exit.
+    """
+
+    rouge_l: tuple[float, float]
+    accuracy: tuple[float, float]
+    memorisation: tuple[float, float]
+    synthetic_rouge_l: float | None
+    bytes_per_round: list[int]
+    seconds: float
+
+
+def run(methods: Sequence[str], seeds: Sequence[int], folder: Path) -> str:
+    """Run what is missing, write ``fedpit.json``, ``.md`` and ``.png`` to ``folder``.
+
+    Every finished run is kept in ``fedpit.json``, and none there is run again; so are settings
+    other than today's an error, and not a mixture.
+
+    Returns
+    -------
+    str
+        The table, of all methods that have runs.
+
+    Raises
+    ------
+    ValueError
+        If ``fedpit.json`` holds runs of other settings.
+    subprocess.CalledProcessError
+        If a run fails.
+    """
+    file = folder / "fedpit.json"
+    outcomes = read(file)
+    for seed in seeds:
+        for name in methods:
+            if seed not in outcomes.setdefault(name, {}):
+                outcomes[name][seed] = run_once(METHODS[name], seed)
+                _write(file, outcomes)
+                (folder / "fedpit.md").write_text(table(outcomes), encoding="utf-8")
+    _plot(outcomes, folder / "fedpit.png")
+    return table(outcomes)
+
+
+def read(file: Path) -> dict[str, dict[int, Outcome]]:
+    """Return the runs that a file of results holds, by method and seed; none if it is not there.
+
+    Raises
+    ------
+    ValueError
+        If they were made with other settings.
+    """
+    if not file.exists():
+        return {}
+    content = json.loads(file.read_text(encoding="utf-8"))
+    for name in content["runs"]:
+        if content["settings"] != SETTINGS or content["methods"][name] != asdict(METHODS[name]):
+            raise ValueError(f"{file} holds runs of other settings; move it away to begin anew")
+    return {
+        name: {int(seed): Outcome(**outcome) for seed, outcome in runs.items()}
+        for name, runs in content["runs"].items()
+    }
+
+
+def run_once(method: Method, seed: int) -> Outcome:
+    """Run the app in simulation; its run folder stays under ``runs/``.
+
+    Raises
+    ------
+    subprocess.CalledProcessError
+        If the run fails.
+    """
+    RUNS.mkdir(exist_ok=True)
+    parent = tempfile.mkdtemp(prefix=f"fedpit-seed{seed}-", dir=RUNS)
+    command = [sys.executable, "-m", "feddtpt_flwr.cli", "simulate", str(APP), "--app", "fedpit"]
+    command += ["--num-clients", str(method.num_clients)]
+    for override in (SETTINGS, method.settings, f"seed={seed} run-folder='{parent}'"):
+        command += ["--run-config", override]
+    start = time.monotonic()
+    subprocess.run(command, check=True)
+    seconds = time.monotonic() - start
+    (run_folder,) = Path(parent).iterdir()
+    result: dict[str, Any] = json.loads((run_folder / "result.json").read_text(encoding="utf-8"))
+    first, last = result["utility"][0], result["utility"][-1]
+    return Outcome(
+        rouge_l=(first["rouge-l"], last["rouge-l"]),
+        accuracy=(first["accuracy"], last["accuracy"]),
+        memorisation=(result["memorisation"][0], result["memorisation"][-1]),
+        synthetic_rouge_l=result["synthetic-rouge-l"],
+        bytes_per_round=result["bytes"],
+        seconds=round(seconds, 1),
+    )
+
+
+def table(outcomes: dict[str, dict[int, Outcome]]) -> str:
+    """Return the table of all methods, with intervals over their seeds."""
+    lines = [
+        "# FedPIT: utility and leakage",
+        "",
+        f"Settings: `{SETTINGS}`, otherwise the defaults. Means over seeds with 95 % intervals "
+        "(t). Utility is of held-out instructions. Memorisation is the Rouge-L between the true "
+        "responses of private examples and what the global model answers to their prompts; the "
+        "untouched model's is in the first row. All columns but the last two are between 0 and 1.",
+        "",
+        "| method | seeds | held-out Rouge-L | held-out accuracy | memorisation | "
+        "synthetic to closest private text, Rouge-L | bytes per round | seconds |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    if all_runs := [o for runs in outcomes.values() for o in runs.values()]:
+        before = [
+            _interval([pair[0] for pair in pairs])
+            for pairs in (
+                [o.rouge_l for o in all_runs],
+                [o.accuracy for o in all_runs],
+                [o.memorisation for o in all_runs],
+            )
+        ]
+        means = " | ".join(text.split(" ")[0] for text in before)
+        lines.append(f"| untouched model | | {means} | | | |")
+    for name, method in METHODS.items():
+        if not (runs := list(outcomes.get(name, {}).values())):
+            continue
+        synthetic = [o.synthetic_rouge_l for o in runs if o.synthetic_rouge_l is not None]
+        cells = [
+            method.what,
+            str(len(runs)),
+            _interval([o.rouge_l[1] for o in runs]),
+            _interval([o.accuracy[1] for o in runs]),
+            _interval([o.memorisation[1] for o in runs]),
+            _interval(synthetic) if synthetic else "-",
+            f"{np.mean([np.mean(o.bytes_per_round) for o in runs]):,.0f}",
+            f"{np.mean([o.seconds for o in runs]):.0f}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*lines, ""])
+
+
+def _interval(values: Sequence[float]) -> str:
+    mean, low, high = _bounds(np.array(values))
+    return f"{mean:.3f}" if low == high else f"{mean:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def _bounds(values: NDArray[np.float64]) -> tuple[float, float, float]:
+    mean = float(values.mean())
+    if len(values) < 2 or np.ptp(values) == 0:
+        return mean, mean, mean
+    low, high = stats.t.interval(0.95, len(values) - 1, mean, stats.sem(values))
+    return mean, float(low), float(high)
+
+
+def _write(file: Path, outcomes: dict[str, dict[int, Outcome]]) -> None:
+    content = {
+        "date": datetime.now(UTC).date().isoformat(),
+        "machine": f"{os.cpu_count()} cores, {platform.machine()}, Python "
+        f"{platform.python_version()}",
+        "settings": SETTINGS,
+        "methods": {name: asdict(method) for name, method in METHODS.items()},
+        "runs": {
+            name: {seed: asdict(outcome) for seed, outcome in sorted(runs.items())}
+            for name, runs in outcomes.items()
+        },
+    }
+    file.parent.mkdir(parents=True, exist_ok=True)
+    # All or nothing: what was run must outlive a crash while it is written down.
+    temporary = file.with_suffix(".tmp")
+    temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    temporary.replace(file)
+
+
+def _plot(outcomes: dict[str, dict[int, Outcome]], file: Path) -> None:
+    from matplotlib.figure import Figure
+
+    curves: dict[str, Callable[[Outcome], float]] = {
+        "utility: held-out accuracy": lambda o: o.accuracy[1],
+        "utility: held-out Rouge-L": lambda o: o.rouge_l[1],
+        "memorisation: Rouge-L of private responses": lambda o: o.memorisation[1],
+    }
+    there = [beta for beta in BETAS if outcomes.get(f"beta-{beta}")]
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    for label, value in curves.items():
+        found = [
+            _bounds(np.array([value(o) for o in outcomes[f"beta-{beta}"].values()]))
+            for beta in there
+        ]
+        means = np.array([mean for mean, _, _ in found])
+        errors = [means - [low for _, low, _ in found], [high for *_, high in found] - means]
+        axes.errorbar(there, means, yerr=errors, marker="o", capsize=3, label=label)
+    axes.set_xlabel("beta: share of the adapter trained on private data")
+    axes.set_ylim(0, 1)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(file, dpi=120)

@@ -1,0 +1,112 @@
+"""Adapter weights as they travel: named arrays in float32, or in bfloat16 at half the size."""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import numpy as np
+from flwr.app import Array, ArrayRecord
+from numpy.typing import NDArray
+
+Adapter = dict[str, NDArray[np.float32]]
+"""The weights of all adapters of a model, by their names in it."""
+
+WireDtype = Literal["bfloat16", "float32"]
+
+# NumPy has no bfloat16: its bits, which are the upper half of a float32's, travel as integers.
+_NUMPY_DTYPES: dict[WireDtype, np.dtype[Any]] = {
+    "bfloat16": np.dtype(np.uint16),
+    "float32": np.dtype(np.float32),
+}
+
+
+def to_record(adapter: Mapping[str, NDArray[np.float32]], dtype: WireDtype) -> ArrayRecord:
+    """Return an adapter as Flower's record, its numbers rounded to ``dtype`` (to nearest even)."""
+    return ArrayRecord({name: Array(_encode(array, dtype)) for name, array in adapter.items()})
+
+
+def from_record(record: ArrayRecord, dtype: WireDtype) -> Adapter:
+    """Return the adapter in a record that `to_record` made.
+
+    Raises
+    ------
+    ValueError
+        If an array is of another type, or holds numbers that are not finite.
+    """
+    adapter = {}
+    for name, array in record.items():
+        if array.dtype != str(_NUMPY_DTYPES[dtype]):
+            raise ValueError(f"{name!r} is of type {array.dtype}, {dtype} is needed")
+        adapter[name] = _decode(array.numpy(), dtype)
+        if not np.isfinite(adapter[name]).all():
+            raise ValueError(f"{name!r} holds numbers that are not finite")
+    return adapter
+
+
+def read_upload(
+    record: ArrayRecord, dtype: WireDtype, like: Mapping[str, NDArray[np.float32]]
+) -> Adapter:
+    """Return the adapter in a record that somebody else made, after checking it.
+
+    Parameters
+    ----------
+    record : ArrayRecord
+        What was sent.
+    dtype : {"bfloat16", "float32"}
+        As `to_record` was to write it.
+    like : Mapping[str, NDArray[np.float32]]
+        An adapter with the names and shapes that are needed.
+
+    Raises
+    ------
+    ValueError
+        If names, shapes or types differ, or a number is not finite.
+    """
+    if record.keys() != like.keys():
+        missing, strange = len(like.keys() - record.keys()), len(record.keys() - like.keys())
+        raise ValueError(f"{missing} arrays are missing and {strange} have unknown names")
+    for name, array in record.items():
+        if tuple(array.shape) != like[name].shape:
+            raise ValueError(f"{name!r} has shape {tuple(array.shape)}, not {like[name].shape}")
+    adapter = from_record(record, dtype)
+    # What an array says of itself need not be what it holds.
+    for name, values in adapter.items():
+        if values.shape != like[name].shape:
+            raise ValueError(f"{name!r} has shape {values.shape}, not {like[name].shape}")
+    return adapter
+
+
+def mix(beta: float, local: Adapter, synthetic: Adapter) -> Adapter:
+    """Return ``beta * local + (1 - beta) * synthetic`` (FedPIT's local aggregation sharing).
+
+    Parameters
+    ----------
+    beta : float
+        In [0, 1]: 1 is the local adapter, 0 the synthetic one.
+    local, synthetic : Adapter
+        Of the same names and shapes.
+    """
+    share = np.float32(beta)
+    # The ends exactly: nothing of the other adapter may be left, not even its rounding.
+    if beta in (0, 1):
+        return dict(local if beta else synthetic)
+    return {name: share * local[name] + (1 - share) * synthetic[name] for name in local}
+
+
+def num_bytes(record: ArrayRecord) -> int:
+    """Return the size of all arrays of a record as they travel, in bytes."""
+    return sum(len(array.data) for array in record.values())
+
+
+def _encode(array: NDArray[np.float32], dtype: WireDtype) -> NDArray[Any]:
+    values = np.ascontiguousarray(array, dtype=np.float32)
+    if dtype == "float32":
+        return values
+    bits = values.view(np.uint32)
+    rounded = bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))
+    return np.asarray(rounded >> np.uint32(16)).astype(np.uint16)
+
+
+def _decode(array: NDArray[Any], dtype: WireDtype) -> NDArray[np.float32]:
+    if dtype == "float32":
+        return array.astype(np.float32)
+    return (array.astype(np.uint32) << np.uint32(16)).view(np.float32)

@@ -1,0 +1,186 @@
+"""The adapter, the synthesis and the local round, on the real small model."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from feddtpt_flwr.fedpit.config import FedPITConfig
+from feddtpt_flwr.fedpit.instructions import Instruction
+from feddtpt_flwr.fedpit.local_round import local_round, memorisation
+from feddtpt_flwr.fedpit.lora import PROMPT, AdaptedModel
+from feddtpt_flwr.fedpit.synthesis import select, synthesise
+from strategies.adapters import Adapter
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def start(model: AdaptedModel, request: pytest.FixtureRequest) -> Adapter:
+    """The first adapter, loaded."""
+    first: Adapter = request.getfixturevalue("first_adapter")
+    model.load(first)
+    return first
+
+
+@pytest.fixture(scope="module")
+def first_adapter(model: AdaptedModel) -> Adapter:
+    return model.adapter
+
+
+def train(model: AdaptedModel, rows: tuple[Instruction, ...], mu: float = 0.0) -> float:
+    return model.train(
+        rows,
+        epochs=2,
+        batch_size=4,
+        learning_rate=5e-3,
+        rng=np.random.default_rng(0),
+        proximal_mu=mu,
+    )
+
+
+def distance(one: Adapter, other: Adapter) -> float:
+    return float(np.sqrt(sum(((one[n] - other[n]) ** 2).sum() for n in one)))
+
+
+def test_a_fresh_adapter_changes_nothing(model: AdaptedModel, start: Adapter) -> None:
+    assert all(not array.any() for name, array in start.items() if "lora_B" in name)
+    assert all(array.any() for name, array in start.items() if "lora_A" in name)
+    assert {array.dtype for array in start.values()} == {np.dtype(np.float32)}
+
+
+def test_training_lowers_the_loss_and_loading_undoes_it(
+    model: AdaptedModel, start: Adapter, short: tuple[Instruction, ...], tmp_path: Path
+) -> None:
+    rows = short[:4]
+    before = model.response_losses(rows)
+    train(model, rows)
+    trained = model.adapter
+    after = model.response_losses(rows)
+    assert after.mean() < 0.8 * before.mean()
+    model.load(start)
+    np.testing.assert_array_equal(model.response_losses(rows), before)
+    model.load(trained)
+    np.testing.assert_array_equal(model.response_losses(rows), after)
+    model.save(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} >= {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    }
+    with pytest.raises(ValueError, match="does not fit the model"):
+        model.load({"a": np.zeros(3, np.float32)})
+
+
+def test_a_proximal_term_keeps_the_adapter_near_its_start(
+    model: AdaptedModel, start: Adapter, short: tuple[Instruction, ...]
+) -> None:
+    train(model, short[:4])
+    free = distance(model.adapter, start)
+    model.load(start)
+    train(model, short[:4], mu=100.0)
+    assert 0 < distance(model.adapter, start) < 0.7 * free
+
+
+def test_losses_do_not_depend_on_the_batch(
+    model: AdaptedModel, start: Adapter, short: tuple[Instruction, ...]
+) -> None:
+    rows = (*short[:2], Instruction("Short?", "A longer answer than the others."))
+    together = model.response_losses(rows)
+    alone = [model.response_losses([row])[0] for row in rows]
+    np.testing.assert_allclose(together, alone, rtol=1e-4)
+    no_instruction = model.response_losses(rows, with_instruction=False)
+    assert not np.allclose(together, no_instruction, rtol=0.01)
+
+
+def test_a_common_beginning_that_is_computed_once_changes_no_text(
+    model: AdaptedModel, start: Adapter, short: tuple[Instruction, ...]
+) -> None:
+    shown = "".join(
+        PROMPT.format(instruction=r.instruction) + f"{r.response}\n\n" for r in short[:2]
+    )
+    asked = [PROMPT.format(instruction=row.instruction) for row in short[2:5]]
+    once = model.continue_text(shown, asked, max_new_tokens=6)
+    whole = [shown + text for text in asked]
+    assert once == [model.continue_text(w[:9], [w[9:]], max_new_tokens=6)[0] for w in whole]
+
+
+def test_what_is_too_long_is_cut(model: AdaptedModel) -> None:
+    row = Instruction("one " * 100, "two " * 100, "topic", ("two",))
+    cut = model.shorten(row)
+    assert cut.instruction.split() == ["one"] * 32
+    assert cut.response.split() == ["two"] * 8
+    assert cut.topic == "topic"
+    short = Instruction("Is it so?", "It is.")
+    assert model.shorten(short) == short
+
+
+def test_synthetic_data_are_new_and_repeatable(
+    model: AdaptedModel, start: Adapter, short: tuple[Instruction, ...]
+) -> None:
+    def made() -> tuple[Instruction, ...]:
+        return synthesise(
+            model,
+            short,
+            num_candidates=2,
+            num_demonstrations=2,
+            max_instruction_tokens=16,
+            max_response_tokens=6,
+            rng=np.random.default_rng(1),
+        ).candidates
+
+    candidates = made()
+    assert candidates == made()
+    assert 0 < len(candidates) <= 2
+    assert not {row.instruction for row in candidates} & {row.instruction for row in short}
+    assert all("###" not in row.text for row in candidates)
+    kept = select(model, (*candidates, short[0]), 1)
+    assert len(kept) == 1
+    assert select(model, (), 4) == ()
+
+
+def test_isolation(model: AdaptedModel, start: Adapter, short: tuple[Instruction, ...]) -> None:
+    """With beta 0 the upload is what synthetic data alone have trained."""
+
+    def uploaded(beta: float, training: str = "isolated") -> tuple[Adapter, dict[str, float]]:
+        config = FedPITConfig.from_run_config(
+            {
+                "beta": beta,
+                "training": training,
+                "num-candidates": 2,
+                "num-selected": 2,
+                "num-demonstrations": 3,
+                "max-instruction-tokens": 16,
+                "max-response-tokens": 6,
+            }
+        )
+        rng = np.random.default_rng(2)
+        update = local_round(model, start, short[:4], config, proximal_mu=0.0, rng=rng)
+        return update.adapter, dict(update.metrics)
+
+    local, of_local = uploaded(1.0)
+    assert "written" not in of_local, "plain federated tuning writes nothing"
+    half, of_half = uploaded(0.5)
+    none, of_none = uploaded(0.0)
+    assert of_half["selected"] == of_none["selected"] > 0
+    assert 0 <= of_none["synthetic-rouge-l"] < 1
+    assert distance(local, start) > 0
+    assert distance(none, start) > 0
+    assert distance(none, local) > 0
+    # The synthetic data of both are the same, and so is what they train.
+    other = {name: 2 * half[name] - none[name] for name in half}
+    assert distance(other, none) > 0.1 * distance(local, none)
+    for metrics in (of_local, of_half, of_none):
+        assert metrics["num-examples"] == 4
+    assert all(np.isfinite(value) for value in of_half.values())
+
+
+def test_what_was_trained_on_is_given_away(
+    model: AdaptedModel, start: Adapter, short: tuple[Instruction, ...]
+) -> None:
+    secret = (Instruction("Which word opens the door?", "Open sesame"),)
+    before, number = memorisation(model, start, secret)
+    assert number == 1
+    model.train(secret, epochs=24, batch_size=1, learning_rate=3e-3, rng=np.random.default_rng(0))
+    after, _ = memorisation(model, model.adapter, secret)
+    assert before < 0.5
+    assert after > 0.9

@@ -1,0 +1,87 @@
+import pytest
+
+from feddtpt_flwr.fedpit.instructions import Instruction
+from feddtpt_flwr.fedpit.scores import Mean, Utility, closest, rouge_l
+from feddtpt_flwr.fedpit.synthesis import instruction_fault, response_fault
+
+PRIVATE = (
+    Instruction(
+        "How did the pills work for this patient of forty years?",
+        "The pain in both knees was gone after the second week.",
+    ),
+    Instruction("Was the experience with the cream good or bad?", "good"),
+)
+
+
+@pytest.mark.parametrize(
+    ("answer", "wanted", "score"),
+    [
+        ("a b c d", "a b c d", 1.0),
+        ("A, b; C d.", "a b c d", 1.0),
+        ("a c", "a b c d", 2 / 3),  # recall 1/2, precision 1
+        ("d c b a", "a b c d", 1 / 4),
+        ("", "a b", 0.0),
+        ("x", "", 0.0),
+    ],
+)
+def test_rouge_l(answer: str, wanted: str, score: float) -> None:
+    assert rouge_l(answer, wanted) == pytest.approx(score)
+
+
+def test_closest() -> None:
+    assert closest("a b", ["c", "a b c", "a"]) == pytest.approx(0.8)
+    assert closest("a b", []) == 0
+
+
+def test_a_mean_with_its_interval() -> None:
+    mean = Mean.of([0.0, 1.0] * 20)
+    assert mean.value == 0.5
+    assert 0.3 < mean.low < 0.5 < mean.high < 0.7
+    assert Mean.of([0.25]) == Mean(0.25, 0.25, 0.25, 1)
+
+
+def test_utility_counts_only_classifications_as_right_or_wrong() -> None:
+    choices = ("good", "bad")
+    rows = [
+        Instruction("?", "good", "", choices),
+        Instruction("?", "bad", "", choices),
+        Instruction("?", "a b c d"),
+    ]
+    utility = Utility.of(rows, ["Good.", "it is good", "a b c d"])
+    assert utility.accuracy is not None
+    assert (utility.accuracy.correct, utility.accuracy.total) == (1, 2)
+    assert utility.rouge_l.value == pytest.approx((1 + 0 + 1) / 3)
+    assert Utility.of(rows[2:], ["x"]).accuracy is None
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("What?", "short"),
+        ("", "short"),
+        ("As an AI model I have no instructions", "refusal"),
+        ("I'm sorry, but this is not possible", "refusal"),
+        ("Sorry, no more instructions of this sort", "refusal"),
+        ("How did the pills work for this patient of fifty years?", "private"),
+        ("Tell me whether the syrup helped her at night.", "repeated"),
+        ("Ask which dose the doctor gave to the child.", ""),
+    ],
+)
+def test_faults_of_synthetic_instructions(text: str, fault: str) -> None:
+    synthetic = [Instruction("Tell me whether the syrup helped her at night", "yes")]
+    assert instruction_fault(text, PRIVATE, synthetic) == fault
+
+
+@pytest.mark.parametrize(
+    ("response", "fault"),
+    [
+        ("", "short"),
+        ("As a patient I cannot say", "refusal"),
+        ("good", ""),
+        ("The pain in both knees was gone after the second month.", "private"),
+        ("It took a while until she could sleep again.", ""),
+    ],
+)
+def test_faults_of_synthetic_responses(response: str, fault: str) -> None:
+    row = Instruction("Ask which dose the doctor gave to the child.", response)
+    assert response_fault(row, PRIVATE) == fault
