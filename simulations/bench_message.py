@@ -47,6 +47,7 @@ clientapp = "bench_app:client"
 # answered by one ClientApp, so that Flower does the same for both.
 _APP = f"""
 import json, os, sys, time
+import numpy as np
 from pathlib import Path
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
@@ -91,14 +92,14 @@ def main(grid, context):
     from feddtpt_flwr.experiment import load_task
     config = RunConfig.from_run_config(context.run_config)
     vocabulary = models.masked_lm(config, load_task(config)).vocabulary
-    prompt = vocabulary.encode(config.seed_prompt)
     while not (nodes := list(grid.get_node_ids())):
         time.sleep(1)
     for number in range(2 * REPEATS):
         kind = ("empty", "app")[number % 2]
         told = ConfigRecord({{"kind": kind, "server-round": 1 + number, "run": "bench"}})
-        import numpy as np
-        content = RecordDict({{"arrays": ArrayRecord([np.array(prompt)]), "config": told}})
+        # Another prompt each time: what was answered before would leave queries to search with.
+        prompt = np.array(vocabulary.encode(f"{{config.seed_prompt}} {{number}}"))
+        content = RecordDict({{"arrays": ArrayRecord([prompt]), "config": told}})
         (reply,) = grid.send_and_receive([Message(content, nodes[0], "train")])
         assert not reply.has_error(), reply.error
 """
