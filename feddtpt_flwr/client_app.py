@@ -17,7 +17,8 @@ from feddtpt_flwr.evaluation import AnswerCache, Evaluator, QueryBudget, stratif
 from feddtpt_flwr.experiment import load_task, readability
 from feddtpt_flwr.feedback import Feedback, Trial
 from feddtpt_flwr.language_model import ModelError
-from feddtpt_flwr.node import NodeConfig, load_node
+from feddtpt_flwr.node import Node, NodeConfig, load_node
+from feddtpt_flwr.privacy.clients import protected
 from feddtpt_flwr.search import PromptSearch
 from strategies.candidates import Tokens
 from strategies.wire import (
@@ -101,7 +102,7 @@ class PromptTuningClient(NumPyClient):
 
         search = PromptSearch(
             evaluator,
-            models.proposer(self._config, self._task),
+            models.proposer(self._config, self._task, self._public),
             self._masked_lm,
             examples,
             rng,
@@ -231,11 +232,16 @@ def _stream(name: str) -> int:
     return int.from_bytes(name.encode(), "big")
 
 
-def client_for(context: Context) -> PromptTuningClient:
+def plain_client(node: Node, state: RecordDict) -> PromptTuningClient:
+    """Build the client of ``node`` that knows nothing of the run's ``privacy``."""
+    return PromptTuningClient(node.name, node.data, node.public, node.config, state)
+
+
+def client_for(context: Context) -> NumPyClient:
     """Build the client of one node, simulated or deployed."""
     config = NodeConfig.read(context.run_config, context.node_config)
     node = load_node(config, context.node_id)
-    return PromptTuningClient(node.name, node.data, node.public, node.config, context.state)
+    return protected(node, context.state, plain_client)
 
 
 def client_fn(context: Context) -> Client:

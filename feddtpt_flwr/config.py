@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from feddtpt_flwr.assets import EMBEDDED
 from feddtpt_flwr.data import DEFAULT_TASK
 from feddtpt_flwr.language_model.constraints import Constrain
+from feddtpt_flwr.privacy import Privacy
 from strategies.aggregation import Method
 
 _VARIABLE = r"[A-Za-z_][A-Za-z0-9_]*"
@@ -126,6 +127,13 @@ class RunConfig(BaseModel):
         Clients to wait for.
     run_folder : str
         Where run folders are made.
+    privacy : {"none", "public-tokens", "synthetic", "exponential"}
+        What keeps private text out of uploads (``docs/privacy.md``): nothing more than the method
+        itself; tokens that are public anyway; a search on examples that the black box wrote; or
+        differential privacy.
+    epsilon : float
+        With ``privacy = "exponential"``: how much one private example may matter in a round, above
+        0; half for the choice of the prompt, half for the guard's counts.
     """
 
     model_config = ConfigDict(
@@ -177,6 +185,8 @@ class RunConfig(BaseModel):
     fraction_fit: float = Field(1.0, gt=0, le=1)
     min_available_clients: int = Field(2, ge=1)
     run_folder: str = "runs"
+    privacy: Privacy = "none"
+    epsilon: float = Field(1.0, gt=0, allow_inf_nan=False)
 
     @classmethod
     def from_run_config(cls, run_config: Mapping[str, Any]) -> "RunConfig":
@@ -196,6 +206,11 @@ class RunConfig(BaseModel):
             raise ConfigError('train-file = "": data-source = "files" needs a file')
         if mistakes := [*_endpoint_mistakes(config), *_masked_lm_mistakes(config)]:
             raise ConfigError("\n".join(mistakes))
+        if config.privacy == "synthetic" and not config.public_per_class:
+            raise ConfigError(
+                "privacy = 'synthetic': public-per-class of 1 or more is needed; the public "
+                "examples show the language model what to write"
+            )
         return config
 
     def to_run_config(self) -> dict[str, Any]:

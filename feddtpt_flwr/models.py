@@ -5,10 +5,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 
+import numpy as np
+from numpy.typing import NDArray
+
 from feddtpt_flwr.answer_store import AnswerStore
 from feddtpt_flwr.assets import EMBEDDED, AssetError, cache_folder
 from feddtpt_flwr.config import ConfigError, RunConfig
-from feddtpt_flwr.data import Task
+from feddtpt_flwr.data import Example, Task
 from feddtpt_flwr.language_model import LanguageModel
 from feddtpt_flwr.language_model.api import ApiLanguageModel
 from feddtpt_flwr.language_model.local import LocalLanguageModel
@@ -20,6 +23,11 @@ from feddtpt_flwr.masked_lm import (
     HuggingFaceMaskedLM,
     MaskedLM,
     TokenEmbedder,
+)
+from feddtpt_flwr.privacy.public_tokens import (
+    PublicTokensProposer,
+    public_texts,
+    public_tokens,
 )
 from feddtpt_flwr.proposer import MaskedLMProposer, Proposer
 from feddtpt_flwr.remote_masked_lm import RemoteMaskedLM
@@ -100,12 +108,28 @@ def token_embedder(config: RunConfig, task: Task) -> TokenEmbedder:
     return EncoderEmbedder(model.vocabulary)
 
 
-def proposer(config: RunConfig, task: Task) -> Proposer:
-    """Return what proposes the client's changes."""
+def proposer(config: RunConfig, task: Task, public: tuple[Example, ...] = ()) -> Proposer:
+    """Return what proposes the client's changes.
+
+    Parameters
+    ----------
+    public : tuple[Example, ...]
+        The public set, whose tokens are public ones.
+    """
     model = masked_lm(config, task)
-    return MaskedLMProposer(
+    plain = MaskedLMProposer(
         model, max_tokens=config.max_prompt_tokens, use_feedback=config.feedback
     )
+    if config.privacy != "public-tokens":
+        return plain
+    excluded = task.answers if config.exclude_answer_words else ()
+    return PublicTokensProposer(plain, model, allowed_tokens(config, task, public), excluded)
+
+
+def allowed_tokens(config: RunConfig, task: Task, public: tuple[Example, ...]) -> NDArray[np.bool_]:
+    """Return which tokens ``privacy = "public-tokens"`` lets out (`public_tokens`)."""
+    texts = public_texts(task, config.seed_prompt or task.seed_prompt, public)
+    return public_tokens(masked_lm(config, task).vocabulary, texts)
 
 
 def _device(config: RunConfig) -> str:

@@ -16,6 +16,7 @@ from feddtpt_flwr.config import RunConfig
 from feddtpt_flwr.evaluation import AnswerCache, Evaluator, QueryBudget
 from feddtpt_flwr.experiment import load_data, load_task, readability, seed_tokens
 from feddtpt_flwr.language_model import ModelError
+from feddtpt_flwr.privacy.exponential import require_opendp
 from feddtpt_flwr.recorder import Recorder
 from feddtpt_flwr.run_folder import RunFolder
 from strategies.candidates import Tokens
@@ -44,6 +45,8 @@ def build(config: RunConfig, num_clients: int) -> tuple[FedDTPT, Recorder]:
         If a setting, the data, an embedded asset or the language model's endpoint is not what it
         has to be; the message says which, and what is allowed.
     """
+    if config.privacy == "exponential" and config.clients == "simulated":
+        require_opendp()  # or every client would fail, each by itself
     task = load_task(config)
     data = load_data(config, 0 if config.clients == "own-data" else num_clients)
     masked_lm = models.masked_lm(config, task)

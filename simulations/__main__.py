@@ -13,6 +13,7 @@ from simulations import (
     bench_evaluation,
     bench_labels,
     federation,
+    privacy,
     scaling,
     seeds,
 )
@@ -98,6 +99,15 @@ def run_federation(
 ) -> None:
     """Compare a federation with its members, the paper's step and all data in one place."""
     typer.echo(federation.run(seed or list(range(5)), jobs, folder))
+
+
+@app.command("privacy")
+def run_privacy(
+    seed: Annotated[list[int] | None, typer.Option(help="A seed; give two or more.")] = None,
+    folder: Annotated[Path, typer.Option(help="Where the table goes.")] = seeds.RESULTS,
+) -> None:
+    """Measure what uploads give away of private texts, with and without each defence."""
+    typer.echo(privacy.run(seed or list(range(5)), folder))
 
 
 @app.command("seeds")
