@@ -52,7 +52,7 @@ CANARIES = (
     ("Obuwasi", "Txakoli", "8250364", "gallimaufry"),
     ("Wrzesnia", "Ngaruawahia", "6173920", "snollygoster"),
 )
-"""For each client: two names, a number and a rare word, each at the end of a quarter of its texts."""
+"""For each client: two names, a number and a rare word, each at the end of every fourth text."""
 
 
 @dataclass(frozen=True)
@@ -261,9 +261,9 @@ def _table(results: Mapping[str, Mapping[str, Any]]) -> str:
         "texts. Leak is the difference of the two shares; words of one client only, and parts of "
         "them, are counted the same way. Intervals are over seeds (95 %, t).",
         "",
-        "| privacy | seeds | uploads | new words | in own texts | in another's | leak | 95 % | only "
-        "in own / another's | part of such a word, own / another's | canaries | held-out accuracy "
-        "| 95 % | own prompt, on validation | queries | seconds |",
+        "| privacy | seeds | uploads | new words | in own texts | in another's | leak | 95 % "
+        "| only in own / another's | part of such a word, own / another's | canaries "
+        "| held-out accuracy | 95 % | own prompt, on validation | queries | seconds |",
         "|" + "---|" * 16,
     ]
     for mode, runs in results.items():
