@@ -85,7 +85,6 @@ class PublicTokensClient(NumPyClient):
     def __init__(self, node: Node, client: NumPyClient) -> None:
         self._node = node
         self._client = client
-        self.evaluate = client.evaluate  # type: ignore[method-assign]
 
     def fit(self, parameters: NDArrays, config: Metrics) -> tuple[NDArrays, int, Metrics]:
         """Search; a prompt with other tokens is replaced by the global one."""
@@ -101,6 +100,10 @@ class PublicTokensClient(NumPyClient):
         kept = {key: value for key, value in metrics.items() if key != "accepted"}
         return [parameters[0]], num_examples, kept | {GAIN_KEY: 0.0, "accepted": "[]"}
 
+    def evaluate(self, parameters: NDArrays, config: Metrics) -> tuple[float, int, Metrics]:
+        """Count as the plain client does."""
+        return self._client.evaluate(parameters, config)
+
 
 class SyntheticClient(NumPyClient):
     """Uploads a prompt tuned on synthetic examples; the one tuned on private examples stays.
@@ -114,7 +117,6 @@ class SyntheticClient(NumPyClient):
         self._node = node
         self._state = state
         self._make = make
-        self.evaluate = make(node, state).evaluate  # type: ignore[method-assign]
 
     def fit(self, parameters: NDArrays, config: Metrics) -> tuple[NDArrays, int, Metrics]:
         """Search twice; return the prompt that has not seen private examples."""
@@ -125,6 +127,10 @@ class SyntheticClient(NumPyClient):
         arrays, num_examples, metrics = uploading.fit(parameters, config)
         own = self._own(parameters, config, self._node.config.queries_per_round - half)
         return arrays, num_examples, _with_sums(metrics, writing, own)
+
+    def evaluate(self, parameters: NDArrays, config: Metrics) -> tuple[float, int, Metrics]:
+        """Count as the plain client does."""
+        return self._make(self._node, self._state).evaluate(parameters, config)
 
     def _part(self, data: ClientData, queries: int, name: str = "") -> Node:
         run = self._node.config.model_copy(update={"queries_per_round": max(1, queries)})

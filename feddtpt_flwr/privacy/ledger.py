@@ -39,4 +39,5 @@ class Ledger:
 
     def _answered(self, phase: str) -> list[int]:
         record = self._state.config_records.get(LEDGER_KEY)
-        return [] if record is None else [int(number) for number in record[phase]]
+        rounds = record[phase] if record is not None else []
+        return [int(number) for number in rounds] if isinstance(rounds, list) else []

@@ -61,8 +61,9 @@ def public_tokens(
         Mask of shape ``(len(vocabulary),)``.
     """
     public = vocabulary.proposable()
-    for token in np.flatnonzero(public[num_common:]) + num_common:
-        public[token] = not vocabulary.decode([token]).isalpha()
+    for token in np.flatnonzero(public).tolist():
+        if token >= num_common:
+            public[token] = not vocabulary.decode([token]).isalpha()
     for text in texts:
         public[list(vocabulary.encode(text))] = True
     return public
