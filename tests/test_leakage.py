@@ -1,5 +1,9 @@
+import json
+from pathlib import Path
+
 import pytest
 
+from simulations import privacy
 from simulations.leakage import Leakage, Upload, common_part, measure, new_words, words
 from simulations.privacy import CANARIES, plant
 
@@ -93,3 +97,30 @@ def test_canaries_stand_inside_the_text() -> None:
     assert texts[0] == task.render({"text": "a dull film Zorvath"})
     assert ["42" in text for text in texts] == [False, True, False, True, False]
     assert [e.label for e in planted.train] == [0] * 5
+
+
+@pytest.mark.slow
+def test_a_run_and_its_table(embedded_assets: None, tmp_path: Path) -> None:
+    tiny = {
+        "num-server-rounds": 1,
+        "k-shot": 1,
+        "public-per-class": 1,
+        "queries-per-round": 12,
+        "test-size": 4,
+        "seed-prompt": "Movie review.",
+        "dtype": "float32",
+    }
+    table = privacy.run([0], tmp_path, ["none"], tiny)
+    assert "| none | 1 | 4 |" in table
+    found = json.loads((tmp_path / "privacy.json").read_text(encoding="utf-8"))
+    outcome = found["runs"]["none"]["0"]
+    assert outcome["leakage"]["uploads"] == 4
+    assert 0 < outcome["queries"] <= 4 * (12 + 5 * 4)
+    assert 0 <= outcome["accuracy"] <= 1
+
+    def no_more(*_: object) -> None:
+        raise AssertionError("what was run is not run again")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(privacy, "run_once", no_more)
+        assert privacy.run([0], tmp_path, ["none"], tiny) == table
