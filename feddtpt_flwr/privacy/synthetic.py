@@ -15,7 +15,7 @@ import numpy as np
 from feddtpt_flwr.data import Example, Task
 from feddtpt_flwr.language_model import IncrementalLanguageModel, LanguageModel, ModelError
 
-DEMONSTRATIONS = 4
+DEMONSTRATIONS = 3
 """Public examples of the class that are shown, others each time: greedy models then vary."""
 
 MIN_WORDS = 3

@@ -42,7 +42,7 @@ SETTINGS = {
     "num-server-rounds": 2,
     "seed-prompt": START,
     "max-prompt-tokens": 8,
-    "k-shot": 2,
+    "k-shot": 1,
     "dtype": "float32",
     "device": "cpu",
 }
@@ -68,7 +68,8 @@ def moved(state: RecordDict) -> RecordDict:
 
 def private_words(node: Node) -> set[str]:
     examples = [*node.data.train, *node.data.validation]
-    return {word for e in examples for word in e.input.split() if len(word) > 5}
+    words = {word for e in examples for word in e.input.split() if len(word) > 5}
+    return words - {"Review:", "Sentiment:"}
 
 
 @pytest.mark.slow
@@ -119,7 +120,7 @@ def test_what_is_uploaded_was_tuned_on_synthetic_examples(
     short_reviews: tuple[Example, ...],
     start: NDArray[np.int64],
 ) -> None:
-    here = node(short_reviews, "synthetic", 80)
+    here = node(short_reviews, "synthetic", 40)
     given: list[tuple[str, ClientData, int]] = []
 
     def watched(inner: Node, state: RecordDict) -> PromptTuningClient:
@@ -129,11 +130,11 @@ def test_what_is_uploaded_was_tuned_on_synthetic_examples(
     state = RecordDict()
     (prompt,), _, metrics = protected(here, state, watched).fit([start], {ROUND_KEY: 1})
     assert metrics[CLIENT_KEY] == "north"
-    assert 0 < int(metrics[QUERIES_KEY]) <= 80
+    assert 0 < int(metrics[QUERIES_KEY]) <= 40
     assert 0 <= float(metrics[OWN_ACCURACY_KEY]) <= 1
 
     synthetic = json.loads(str(state.config_records[SYNTHETIC_KEY]["examples"]))
-    assert 1 <= len(synthetic) <= 4
+    assert 1 <= len(synthetic) <= 2
     uploading = next(data for name, data, _ in given if data.train != here.data.train)
     assert [[e.input, e.label] for e in uploading.train] == synthetic
     names = {data.train: name for name, data, _ in given}
@@ -148,7 +149,7 @@ def test_what_is_uploaded_was_tuned_on_synthetic_examples(
     again = protected(here, state, watched)
     _, _, second = again.fit([start], {ROUND_KEY: 2})
     assert json.loads(str(state.config_records[SYNTHETIC_KEY]["examples"])) == synthetic
-    assert int(second[QUERIES_KEY]) <= 80
+    assert int(second[QUERIES_KEY]) <= 40
     assert again.evaluate([start], {ROUND_KEY: 2})[2][SCORED_KEY] == 8
 
 

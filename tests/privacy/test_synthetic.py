@@ -118,11 +118,11 @@ def test_a_real_model_writes_examples(
         task.seed_prompt,
         public,
         np.random.default_rng(0),
-        per_class=2,
-        max_queries=8,
+        per_class=1,
+        max_queries=4,
     )
-    assert len(result.examples) >= 2
-    assert result.queries <= 8
+    assert len(result.examples) >= 1
+    assert result.queries <= 4
     texts = [e.input for e in result.examples]
     assert len(set(texts)) == len(texts)
     assert not set(texts) & {e.input for e in public}
