@@ -19,6 +19,7 @@ from feddtpt_flwr.language_model.answers import parse_answer
 from feddtpt_flwr.language_model.usage import Metered, Usage
 from feddtpt_flwr.masked_lm import MaskedLM
 from feddtpt_flwr.node import Node, NodeConfig, load_node
+from feddtpt_flwr.privacy.exponential import require_opendp
 from feddtpt_flwr.search import FIRST_BATCH
 
 QUESTIONS = 16
@@ -90,6 +91,8 @@ def check_node(run_config: Mapping[str, Any], node_config: Mapping[str, Any]) ->
     try:
         config = _read(run_config, node_config)
         task = load_task(config.run)
+        if config.run.privacy == "exponential":
+            require_opendp()
     except _MISTAKES as error:
         yield Finding("settings", "", str(error))
         return

@@ -19,7 +19,8 @@ from feddtpt_flwr.evaluation import Evaluator, QueryBudget, stratified_order
 from feddtpt_flwr.experiment import load_task
 from feddtpt_flwr.feedback import Trial
 from feddtpt_flwr.language_model import ModelError
-from feddtpt_flwr.node import NodeConfig, load_node
+from feddtpt_flwr.node import Node, NodeConfig, load_node
+from feddtpt_flwr.privacy.clients import protected
 from feddtpt_flwr.searches import SearchParts, build_search
 from strategies.candidates import Tokens
 from strategies.wire import (
@@ -110,6 +111,7 @@ class PromptTuningClient(NumPyClient):
             SearchParts(
                 config=self._config,
                 task=self._task,
+                public=self._public,
                 masked_lm=self._masked_lm,
                 evaluator=evaluator,
                 examples=examples,
@@ -277,13 +279,18 @@ def _stream(name: str) -> int:
     return int.from_bytes(name.encode(), "big")
 
 
-def client_for(context: Context) -> PromptTuningClient:
+def plain_client(node: Node, state: RecordDict) -> PromptTuningClient:
+    """Build the client of ``node`` that knows nothing of the run's ``privacy``."""
+    return PromptTuningClient(node.name, node.data, node.public, node.config, state)
+
+
+def client_for(context: Context) -> NumPyClient:
     """Build the client of one node, simulated or deployed."""
     logs.begin(run=str(context.run_id), node=f"node-{context.node_id}")
     config = NodeConfig.read(context.run_config, context.node_config)
     node = load_node(config, context.node_id)
     logs.add(node=node.name)
-    return PromptTuningClient(node.name, node.data, node.public, node.config, context.state)
+    return protected(node, context.state, plain_client)
 
 
 def client_fn(context: Context) -> Client:

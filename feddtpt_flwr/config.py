@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from feddtpt_flwr.assets import EMBEDDED
 from feddtpt_flwr.data import DEFAULT_TASK
 from feddtpt_flwr.language_model.constraints import Constrain
+from feddtpt_flwr.privacy import Privacy
 from strategies.aggregation import Method
 from strategies.by_model import ChooseFor
 
@@ -150,6 +151,13 @@ class RunConfig(BaseModel):
     trackers : str
         Where else the history goes, with commas between them: ``tensorboard`` (event files in the
         run folder), ``mlflow`` (the server that ``MLFLOW_TRACKING_URI`` names); empty for nowhere.
+    privacy : {"none", "public-tokens", "synthetic", "exponential"}
+        What keeps private text out of uploads (``docs/privacy.md``): nothing more than the method
+        itself; tokens that are public anyway; a search on examples that the black box wrote; or
+        differential privacy.
+    epsilon : float
+        With ``privacy = "exponential"``: how much one private example may matter in a round, above
+        0; half for the choice of the prompt, half for the guard's counts.
     """
 
     model_config = ConfigDict(
@@ -208,6 +216,8 @@ class RunConfig(BaseModel):
     round_timeout: float = Field(0.0, ge=0, allow_inf_nan=False)
     choose_for: ChooseFor = "mean"
     trackers: str = ""
+    privacy: Privacy = "none"
+    epsilon: float = Field(1.0, gt=0, allow_inf_nan=False)
 
     @classmethod
     def from_run_config(cls, run_config: Mapping[str, Any]) -> "RunConfig":
@@ -232,6 +242,11 @@ class RunConfig(BaseModel):
         ]
         if mistakes:
             raise ConfigError("\n".join(mistakes))
+        if config.privacy == "synthetic" and not config.public_per_class:
+            raise ConfigError(
+                "privacy = 'synthetic': public-per-class of 1 or more is needed; the public "
+                "examples show the language model what to write"
+            )
         return config
 
     def to_run_config(self) -> dict[str, Any]:

@@ -15,10 +15,11 @@ from flwr.app import (
     MetricRecord,
     RecordDict,
 )
+from flwr.client import NumPyClient
 from flwr.clientapp import ClientApp
 from flwr.common import NDArrays, Scalar
 
-from feddtpt_flwr.client_app import PromptTuningClient, client_for
+from feddtpt_flwr.client_app import client_for
 from strategies.wire import ROUND_KEY, UploadError
 
 NUM_EXAMPLES_KEY = "num-examples"
@@ -34,7 +35,7 @@ def evaluate(message: Message, context: Context) -> Message:
     return reply_to_evaluate(message, client_for(context))
 
 
-def reply_to_train(message: Message, client: PromptTuningClient) -> Message:
+def reply_to_train(message: Message, client: NumPyClient) -> Message:
     """Let ``client`` search; reply with its prompt.
 
     Parameters
@@ -61,7 +62,7 @@ def reply_to_train(message: Message, client: PromptTuningClient) -> Message:
     return Message(content, reply_to=message)
 
 
-def reply_to_evaluate(message: Message, client: PromptTuningClient) -> Message:
+def reply_to_evaluate(message: Message, client: NumPyClient) -> Message:
     """Let ``client`` count right answers; reply with the counts.
 
     Parameters, records and errors are those of `reply_to_train`, with one array for each prompt

@@ -20,6 +20,7 @@ from feddtpt_flwr.data import Example, Task
 from feddtpt_flwr.evaluation import Evaluator
 from feddtpt_flwr.language_model import ModelError
 from feddtpt_flwr.language_model.usage import Prices
+from feddtpt_flwr.privacy.exponential import total_epsilon
 from feddtpt_flwr.run_folder import CurvePoint, RunFolder
 from feddtpt_flwr.statistics import Proportion, paired_difference
 from feddtpt_flwr.vocabulary import Vocabulary
@@ -168,6 +169,7 @@ class Recorder:
             queries=self._queries,
             **self._round_sums,
             accuracy=result.central["accuracy"] if result.central else None,
+            epsilon=total_epsilon(self._config, result.server_round),
             seconds=round(now - self._round_start, 3),
         )
         if chosen := _per_model(result, result.chosen.tokens):
@@ -251,7 +253,10 @@ class Recorder:
             try:
                 asked = int(values[QUERIES_KEY])
                 failed = FAILURE_KEY in values
-                measured = not failed or "accuracy" in values
+                # Under differential privacy a search does not tell its accuracy.
+                measured = "accuracy" in values or not (
+                    failed or self._config.privacy == "exponential"
+                )
                 accuracy = float(values["accuracy"]) if measured else 0.0
                 sums = {key: _amount(values.get(key, 0)) for key in _SUMMED}
                 if "accepted" in values:
@@ -342,6 +347,7 @@ class Recorder:
             ),
             "LLM queries for the held-out examples": f"{self._evaluator.budget.used:,}",
             **self._endpoint_rows(),
+            **_privacy_rows(self._config, len(self._prompts) - 1),
             "bytes per round, all clients": ", ".join(f"{size:,}" for size in self._bytes),
             "time": f"{self._seconds:.0f} s",
             "run folder": str(self._folder.path),
@@ -380,6 +386,18 @@ class Recorder:
             ),
             "searches and scorings cut short": str(self._failures),
         }
+
+
+def _privacy_rows(config: RunConfig, num_rounds: int) -> dict[str, str]:
+    """Return what was promised for the clients' examples, where something was."""
+    epsilon = total_epsilon(config, num_rounds)
+    if epsilon is None:
+        return {}
+    return {
+        "differential privacy": (
+            f"epsilon = {epsilon:g} for each private example, delta = 0, {config.epsilon:g} a round"
+        )
+    }
 
 
 def _describe(accuracy: Proportion | None) -> dict[str, Any] | None:

@@ -9,6 +9,7 @@ from typing import Protocol
 
 import numpy as np
 
+from feddtpt_flwr import models
 from feddtpt_flwr.baselines.bdpl import PolicyGradientSearch
 from feddtpt_flwr.baselines.evolution import EvolutionSearch
 from feddtpt_flwr.baselines.random_words import RandomProposer
@@ -18,6 +19,7 @@ from feddtpt_flwr.evaluation import Evaluator
 from feddtpt_flwr.experiment import readability
 from feddtpt_flwr.feedback import Feedback, Trial
 from feddtpt_flwr.masked_lm import MaskedLM
+from feddtpt_flwr.privacy.public_tokens import PublicTokensProposer
 from feddtpt_flwr.proposer import MaskedLMProposer, Proposer
 from feddtpt_flwr.search import PromptSearch, SearchResult
 from strategies.candidates import Tokens
@@ -41,6 +43,8 @@ class SearchParts:
         Settings of the run.
     task : Task
         The task.
+    public : tuple[Example, ...]
+        The public set.
     masked_lm : MaskedLM
         Turns tokens into text, and tells how well they read.
     evaluator : Evaluator
@@ -55,6 +59,7 @@ class SearchParts:
 
     config: RunConfig
     task: Task
+    public: tuple[Example, ...]
     masked_lm: MaskedLM
     evaluator: Evaluator
     examples: Sequence[Example]
@@ -73,8 +78,12 @@ def build_search(parts: SearchParts) -> Search:
 
 
 def build_proposer(parts: SearchParts) -> Proposer:
-    """Return the proposer that ``parts.config`` names."""
-    return PROPOSERS[parts.config.proposer](parts)
+    """Return the proposer that ``parts.config`` names, kept to public tokens if it says so."""
+    proposer = PROPOSERS[parts.config.proposer](parts)
+    if parts.config.privacy != "public-tokens":
+        return proposer
+    allowed = models.allowed_tokens(parts.config, parts.task, parts.public)
+    return PublicTokensProposer(proposer, parts.masked_lm, allowed, parts.excluded_words)
 
 
 def _feddtpt(parts: SearchParts, *, width: int = 4, first_batch: int | None = None) -> Search:

@@ -20,6 +20,7 @@ from feddtpt_flwr.data import Example, Task
 from feddtpt_flwr.evaluation import AnswerCache, Evaluator, QueryBudget
 from feddtpt_flwr.experiment import load_data, load_task, readability, seed_tokens
 from feddtpt_flwr.language_model import ModelError
+from feddtpt_flwr.privacy.exponential import require_opendp
 from feddtpt_flwr.recorder import Recorder
 from feddtpt_flwr.round_server import RoundServer
 from feddtpt_flwr.run_folder import RunFolder
@@ -116,6 +117,8 @@ def build(config: RunConfig, num_clients: int, saved: Checkpoint | None = None) 
         has to be; the message says which, and what is allowed.
     """
     trackers.require(config.trackers)
+    if config.privacy == "exponential" and config.clients == "simulated":
+        require_opendp()  # or every client would fail, each by itself
     task = load_task(config)
     data = load_data(config, 0 if config.clients == "own-data" else num_clients)
     if saved:

@@ -18,6 +18,7 @@ from simulations import (
     bench_message,
     deployment,
     fedpit,
+    privacy,
     runner,
     scaling,
     seeds,
@@ -200,6 +201,15 @@ def run_deployment(
         "race-candidates": 2,
     }
     typer.echo(deployment.run(settings, folder))
+
+
+@app.command("privacy")
+def run_privacy(
+    seed: Annotated[list[int] | None, typer.Option(help="A seed; give two or more.")] = None,
+    folder: Annotated[Path, typer.Option(help="Where the table goes.")] = seeds.RESULTS,
+) -> None:
+    """Measure what uploads give away of private texts, with and without each defence."""
+    typer.echo(privacy.run(seed or list(range(5)), folder))
 
 
 @app.command("seeds")

@@ -67,6 +67,7 @@ class Searching:
         parts = SearchParts(
             config=config,
             task=self.task,
+            public=(),
             masked_lm=self.infiller,
             evaluator=self.evaluator,
             examples=stratified_order(self.examples, rng),

@@ -14,7 +14,7 @@ from functools import cache
 from logging import WARNING, getLogger
 
 from feddtpt_flwr.language_model.answers import unwrap_json
-from feddtpt_flwr.language_model.base import FatalModelError, ModelError
+from feddtpt_flwr.language_model.base import FREE_TOKENS, FatalModelError, ModelError
 from feddtpt_flwr.language_model.constraints import (
     JSON_TOKENS,
     PREFERENCE,
@@ -60,7 +60,7 @@ class ApiLanguageModel:
     seed : int
         Seed of the sampling, for servers that know one.
     max_answer_tokens : int
-        Longest answer, in tokens, at least 1.
+        Longest answer, in tokens, at least 1; free text may always have `FREE_TOKENS`.
     constrain : {"auto", "json-schema", "grammar", "choice", "none"}
         How the server is to confine answers to the choices; ``"auto"`` finds out what it can.
     concurrency : int
@@ -229,7 +229,7 @@ class ApiLanguageModel:
         self, query: str, choices: Sequence[str], dialect: _Dialect, failed: asyncio.Event
     ) -> str:
         """Send one request when its turn has come; return its text."""
-        limit = self._max_answer_tokens
+        limit = self._max_answer_tokens if choices else max(self._max_answer_tokens, FREE_TOKENS)
         if choices and dialect.constraint == "json-schema":
             limit += JSON_TOKENS
         fields = self._fields | {dialect.limit_field: limit}

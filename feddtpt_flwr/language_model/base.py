@@ -3,6 +3,9 @@
 from collections.abc import Iterator, Sequence
 from typing import Protocol, runtime_checkable
 
+FREE_TOKENS = 64
+"""Longest free text, in tokens: a sentence or two. Answer words are shorter."""
+
 
 class ModelError(RuntimeError):
     """The black box gives no answer.

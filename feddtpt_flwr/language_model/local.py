@@ -8,6 +8,7 @@ through the output layer.
 
 from collections.abc import Sequence
 
+from feddtpt_flwr.language_model.base import FREE_TOKENS
 from feddtpt_flwr.language_model.forward import CausalForward, TokenIds
 from feddtpt_flwr.language_model.weights import load_causal_lm, resolve_device, resolve_dtype
 
@@ -36,7 +37,7 @@ class LocalLanguageModel:
         chat: bool = False,
         device: str = "auto",
         dtype: str = "auto",
-        max_new_tokens: int = 16,
+        max_new_tokens: int = FREE_TOKENS,
     ) -> None:
         self._device = resolve_device(device)
         dtype = resolve_dtype(dtype, self._device)

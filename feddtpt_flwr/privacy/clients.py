@@ -1,0 +1,298 @@
+"""The client of a run's ``privacy``: the plain one inside, and what it may tell others outside."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from logging import ERROR, INFO
+
+import numpy as np
+from flwr.client import NumPyClient
+from flwr.common import ConfigRecord, NDArrays, RecordDict, Scalar, log
+
+from feddtpt_flwr import models
+from feddtpt_flwr.data import ClientData, Example
+from feddtpt_flwr.evaluation import Evaluator, QueryBudget
+from feddtpt_flwr.experiment import load_task, readability
+from feddtpt_flwr.language_model import ModelError
+from feddtpt_flwr.language_model.usage import Metered, Usage
+from feddtpt_flwr.node import Node
+from feddtpt_flwr.privacy import exponential
+from feddtpt_flwr.privacy.ledger import Ledger
+from feddtpt_flwr.privacy.public_tokens import passes
+from feddtpt_flwr.privacy.synthetic import write_examples
+from feddtpt_flwr.proposer import MaskedLMProposer
+from strategies.wire import (
+    CLIENT_KEY,
+    COMPLETION_TOKENS_KEY,
+    COST_KEY,
+    FAILURE_KEY,
+    GAIN_KEY,
+    PROMPT_TOKENS_KEY,
+    QUERIES_KEY,
+    ROUND_KEY,
+    SCORED_KEY,
+    UNPARSED_KEY,
+    VOCABULARY_KEY,
+    correct_key,
+    read_prompt,
+)
+
+Metrics = dict[str, Scalar]
+MakeClient = Callable[[Node, RecordDict], NumPyClient]
+"""Makes the plain client of a node, with a state to keep things in."""
+
+SYNTHETIC_KEY = "synthetic-examples"
+OWN_PROMPT_KEY = "own-prompt"
+OWN_ACCURACY_KEY = "own-accuracy"
+_OWN = "own:"  # before the names of the private search's records in the client's state
+
+_SUMMED = (
+    QUERIES_KEY,
+    UNPARSED_KEY,
+    "requests",
+    "retries",
+    PROMPT_TOKENS_KEY,
+    COMPLETION_TOKENS_KEY,
+    COST_KEY,
+)
+
+
+def protected(node: Node, state: RecordDict, make: MakeClient) -> NumPyClient:
+    """Return the client of ``node`` as the run's ``privacy`` wants it.
+
+    Raises
+    ------
+    ConfigError
+        If something that it needs is not installed.
+    """
+    match node.config.privacy:
+        case "public-tokens":
+            return PublicTokensClient(node, make(node, state))
+        case "synthetic":
+            return SyntheticClient(node, state, make)
+        case "exponential":
+            exponential.require_opendp()
+            return ExponentialClient(node, state, make(node, state))
+    return make(node, state)
+
+
+class PublicTokensClient(NumPyClient):
+    """Looks once more at every prompt that the plain client uploads.
+
+    Its proposer puts in public tokens only (`searches.build_proposer`); nothing else may go out if
+    that ever fails.
+    """
+
+    def __init__(self, node: Node, client: NumPyClient) -> None:
+        self._node = node
+        self._client = client
+
+    def fit(self, parameters: NDArrays, config: Metrics) -> tuple[NDArrays, int, Metrics]:
+        """Search; a prompt with other tokens is replaced by the global one."""
+        arrays, num_examples, metrics = self._client.fit(parameters, config)
+        task = load_task(self._node.config)
+        public = models.allowed_tokens(self._node.config, task, self._node.public)
+        received = tuple(parameters[0].tolist())
+        if all(passes(tuple(array.tolist()), received, public) for array in arrays):
+            return arrays, num_examples, metrics
+        log(
+            ERROR, "client %s: a prompt with tokens that are not public stays here", self._node.name
+        )
+        kept = {key: value for key, value in metrics.items() if key != "accepted"}
+        return [parameters[0]], num_examples, kept | {GAIN_KEY: 0.0, "accepted": "[]"}
+
+    def evaluate(self, parameters: NDArrays, config: Metrics) -> tuple[float, int, Metrics]:
+        """Count as the plain client does."""
+        return self._client.evaluate(parameters, config)
+
+
+class SyntheticClient(NumPyClient):
+    """Uploads a prompt tuned on synthetic examples; the one tuned on private examples stays.
+
+    Half of a round's queries go to each. The synthetic examples are written once, within the first
+    half. The private prompt starts from the global one; it is kept in the client's state under
+    ``own-prompt``, and its accuracy on the validation examples is told as ``own-accuracy``.
+    """
+
+    def __init__(self, node: Node, state: RecordDict, make: MakeClient) -> None:
+        self._node = node
+        self._state = state
+        self._make = make
+
+    def fit(self, parameters: NDArrays, config: Metrics) -> tuple[NDArrays, int, Metrics]:
+        """Search twice; return the prompt that has not seen private examples."""
+        half = self._node.config.queries_per_round // 2
+        examples, writing = self._examples(half // 2)
+        data = replace(self._node.data, train=examples)
+        uploading = self._make(self._part(data, half - int(writing[QUERIES_KEY])), self._state)
+        arrays, num_examples, metrics = uploading.fit(parameters, config)
+        own = self._own(parameters, config, self._node.config.queries_per_round - half)
+        return arrays, num_examples, _with_sums(metrics, writing, own)
+
+    def evaluate(self, parameters: NDArrays, config: Metrics) -> tuple[float, int, Metrics]:
+        """Count as the plain client does."""
+        return self._make(self._node, self._state).evaluate(parameters, config)
+
+    def _part(self, data: ClientData, queries: int, name: str = "") -> Node:
+        run = self._node.config.model_copy(update={"queries_per_round": max(1, queries)})
+        return replace(self._node, config=run, data=data, name=name or self._node.name)
+
+    def _examples(self, max_queries: int) -> tuple[tuple[Example, ...], Metrics]:
+        """Return the synthetic examples, and what it took to write them just now."""
+        record = self._state.config_records.get(SYNTHETIC_KEY)
+        if record is not None:
+            return tuple(Example(*pair) for pair in json.loads(str(record["examples"]))), {
+                QUERIES_KEY: 0
+            }
+        run = self._node.config
+        task, model = load_task(run), models.language_model(run)
+        before = model.usage if isinstance(model, Metered) else Usage()
+        written = write_examples(
+            model,
+            task,
+            run.seed_prompt or task.seed_prompt,
+            self._node.public,
+            np.random.default_rng([run.seed, *self._node.name.encode()]),
+            per_class=run.k_shot,
+            max_queries=max_queries,
+        )
+        log(
+            INFO,
+            "client %s: the language model wrote %d examples in %d queries",
+            self._node.name,
+            len(written.examples),
+            written.queries,
+        )
+        if written.examples:
+            pairs = json.dumps([[e.input, e.label] for e in written.examples])
+            self._state[SYNTHETIC_KEY] = ConfigRecord({"examples": pairs})
+        spent: Metrics = {QUERIES_KEY: written.queries}
+        if isinstance(model, Metered):
+            used = model.usage - before
+            spent |= {
+                "requests": used.requests,
+                "retries": used.retries,
+                PROMPT_TOKENS_KEY: used.prompt_tokens,
+                COMPLETION_TOKENS_KEY: used.completion_tokens,
+                COST_KEY: models.prices(run).cost(used),
+            }
+        return written.examples, spent
+
+    def _own(self, parameters: NDArrays, config: Metrics, queries: int) -> Metrics:
+        """Search on the private examples; keep the prompt, return numbers only."""
+        data = self._node.data
+        # Under another name: nothing of this search may be taken up by the one that uploads.
+        node = self._part(data, queries - len(data.validation), f"{self._node.name}-own")
+        state = RecordDict(
+            {
+                key.removeprefix(_OWN): record
+                for key, record in self._state.items()
+                if key.startswith(_OWN)
+            }
+        )
+        client = self._make(node, state)
+        arrays, _, metrics = client.fit(parameters, config)
+        told = {key: metrics[key] for key in _SUMMED if key in metrics}
+        if arrays:
+            validation = replace(node, data=replace(data, train=()))
+            loss, counted, scored = self._make(validation, state).evaluate(arrays, config)
+            told = _with_sums(told, {key: scored[key] for key in _SUMMED if key in scored})
+            if counted:
+                told[OWN_ACCURACY_KEY] = 1 - loss
+            vocabulary = models.masked_lm(node.config, load_task(node.config)).vocabulary
+            prompt = vocabulary.decode(arrays[0].tolist())
+            self._state[OWN_PROMPT_KEY] = ConfigRecord({"prompt": prompt})
+        for key, record in state.items():
+            self._state[_OWN + key] = record
+        return told
+
+
+class ExponentialClient(NumPyClient):
+    """Tells nothing of its examples but a drawn choice and noised counts.
+
+    What is told is listed here, key by key; all else that the plain client would tell, such as
+    gains, accepted changes, answers that fitted no label, tokens or costs, depends on the examples.
+    The number of queries is the planned one: how many were in a cache is not told either.
+    """
+
+    def __init__(self, node: Node, state: RecordDict, client: NumPyClient) -> None:
+        self._node = node
+        self._client = client
+        self._ledger = Ledger(state, node.config.num_server_rounds)
+        self._shares = exponential.shares(node.config.epsilon)
+
+    def fit(self, parameters: NDArrays, config: Metrics) -> tuple[NDArrays, int, Metrics]:
+        """Draw one of some prompts that were found without private examples."""
+        told = self._about(config)
+        if not self._ledger.open("search", int(told[ROUND_KEY])):
+            return [], 0, told | {QUERIES_KEY: 0, FAILURE_KEY: "the round's epsilon is spent"}
+        run, private = self._node.config, self._node.data.train
+        task = load_task(run)
+        masked_lm = models.masked_lm(run, task)
+        vocabulary = masked_lm.vocabulary
+        start = read_prompt(
+            parameters[0], vocabulary_size=len(vocabulary), max_tokens=run.max_prompt_tokens
+        )
+        evaluator = Evaluator(models.language_model(run), task, QueryBudget(run.queries_per_round))
+        rng = np.random.default_rng([run.seed, int(told[ROUND_KEY]), *self._node.name.encode()])
+        try:
+            candidates = exponential.public_candidates(
+                start,
+                MaskedLMProposer(masked_lm, max_tokens=run.max_prompt_tokens, use_feedback=False),
+                evaluator,
+                vocabulary,
+                self._node.public,
+                rng,
+                num_private=len(private),
+                max_tokens=run.max_prompt_tokens,
+                admissible=readability(run, task).each,
+            )
+            asked = evaluator.budget.used
+            texts = [vocabulary.decode(tokens) for tokens in candidates]
+            correct = evaluator.correct_all(texts, private).sum(axis=1)
+        except ModelError as error:
+            return [], 0, self._failed(told, error)
+        self._ledger.close("search", int(told[ROUND_KEY]))
+        drawn = candidates[exponential.choose(correct.tolist(), self._shares[0])]
+        told |= {
+            QUERIES_KEY: asked + len(candidates) * len(private),
+            VOCABULARY_KEY: vocabulary.fingerprint,
+            "candidates": len(candidates),
+        }
+        return [np.array(drawn, dtype=np.int64)], len(private), told
+
+    def evaluate(self, parameters: NDArrays, config: Metrics) -> tuple[float, int, Metrics]:
+        """Count every prompt's right answers on all private examples, and add noise."""
+        told = self._about(config)
+        if not self._ledger.open("score", int(told[ROUND_KEY])):
+            return 1.0, 0, told | {QUERIES_KEY: 0, FAILURE_KEY: "the round's epsilon is spent"}
+        _, num_examples, exact = self._client.evaluate(parameters, config)
+        if FAILURE_KEY in exact:
+            return 1.0, 0, self._failed(told, exact[FAILURE_KEY])
+        self._ledger.close("score", int(told[ROUND_KEY]))
+        total = int(exact[SCORED_KEY])
+        correct = [int(exact[correct_key(index)]) for index in range(len(parameters))]
+        counts = exponential.noised(correct, total, self._shares[1])
+        accuracy = counts[0] / total
+        told |= {correct_key(index): count for index, count in enumerate(counts)}
+        told |= {SCORED_KEY: total, "accuracy": accuracy, QUERIES_KEY: total * len(parameters)}
+        return 1 - accuracy, num_examples, told
+
+    def _about(self, config: Mapping[str, Scalar]) -> Metrics:
+        return {CLIENT_KEY: self._node.name, ROUND_KEY: int(config[ROUND_KEY])}
+
+    def _failed(self, told: Metrics, error: object) -> Metrics:
+        log(ERROR, "client %s: %s", self._node.name, error)
+        return told | {QUERIES_KEY: 0, FAILURE_KEY: "the language model did not answer"}
+
+
+def _with_sums(metrics: Metrics, *others: Metrics) -> Metrics:
+    """Return ``metrics`` with what the others spent added, and what only they have."""
+    result = dict(metrics)
+    for other in others:
+        for key, value in other.items():
+            if key in _SUMMED and key in result:
+                result[key] = result[key] + value  # type: ignore[operator]
+            else:
+                result[key] = value
+    return result

@@ -1,0 +1,258 @@
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.client import NumPyClient
+from flwr.common import NDArrays, RecordDict, Scalar
+from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
+from numpy.typing import NDArray
+
+from feddtpt_flwr.client_app import PromptTuningClient, plain_client
+from feddtpt_flwr.config import RunConfig
+from feddtpt_flwr.data import ClientData, Example, Task
+from feddtpt_flwr.language_model.local import LocalLanguageModel
+from feddtpt_flwr.node import Node
+from feddtpt_flwr.privacy.clients import (
+    OWN_ACCURACY_KEY,
+    OWN_PROMPT_KEY,
+    SYNTHETIC_KEY,
+    PublicTokensClient,
+    protected,
+)
+from feddtpt_flwr.privacy.ledger import LEDGER_KEY, Ledger
+from feddtpt_flwr.privacy.public_tokens import public_texts, public_tokens
+from feddtpt_flwr.vocabulary import Vocabulary
+from strategies.wire import (
+    CLIENT_KEY,
+    FAILURE_KEY,
+    GAIN_KEY,
+    QUERIES_KEY,
+    ROUND_KEY,
+    SCORED_KEY,
+    VOCABULARY_KEY,
+    correct_key,
+    read_scores,
+)
+
+START = "Movie review."
+SETTINGS = {
+    "num-server-rounds": 2,
+    "seed-prompt": START,
+    "max-prompt-tokens": 8,
+    "k-shot": 1,
+    "dtype": "float32",
+    "device": "cpu",
+}
+
+
+@pytest.fixture
+def start(vocabulary: Vocabulary) -> NDArray[np.int64]:
+    return np.array(vocabulary.encode(START), dtype=np.int64)
+
+
+def node(reviews: tuple[Example, ...], privacy: str, queries: int) -> Node:
+    config = RunConfig.from_run_config(
+        SETTINGS | {"privacy": privacy, "queries-per-round": queries}
+    )
+    data = ClientData(train=reviews[:4], validation=reviews[4:8])
+    return Node("north", config, data, reviews[8:10])
+
+
+def moved(state: RecordDict) -> RecordDict:
+    """Return the state as it travels between processes in a deployment."""
+    return recorddict_from_proto(recorddict_to_proto(state))
+
+
+def private_words(node: Node) -> set[str]:
+    examples = [*node.data.train, *node.data.validation]
+    words = {word for e in examples for word in e.input.split() if len(word) > 5}
+    return words - {"Review:", "Sentiment:"}
+
+
+@pytest.mark.slow
+def test_public_tokens_go_out(
+    language_model: LocalLanguageModel,
+    vocabulary: Vocabulary,
+    task: Task,
+    short_reviews: tuple[Example, ...],
+    start: NDArray[np.int64],
+) -> None:
+    here = node(short_reviews, "public-tokens", 40)
+    client = protected(here, RecordDict(), plain_client)
+    (prompt,), _, metrics = client.fit([start], {ROUND_KEY: 1})
+    public = public_tokens(vocabulary, public_texts(task, START, here.public))
+    assert public[prompt].all()
+    assert int(metrics["trials"]) > 0
+    _, _, scored = client.evaluate([start], {ROUND_KEY: 1})
+    assert correct_key(0) in scored
+
+
+class Uploader(NumPyClient):
+    """A double of a client: it uploads what it is given."""
+
+    def __init__(self, *tokens: int) -> None:
+        self.tokens = tokens
+
+    def fit(self, parameters: NDArrays, config: Any) -> tuple[NDArrays, int, dict[str, Scalar]]:
+        accepted = json.dumps([{"after": "secret"}])
+        return [np.array(self.tokens)], 6, {GAIN_KEY: 0.5, "accepted": accepted, CLIENT_KEY: "n"}
+
+
+def test_the_gate_lets_no_other_token_out(
+    vocabulary: Vocabulary, short_reviews: tuple[Example, ...], start: NDArray[np.int64]
+) -> None:
+    rare = int(np.flatnonzero(vocabulary.proposable())[-1])
+    here = node(short_reviews, "public-tokens", 40)
+    (prompt,), _, metrics = PublicTokensClient(here, Uploader(rare)).fit([start], {})
+    assert prompt.tolist() == start.tolist()
+    assert metrics == {GAIN_KEY: 0.0, "accepted": "[]", CLIENT_KEY: "n"}
+    allowed = PublicTokensClient(here, Uploader(*start.tolist()))
+    assert allowed.fit([start], {})[2][GAIN_KEY] == 0.5
+
+
+@pytest.mark.slow
+def test_what_is_uploaded_was_tuned_on_synthetic_examples(
+    language_model: LocalLanguageModel,
+    vocabulary: Vocabulary,
+    short_reviews: tuple[Example, ...],
+    start: NDArray[np.int64],
+) -> None:
+    here = node(short_reviews, "synthetic", 40)
+    given: list[tuple[str, ClientData, int]] = []
+
+    def watched(inner: Node, state: RecordDict) -> PromptTuningClient:
+        given.append((inner.name, inner.data, inner.config.queries_per_round))
+        return plain_client(inner, state)
+
+    state = RecordDict()
+    (prompt,), _, metrics = protected(here, state, watched).fit([start], {ROUND_KEY: 1})
+    assert metrics[CLIENT_KEY] == "north"
+    assert 0 < int(metrics[QUERIES_KEY]) <= 40
+    assert 0 <= float(metrics[OWN_ACCURACY_KEY]) <= 1
+
+    synthetic = json.loads(str(state.config_records[SYNTHETIC_KEY]["examples"]))
+    assert 1 <= len(synthetic) <= 2
+    uploading = next(data for name, data, _ in given if data.train != here.data.train)
+    assert [[e.input, e.label] for e in uploading.train] == synthetic
+    names = {data.train: name for name, data, _ in given}
+    assert names[here.data.train] == "north-own", "apart from the search that uploads"
+
+    own = str(state.config_records[OWN_PROMPT_KEY]["prompt"])
+    told = json.dumps(metrics)
+    assert own == START or own == vocabulary.decode(prompt.tolist()) or own not in told
+    assert not [word for word in private_words(here) if word in json.dumps(synthetic)]
+
+    state = moved(state)
+    again = protected(here, state, watched)
+    _, _, second = again.fit([start], {ROUND_KEY: 2})
+    assert json.loads(str(state.config_records[SYNTHETIC_KEY]["examples"])) == synthetic
+    assert int(second[QUERIES_KEY]) <= 40
+    assert again.evaluate([start], {ROUND_KEY: 2})[2][SCORED_KEY] == 8
+
+
+@pytest.fixture
+def dp_node(short_reviews: tuple[Example, ...]) -> Node:
+    pytest.importorskip("opendp")
+    return node(short_reviews, "exponential", 24)
+
+
+@pytest.mark.slow
+def test_a_drawn_choice_and_noised_counts_are_all_that_goes_out(
+    language_model: LocalLanguageModel,
+    vocabulary: Vocabulary,
+    dp_node: Node,
+    start: NDArray[np.int64],
+) -> None:
+    state = RecordDict()
+    (prompt,), num_examples, told = protected(dp_node, state, plain_client).fit(
+        [start], {ROUND_KEY: 1}
+    )
+    assert told.keys() == {CLIENT_KEY, ROUND_KEY, QUERIES_KEY, VOCABULARY_KEY, "candidates"}
+    assert num_examples == 4
+    assert 1 <= len(prompt) <= 8
+    assert int(told[QUERIES_KEY]) <= 24
+
+    other = replace(dp_node, data=replace(dp_node.data, train=dp_node.data.validation))
+    _, _, same = protected(other, RecordDict(), plain_client).fit([start], {ROUND_KEY: 1})
+    assert same == told, "all but the choice is the same for any other examples"
+
+    prompts = [start, prompt]
+    loss, counted, scored = protected(dp_node, state, plain_client).evaluate(
+        prompts, {ROUND_KEY: 1}
+    )
+    assert scored.keys() == {
+        CLIENT_KEY,
+        ROUND_KEY,
+        QUERIES_KEY,
+        SCORED_KEY,
+        "accuracy",
+        correct_key(0),
+        correct_key(1),
+    }
+    assert (counted, scored[SCORED_KEY], scored[QUERIES_KEY]) == (4, 8, 16)
+    assert scored["accuracy"] == int(scored[correct_key(0)]) / 8
+    assert loss == pytest.approx(1 - float(scored["accuracy"]))
+    read_scores(scored, [tuple(p.tolist()) for p in prompts])
+
+
+class Counter(NumPyClient):
+    """A double of a client: it counts as it is told."""
+
+    def __init__(self, metrics: Mapping[str, Scalar]) -> None:
+        self.metrics = dict(metrics)
+
+    def evaluate(self, *_: Any) -> tuple[float, int, dict[str, Scalar]]:
+        return 0.5, 4, self.metrics
+
+
+def test_a_second_answer_is_refused(dp_node: Node, start: NDArray[np.int64]) -> None:
+    exact = Counter({correct_key(0): 4, SCORED_KEY: 8, "unparsed": 3, "cost": 1.5})
+    state = RecordDict()
+    _, counted, told = protected(dp_node, state, lambda *_: exact).evaluate([start], {ROUND_KEY: 1})
+    assert counted == 4
+    assert not {"unparsed", "cost"} & told.keys()
+    again = protected(dp_node, moved(state), lambda *_: exact)
+    for server_round in (1, 3, 0):
+        _, counted, told = again.evaluate([start], {ROUND_KEY: server_round})
+        assert (counted, told[FAILURE_KEY]) == (0, "the round's epsilon is spent")
+        assert correct_key(0) not in told
+    assert again.evaluate([start], {ROUND_KEY: 2})[1] == 4
+
+
+def test_a_failure_is_told_without_its_text(dp_node: Node, start: NDArray[np.int64]) -> None:
+    failing = Counter({FAILURE_KEY: "too long: 'my private text'", QUERIES_KEY: 3})
+    state = RecordDict()
+    _, _, told = protected(dp_node, state, lambda *_: failing).evaluate([start], {ROUND_KEY: 1})
+    assert told == {
+        CLIENT_KEY: "north",
+        ROUND_KEY: 1,
+        QUERIES_KEY: 0,
+        FAILURE_KEY: "the language model did not answer",
+    }
+    assert LEDGER_KEY not in state, "nothing was given away"
+
+
+def test_a_ledger_keeps_phases_apart() -> None:
+    state = RecordDict()
+    Ledger(state, 2).close("search", 1)
+    ledger = Ledger(moved(state), 2)
+    assert not ledger.open("search", 1)
+    assert ledger.open("search", 2)
+    assert ledger.open("score", 1)
+    assert not ledger.open("score", 3)
+
+
+def test_without_privacy_the_client_is_the_plain_one(short_reviews: tuple[Example, ...]) -> None:
+    here = node(short_reviews, "none", 40)
+    assert isinstance(protected(here, RecordDict(), plain_client), PromptTuningClient)
+
+
+@pytest.mark.parametrize("privacy", ["public-tokens", "synthetic", "exponential"])
+def test_flower_finds_both_methods(privacy: str, short_reviews: tuple[Example, ...]) -> None:
+    pytest.importorskip("opendp")
+    client = protected(node(short_reviews, privacy, 40), RecordDict(), plain_client)
+    for method in ("fit", "evaluate"):
+        assert getattr(type(client), method) is not getattr(NumPyClient, method)
