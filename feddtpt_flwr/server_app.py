@@ -142,7 +142,10 @@ def build(config: RunConfig, num_clients: int, saved: Checkpoint | None = None) 
         model.name,
     )
     # By this name the clients know the run again when it goes on.
-    told = {RUN_KEY: folder.path.name, VERSION_KEY: __version__}
+    told = {RUN_KEY: folder.path.name}
+    if config.clients == "own-data":
+        # Simulated clients may import the app from another place, but never on another machine.
+        told[VERSION_KEY] = __version__
     strategy = FedDTPT(
         initial_prompt=np.array(first, dtype=np.int64),
         embed_fn=models.token_embedder(config, task).embed,
