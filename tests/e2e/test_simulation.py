@@ -24,8 +24,6 @@ def simulate(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [str(Path(sys.executable).parent / "feddtpt-flwr"), "simulate", str(folder)]
     # A thread per simulated client and core, so that the machine's other work matters less.
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
-    # Ray's workers import what is there before what Flower has unpacked.
-    environment.pop("PYTHONPATH", None)
     return subprocess.run(
         [*command, *arguments], env=environment, capture_output=True, text=True, timeout=400
     )
