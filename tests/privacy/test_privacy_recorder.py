@@ -64,6 +64,6 @@ def test_the_epsilon_spent_is_written_down(
     plain = recorder({}, tmp_path, *parts)
     plain.evaluate(0, [np.array(prompt)], {})
     plain.fit_metrics([(4, SEARCH)])
-    assert "epsilon" not in plain.close()
+    assert "differential privacy" not in plain.close()
     (only,) = (plain._folder.path / "history.jsonl").read_text(encoding="utf-8").splitlines()
     assert json.loads(only)["event"] == "start", "without privacy an accuracy is expected"
