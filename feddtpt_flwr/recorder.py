@@ -395,7 +395,8 @@ def _privacy_rows(config: RunConfig, num_rounds: int) -> dict[str, str]:
         return {}
     return {
         "differential privacy": (
-            f"epsilon = {epsilon:g} for each private example, delta = 0, {config.epsilon:g} a round"
+            f"epsilon = {epsilon:g} for one private example, delta = 0\n"
+            f"{config.epsilon:g} in each round"
         )
     }
 

@@ -16,7 +16,7 @@ PART = 4
 
 @dataclass(frozen=True)
 class Upload:
-    """What a client made of the prompt that it was sent, both as text."""
+    """The prompt that a client was sent, and what it sent back of its making, both as text."""
 
     client: str
     sent: str

@@ -141,9 +141,15 @@ class Federation:
                 [np.array(sent)], {ROUND_KEY: number}
             )
             replies.append(self._reply(index, arrays, num_examples, metrics))
-            prompts = [self._vocabulary.decode(array.tolist()) for array in arrays]
-            before = self._vocabulary.decode(sent)
-            self.uploads += [Upload(str(index), before, prompt) for prompt in prompts]
+            # The changes that led to the prompt are sent along, also what was changed again.
+            changes = json.loads(str(metrics.get("accepted", "[]")))
+            tried = " ".join(change["after"] for change in changes)
+            self.uploads += [
+                Upload(
+                    str(index), self.prompt, f"{self._vocabulary.decode(array.tolist())} {tried}"
+                )
+                for array in arrays
+            ]
             if OWN_ACCURACY_KEY in metrics:
                 self.own_accuracies.append(float(metrics[OWN_ACCURACY_KEY]))
         self._rounds.read_uploads(number, replies, 0)

@@ -58,11 +58,12 @@ def test_the_epsilon_spent_is_written_down(
     assert (start["event"], search["candidates"]) == ("start", 3)
     assert settled["epsilon"] == 1.5
     table = private.close()
-    assert "epsilon = 1.5 for each private example, delta = 0, 0.75 a round" in table
+    assert "epsilon = 1.5 for one private example, delta = 0" in table
+    assert "0.75 in each round" in table
 
     plain = recorder({}, tmp_path, *parts)
     plain.evaluate(0, [np.array(prompt)], {})
     plain.fit_metrics([(4, SEARCH)])
-    assert "epsilon" not in plain.close()
+    assert "differential privacy" not in plain.close()
     (only,) = (plain._folder.path / "history.jsonl").read_text(encoding="utf-8").splitlines()
     assert json.loads(only)["event"] == "start", "without privacy an accuracy is expected"
