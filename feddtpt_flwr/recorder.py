@@ -6,7 +6,6 @@ import platform
 import time
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
-from io import StringIO
 from logging import INFO, WARNING
 from typing import Any
 
@@ -14,7 +13,7 @@ import numpy as np
 from flwr.common import Metrics, NDArrays, Scalar, log
 from numpy.typing import NDArray
 
-from feddtpt_flwr import __version__
+from feddtpt_flwr import __version__, closing_table
 from feddtpt_flwr.config import RunConfig
 from feddtpt_flwr.data import Example, Task
 from feddtpt_flwr.evaluation import Evaluator
@@ -324,81 +323,35 @@ class Recorder:
         )
 
     def _table(self) -> str:
-        from rich.console import Console
-        from rich.table import Table
-
         seed, learned = self._prompts[0], self._prompts[-1]
         difference = UNKNOWN
         if seed in self._correct and learned in self._correct:
             interval = paired_difference(self._correct[seed], self._correct[learned])
             difference = "{:+.1%} [{:+.1%}, {:+.1%}]".format(*interval)
-        table = Table(title="FedDTPT", show_header=False, title_justify="left")
-        rows = {
-            "seed prompt": self._vocabulary.decode(seed),
-            "learned prompt": self._vocabulary.decode(learned),
-            f"accuracy on {len(self._test)} held-out examples": (
-                f"seed prompt    {self._accuracy(seed) or UNKNOWN}\n"
-                f"learned prompt {self._accuracy(learned) or UNKNOWN}"
-            ),
-            "difference, paired": difference,
-            **self._model_rows(),
-            "LLM queries of the clients": (
-                f"{self._queries:,}, {self._sums[FROM_ARCHIVE_KEY]:,.0f} of them answered before"
-            ),
-            "LLM queries for the held-out examples": f"{self._evaluator.budget.used:,}",
-            **self._endpoint_rows(),
-            **_privacy_rows(self._config, len(self._prompts) - 1),
-            "bytes per round, all clients": ", ".join(f"{size:,}" for size in self._bytes),
-            "time": f"{self._seconds:.0f} s",
-            "run folder": str(self._folder.path),
-        }
-        for name, value in rows.items():
-            table.add_row(name, value)
-        text = StringIO()
-        Console(file=text, width=100).print(table)
-        return text.getvalue()
-
-    def _model_rows(self) -> dict[str, str]:
-        """Return how the prompt does with each of the nodes' black boxes, if they differ."""
-        lines = [
-            f"{model or 'not named'}: {score['correct'] / score['total']:.1%} "
-            f"of {score['total']:,.0f}"
-            for model, score in self._by_model.items()
-        ]
-        return {"learned prompt on the nodes' examples": "\n".join(lines)} if lines else {}
-
-    def _endpoint_rows(self) -> dict[str, str]:
-        """Return what there is to say of a model that is not in this process."""
-        usage = self._evaluator.usage
-        if usage is None:
-            return {}
-        sums, prices = self._sums, self._prices
-        return {
-            "answers that fit no label": (
-                f"clients {sums[UNPARSED_KEY]:,.0f}, held-out {self._evaluator.unparsed:,}"
-            ),
-            "tokens read + written": (
-                f"clients {sums[PROMPT_TOKENS_KEY]:,.0f} + {sums[COMPLETION_TOKENS_KEY]:,.0f}, "
-                f"held-out {usage.prompt_tokens:,} + {usage.completion_tokens:,}"
-            ),
-            "cost at the configured prices": (
-                f"clients {sums[COST_KEY]:,.4f}, held-out {prices.cost(usage):,.4f}"
-            ),
-            "searches and scorings cut short": str(self._failures),
-        }
-
-
-def _privacy_rows(config: RunConfig, num_rounds: int) -> dict[str, str]:
-    """Return what was promised for the clients' examples, where something was."""
-    epsilon = total_epsilon(config, num_rounds)
-    if epsilon is None:
-        return {}
-    return {
-        "differential privacy": (
-            f"epsilon = {epsilon:g} for one private example, delta = 0\n"
-            f"{config.epsilon:g} in each round"
+        return closing_table.render(
+            {
+                "seed prompt": self._vocabulary.decode(seed),
+                "learned prompt": self._vocabulary.decode(learned),
+                f"accuracy on {len(self._test)} held-out examples": (
+                    f"seed prompt    {self._accuracy(seed) or UNKNOWN}\n"
+                    f"learned prompt {self._accuracy(learned) or UNKNOWN}"
+                ),
+                "difference, paired": difference,
+                **closing_table.model_rows(self._by_model),
+                "LLM queries of the clients": (
+                    f"{self._queries:,}, {self._sums[FROM_ARCHIVE_KEY]:,.0f} of them answered "
+                    "before"
+                ),
+                "LLM queries for the held-out examples": f"{self._evaluator.budget.used:,}",
+                **closing_table.endpoint_rows(
+                    self._sums, self._evaluator, self._prices, self._failures
+                ),
+                **closing_table.privacy_rows(self._config, len(self._prompts) - 1),
+                "bytes per round, all clients": ", ".join(f"{size:,}" for size in self._bytes),
+                "time": f"{self._seconds:.0f} s",
+                "run folder": str(self._folder.path),
+            }
         )
-    }
 
 
 def _describe(accuracy: Proportion | None) -> dict[str, Any] | None:

@@ -1,0 +1,83 @@
+"""What a run shows when it is over."""
+
+from collections.abc import Mapping
+from io import StringIO
+
+from feddtpt_flwr.config import RunConfig
+from feddtpt_flwr.evaluation import Evaluator
+from feddtpt_flwr.language_model.usage import Prices
+from feddtpt_flwr.privacy.exponential import total_epsilon
+from strategies.wire import COMPLETION_TOKENS_KEY, COST_KEY, PROMPT_TOKENS_KEY, UNPARSED_KEY
+
+
+def render(rows: Mapping[str, str]) -> str:
+    """Return a table of names and values as text, 100 characters wide."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="FedDTPT", show_header=False, title_justify="left")
+    for name, value in rows.items():
+        table.add_row(name, value)
+    text = StringIO()
+    Console(file=text, width=100).print(table)
+    return text.getvalue()
+
+
+def model_rows(by_model: Mapping[str, Mapping[str, float]]) -> dict[str, str]:
+    """Return how the prompt does with each of the nodes' black boxes, if they differ.
+
+    Parameters
+    ----------
+    by_model : Mapping[str, Mapping[str, float]]
+        For each black box the ``correct`` and ``total`` answers.
+    """
+    lines = [
+        f"{model or 'not named'}: {score['correct'] / score['total']:.1%} of {score['total']:,.0f}"
+        for model, score in by_model.items()
+    ]
+    return {"learned prompt on the nodes' examples": "\n".join(lines)} if lines else {}
+
+
+def endpoint_rows(
+    sums: Mapping[str, float], held_out: Evaluator, prices: Prices, failures: int
+) -> dict[str, str]:
+    """Return what there is to say of a model that is not in this process.
+
+    Parameters
+    ----------
+    sums : Mapping[str, float]
+        What the clients have reported, added up, by the names in `strategies.wire`.
+    held_out : Evaluator
+        Asked about the held-out examples.
+    failures : int
+        Searches and scorings that the black box cut short.
+    """
+    usage = held_out.usage
+    if usage is None:
+        return {}
+    return {
+        "answers that fit no label": (
+            f"clients {sums[UNPARSED_KEY]:,.0f}, held-out {held_out.unparsed:,}"
+        ),
+        "tokens read + written": (
+            f"clients {sums[PROMPT_TOKENS_KEY]:,.0f} + {sums[COMPLETION_TOKENS_KEY]:,.0f}, "
+            f"held-out {usage.prompt_tokens:,} + {usage.completion_tokens:,}"
+        ),
+        "cost at the configured prices": (
+            f"clients {sums[COST_KEY]:,.4f}, held-out {prices.cost(usage):,.4f}"
+        ),
+        "searches and scorings cut short": str(failures),
+    }
+
+
+def privacy_rows(config: RunConfig, num_rounds: int) -> dict[str, str]:
+    """Return what was promised for the clients' examples, where something was."""
+    epsilon = total_epsilon(config, num_rounds)
+    if epsilon is None:
+        return {}
+    return {
+        "differential privacy": (
+            f"epsilon = {epsilon:g} for one private example, delta = 0\n"
+            f"{config.epsilon:g} in each round"
+        )
+    }
