@@ -120,10 +120,18 @@ def proposer(config: RunConfig, task: Task, public: tuple[Example, ...] = ()) ->
     plain = MaskedLMProposer(
         model, max_tokens=config.max_prompt_tokens, use_feedback=config.feedback
     )
+    return public_only(plain, config, task, public)
+
+
+def public_only(
+    proposer: Proposer, config: RunConfig, task: Task, public: tuple[Example, ...]
+) -> Proposer:
+    """Return a proposer of public tokens only if ``config.privacy`` wants it, else the same."""
     if config.privacy != "public-tokens":
-        return plain
+        return proposer
     excluded = task.answers if config.exclude_answer_words else ()
-    return PublicTokensProposer(plain, model, allowed_tokens(config, task, public), excluded)
+    tokens = allowed_tokens(config, task, public)
+    return PublicTokensProposer(proposer, masked_lm(config, task), tokens, excluded)
 
 
 def allowed_tokens(config: RunConfig, task: Task, public: tuple[Example, ...]) -> NDArray[np.bool_]:

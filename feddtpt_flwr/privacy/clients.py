@@ -20,6 +20,7 @@ from feddtpt_flwr.privacy import exponential
 from feddtpt_flwr.privacy.ledger import Ledger
 from feddtpt_flwr.privacy.public_tokens import passes
 from feddtpt_flwr.privacy.synthetic import write_examples
+from feddtpt_flwr.proposer import MaskedLMProposer
 from strategies.wire import (
     CLIENT_KEY,
     COMPLETION_TOKENS_KEY,
@@ -237,7 +238,7 @@ class ExponentialClient(NumPyClient):
         try:
             candidates = exponential.public_candidates(
                 start,
-                models.proposer(run, task),
+                MaskedLMProposer(masked_lm, max_tokens=run.max_prompt_tokens),
                 evaluator,
                 vocabulary,
                 self._node.public,
