@@ -27,7 +27,7 @@ class LocalLanguageModel:
     dtype : str
         ``"auto"``, ``"float32"``, ``"bfloat16"`` or ``"float16"``.
     max_new_tokens : int
-        Longest free-text answer, in tokens.
+        Longest free-text answer, in tokens; in plain format it ends at the first blank line.
     """
 
     def __init__(
@@ -82,6 +82,8 @@ class LocalLanguageModel:
         import torch
 
         ids = torch.tensor([self._encode([query])[0]], device=self._device)
+        # In plain text nothing but a blank line tells that a passage is over.
+        stop = {} if self._chat else {"stop_strings": ["\n\n"], "tokenizer": self._tokenizer}
         with torch.inference_mode():
             output = self._model.generate(
                 ids,
@@ -89,6 +91,7 @@ class LocalLanguageModel:
                 do_sample=False,
                 max_new_tokens=self._max_new_tokens,
                 pad_token_id=self._tokenizer.eos_token_id,
+                **stop,
             )
         return str(self._tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True))
 

@@ -26,7 +26,9 @@ from strategies.wire import (
     COMPLETION_TOKENS_KEY,
     COST_KEY,
     FAILURE_KEY,
+    FROM_ARCHIVE_KEY,
     GAIN_KEY,
+    MODEL_KEY,
     PROMPT_TOKENS_KEY,
     QUERIES_KEY,
     ROUND_KEY,
@@ -48,6 +50,7 @@ _OWN = "own:"  # before the names of the private search's records in the client'
 
 _SUMMED = (
     QUERIES_KEY,
+    FROM_ARCHIVE_KEY,
     UNPARSED_KEY,
     "requests",
     "retries",
@@ -279,7 +282,11 @@ class ExponentialClient(NumPyClient):
         return 1 - accuracy, num_examples, told
 
     def _about(self, config: Mapping[str, Scalar]) -> Metrics:
-        return {CLIENT_KEY: self._node.name, ROUND_KEY: int(config[ROUND_KEY])}
+        return {
+            CLIENT_KEY: self._node.name,
+            ROUND_KEY: int(config[ROUND_KEY]),
+            MODEL_KEY: models.black_box(self._node.config),
+        }
 
     def _failed(self, told: Metrics, error: object) -> Metrics:
         log(ERROR, "client %s: %s", self._node.name, error)
