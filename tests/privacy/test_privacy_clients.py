@@ -29,6 +29,7 @@ from strategies.wire import (
     CLIENT_KEY,
     FAILURE_KEY,
     GAIN_KEY,
+    MODEL_KEY,
     QUERIES_KEY,
     ROUND_KEY,
     SCORED_KEY,
@@ -170,7 +171,8 @@ def test_a_drawn_choice_and_noised_counts_are_all_that_goes_out(
     (prompt,), num_examples, told = protected(dp_node, state, plain_client).fit(
         [start], {ROUND_KEY: 1}
     )
-    assert told.keys() == {CLIENT_KEY, ROUND_KEY, QUERIES_KEY, VOCABULARY_KEY, "candidates"}
+    always = {CLIENT_KEY, ROUND_KEY, MODEL_KEY, QUERIES_KEY}
+    assert told.keys() == {*always, VOCABULARY_KEY, "candidates"}
     assert num_examples == 4
     assert 1 <= len(prompt) <= 8
     assert int(told[QUERIES_KEY]) <= 24
@@ -184,9 +186,7 @@ def test_a_drawn_choice_and_noised_counts_are_all_that_goes_out(
         prompts, {ROUND_KEY: 1}
     )
     assert scored.keys() == {
-        CLIENT_KEY,
-        ROUND_KEY,
-        QUERIES_KEY,
+        *always,
         SCORED_KEY,
         "accuracy",
         correct_key(0),
@@ -229,6 +229,7 @@ def test_a_failure_is_told_without_its_text(dp_node: Node, start: NDArray[np.int
     assert told == {
         CLIENT_KEY: "north",
         ROUND_KEY: 1,
+        MODEL_KEY: "embedded",
         QUERIES_KEY: 0,
         FAILURE_KEY: "the language model did not answer",
     }
