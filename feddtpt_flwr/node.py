@@ -2,15 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
-
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from feddtpt_flwr.config import ConfigError, RunConfig
 from feddtpt_flwr.data import ClientData, Example
 from feddtpt_flwr.data.own import OwnFile, split_own
 from feddtpt_flwr.experiment import load_data, load_task
+from feddtpt_flwr.node_settings import NodeSettings, Part
 
 OVERRIDES = (
     "language-model",
@@ -35,29 +33,9 @@ OVERRIDES = (
 set's file are, and how much a slow one is asked."""
 
 
-class _NodeSettings(BaseModel):
-    model_config = ConfigDict(
-        frozen=True,
-        extra="forbid",
-        strict=True,
-        alias_generator=lambda name: name.replace("_", "-"),
-        populate_by_name=True,
-    )
-
-    node_name: str = ""
-    partition_id: int | None = Field(None, ge=0)
-    num_partitions: int | None = Field(None, ge=1)
-    data_path: str = ""
+class _Settings(NodeSettings):
     data_columns: str = ""
     data_labels: str = ""
-
-
-@dataclass(frozen=True)
-class Part:
-    """Which part of the run's data a simulated node has: ``number`` of ``total``, from 0."""
-
-    number: int
-    total: int
 
 
 @dataclass(frozen=True)
@@ -90,13 +68,8 @@ class NodeConfig:
         """
         replaced = {key: value for key, value in node_config.items() if key in OVERRIDES}
         run = RunConfig.from_run_config({**run_config, **replaced})
-        try:
-            node = _NodeSettings.model_validate(
-                {key: value for key, value in node_config.items() if key not in OVERRIDES}
-            )
-        except ValidationError as error:
-            raise ConfigError("\n".join(_explain(e) for e in error.errors())) from None
-        examples = _own_file(node) if run.clients == "own-data" else _part(node)
+        node = _Settings.read(node_config, OVERRIDES)
+        examples = _own_file(node) if run.clients == "own-data" else node.part()
         return cls(run, node.node_name, examples)
 
 
@@ -159,42 +132,12 @@ def load_public(config: RunConfig) -> tuple[tuple[Example, ...], frozenset[str]]
     return data.public, frozenset(e.input for e in (*data.public, *data.test))
 
 
-def _own_file(node: _NodeSettings) -> OwnFile:
-    if node.partition_id is not None or node.num_partitions is not None:
-        raise ConfigError(
-            f"node config: partition-id = {node.partition_id}: only clients = 'simulated' has "
-            "partitions; this run has clients = 'own-data'"
-        )
-    if not node.data_path:
-        raise ConfigError(
-            "node config: data-path is missing: with clients = 'own-data' every node names its "
-            "file, as in flower-supernode --node-config \"data-path='/data/reviews.csv'\""
-        )
+def _own_file(node: _Settings) -> OwnFile:
     return OwnFile(
-        Path(node.data_path).expanduser(),
+        node.own_path("/data/reviews.csv"),
         _mapping("data-columns", node.data_columns),
         _mapping("data-labels", node.data_labels),
     )
-
-
-def _part(node: _NodeSettings) -> Part:
-    for key in ("data_path", "data_columns", "data_labels"):
-        if value := getattr(node, key):
-            raise ConfigError(
-                f"node config: {key.replace('_', '-')} = {value!r}: this run has clients = "
-                "'simulated' and would not use it; data of the nodes' own need clients = 'own-data'"
-            )
-    if node.partition_id is None or node.num_partitions is None:
-        raise ConfigError(
-            "node config: partition-id or num-partitions is missing: clients = 'simulated' needs "
-            "both; for data of the nodes' own set clients = 'own-data'"
-        )
-    if node.partition_id >= node.num_partitions:
-        raise ConfigError(
-            f"node config: partition-id = {node.partition_id}: 0 to num-partitions - 1 = "
-            f"{node.num_partitions - 1} is allowed"
-        )
-    return Part(node.partition_id, node.num_partitions)
 
 
 def _mapping(key: str, text: str) -> dict[str, str]:
@@ -206,11 +149,3 @@ def _mapping(key: str, text: str) -> dict[str, str]:
             "them are needed, as in 'bad=0, good=1'"
         )
     return {ours.strip(): theirs.strip() for ours, theirs in pairs}
-
-
-def _explain(error: Any) -> str:
-    key, value = ".".join(map(str, error["loc"])), error["input"]
-    if error["type"] == "extra_forbidden":
-        known = [name.replace("_", "-") for name in _NodeSettings.model_fields]
-        return f"node config: unknown key {key!r}; keys: {', '.join([*known, *OVERRIDES])}"
-    return f"node config: {key} = {value!r}: {error['msg'][0].lower()}{error['msg'][1:]}"

@@ -10,7 +10,8 @@ from feddtpt_flwr.config import ConfigError, RunConfig
 from feddtpt_flwr.data import DataError, Example
 from feddtpt_flwr.experiment import load_data
 from feddtpt_flwr.language_model.local import LocalLanguageModel
-from feddtpt_flwr.node import OVERRIDES, NodeConfig, Part, load_node, load_public
+from feddtpt_flwr.node import OVERRIDES, NodeConfig, load_node, load_public
+from feddtpt_flwr.node_settings import Part
 from strategies.wire import ROUND_KEY
 
 OWN: dict[str, Any] = {"clients": "own-data"}

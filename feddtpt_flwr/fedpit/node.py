@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from feddtpt_flwr.assets import AssetError
 from feddtpt_flwr.config import ConfigError
@@ -18,24 +17,10 @@ from feddtpt_flwr.fedpit.lora import AdaptedModel
 from feddtpt_flwr.fedpit.partition import divide
 from feddtpt_flwr.fedpit.tasks import load_instructions
 from feddtpt_flwr.language_model.weights import resolve_device
+from feddtpt_flwr.node_settings import NodeSettings
 
 OVERRIDES = ("language-model", "device", "dtype")
 """Settings of the run that a node config may replace: where the node's copy of the model is."""
-
-
-class _NodeSettings(BaseModel):
-    model_config = ConfigDict(
-        frozen=True,
-        extra="forbid",
-        strict=True,
-        alias_generator=lambda name: name.replace("_", "-"),
-        populate_by_name=True,
-    )
-
-    node_name: str = ""
-    partition_id: int | None = Field(None, ge=0)
-    num_partitions: int | None = Field(None, ge=1)
-    data_path: str = ""
 
 
 @dataclass(frozen=True)
@@ -76,24 +61,20 @@ def load_node(run_config: Mapping[str, Any], node_config: Mapping[str, Any], nod
     """
     replaced = {key: value for key, value in node_config.items() if key in OVERRIDES}
     config = FedPITConfig.from_run_config({**run_config, **replaced})
-    try:
-        node = _NodeSettings.model_validate(
-            {key: value for key, value in node_config.items() if key not in OVERRIDES}
-        )
-    except ValidationError as error:
-        raise ConfigError("\n".join(_explain(e) for e in error.errors())) from None
+    node = NodeSettings.read(node_config, OVERRIDES)
     if config.clients == "own-data":
-        return Node(node.node_name or f"node-{node_id}", config, _own(config, node))
-    number, total = _part(node)
+        own = _own(config, node.own_path("/data/notes.jsonl"))
+        return Node(node.node_name or f"node-{node_id}", config, own)
+    part = node.part()
     private = divide(
         load_instructions(config).train,
-        num_clients=total,
+        num_clients=part.total,
         examples_per_client=config.examples_per_client,
         partition=config.partition,
         dirichlet_alpha=config.dirichlet_alpha,
         seed=config.seed,
-    )[number]
-    return Node(node.node_name or str(number), config, private)
+    )[part.number]
+    return Node(node.node_name or str(part.number), config, private)
 
 
 def adapted_model(config: FedPITConfig) -> AdaptedModel:
@@ -143,18 +124,7 @@ def _model(
     )
 
 
-def _own(config: FedPITConfig, node: _NodeSettings) -> tuple[Instruction, ...]:
-    if node.partition_id is not None or node.num_partitions is not None:
-        raise ConfigError(
-            f"node config: partition-id = {node.partition_id}: only clients = 'simulated' has "
-            "partitions; this run has clients = 'own-data'"
-        )
-    if not node.data_path:
-        raise ConfigError(
-            "node config: data-path is missing: with clients = 'own-data' every node names its "
-            "file, as in flower-supernode --node-config \"data-path='/data/notes.jsonl'\""
-        )
-    path = Path(node.data_path).expanduser()
+def _own(config: FedPITConfig, path: Path) -> tuple[Instruction, ...]:
     rows = separate(read_jsonl(path), ()).train
     if len(rows) < config.examples_per_client:
         raise DataError(
@@ -163,30 +133,3 @@ def _own(config: FedPITConfig, node: _NodeSettings) -> tuple[Instruction, ...]:
         )
     order = np.random.default_rng(config.seed).permutation(len(rows))
     return tuple(rows[i] for i in order[: config.examples_per_client])
-
-
-def _part(node: _NodeSettings) -> tuple[int, int]:
-    if node.data_path:
-        raise ConfigError(
-            f"node config: data-path = {node.data_path!r}: this run has clients = 'simulated' and "
-            "would not use it; data of the nodes' own need clients = 'own-data'"
-        )
-    if node.partition_id is None or node.num_partitions is None:
-        raise ConfigError(
-            "node config: partition-id or num-partitions is missing: clients = 'simulated' needs "
-            "both; for data of the nodes' own set clients = 'own-data'"
-        )
-    if node.partition_id >= node.num_partitions:
-        raise ConfigError(
-            f"node config: partition-id = {node.partition_id}: 0 to num-partitions - 1 = "
-            f"{node.num_partitions - 1} is allowed"
-        )
-    return node.partition_id, node.num_partitions
-
-
-def _explain(error: Any) -> str:
-    key, value = ".".join(map(str, error["loc"])), error["input"]
-    if error["type"] == "extra_forbidden":
-        known = [name.replace("_", "-") for name in _NodeSettings.model_fields]
-        return f"node config: unknown key {key!r}; keys: {', '.join([*known, *OVERRIDES])}"
-    return f"node config: {key} = {value!r}: {error['msg'][0].lower()}{error['msg'][1:]}"
