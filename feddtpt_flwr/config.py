@@ -10,7 +10,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from feddtpt_flwr.assets import EMBEDDED
 from feddtpt_flwr.data import DEFAULT_TASK
 from feddtpt_flwr.language_model.constraints import Constrain
-from feddtpt_flwr.privacy import Privacy
 from strategies.aggregation import Method
 from strategies.by_model import ChooseFor
 
@@ -20,6 +19,7 @@ TRACKERS = ("tensorboard", "mlflow")
 
 SearchName = Literal["feddtpt", "sequential", "bdpl", "evolution"]
 ProposerName = Literal["masked-lm", "random"]
+Privacy = Literal["none", "public-tokens", "synthetic", "exponential"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 

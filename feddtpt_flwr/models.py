@@ -6,13 +6,10 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from feddtpt_flwr.answer_store import AnswerStore
 from feddtpt_flwr.assets import EMBEDDED, AssetError, cache_folder
 from feddtpt_flwr.config import ConfigError, RunConfig
-from feddtpt_flwr.data import Example, Task
+from feddtpt_flwr.data import Task
 from feddtpt_flwr.encoder import EncoderEmbedder
 from feddtpt_flwr.language_model import LanguageModel
 from feddtpt_flwr.language_model.api import ApiLanguageModel
@@ -25,7 +22,6 @@ from feddtpt_flwr.masked_lm import (
     MaskedLM,
     TokenEmbedder,
 )
-from feddtpt_flwr.privacy.public_tokens import public_texts, public_tokens
 from feddtpt_flwr.remote_masked_lm import RemoteMaskedLM
 
 
@@ -109,12 +105,6 @@ def token_embedder(config: RunConfig, task: Task) -> TokenEmbedder:
     if isinstance(model, HuggingFaceMaskedLM):
         return model
     return EncoderEmbedder(model.vocabulary)
-
-
-def allowed_tokens(config: RunConfig, task: Task, public: tuple[Example, ...]) -> NDArray[np.bool_]:
-    """Return which tokens ``privacy = "public-tokens"`` lets out (`public_tokens`)."""
-    texts = public_texts(task, config.seed_prompt or task.seed_prompt, public)
-    return public_tokens(masked_lm(config, task).vocabulary, texts)
 
 
 def _device(config: RunConfig) -> str:

@@ -9,7 +9,6 @@ from typing import Protocol
 
 import numpy as np
 
-from feddtpt_flwr import models
 from feddtpt_flwr.baselines.bdpl import PolicyGradientSearch
 from feddtpt_flwr.baselines.evolution import EvolutionSearch
 from feddtpt_flwr.baselines.random_words import RandomProposer
@@ -19,7 +18,7 @@ from feddtpt_flwr.evaluation import Evaluator
 from feddtpt_flwr.experiment import readability
 from feddtpt_flwr.feedback import Feedback, Trial
 from feddtpt_flwr.masked_lm import MaskedLM
-from feddtpt_flwr.privacy.public_tokens import PublicTokensProposer
+from feddtpt_flwr.privacy.public_tokens import PublicTokensProposer, allowed_tokens
 from feddtpt_flwr.proposer import MaskedLMProposer, Proposer
 from feddtpt_flwr.search import PromptSearch, SearchResult
 from strategies.candidates import Tokens
@@ -82,7 +81,7 @@ def build_proposer(parts: SearchParts) -> Proposer:
     proposer = PROPOSERS[parts.config.proposer](parts)
     if parts.config.privacy != "public-tokens":
         return proposer
-    allowed = models.allowed_tokens(parts.config, parts.task, parts.public)
+    allowed = allowed_tokens(parts.config, parts.task, parts.public)
     return PublicTokensProposer(proposer, parts.masked_lm, allowed, parts.excluded_words)
 
 

@@ -25,12 +25,11 @@ from scipy import stats
 
 from feddtpt_flwr import models
 from feddtpt_flwr.client_app import plain_client
-from feddtpt_flwr.config import RunConfig
+from feddtpt_flwr.config import Privacy, RunConfig
 from feddtpt_flwr.data import ClientData, Example, FederatedData, Task
 from feddtpt_flwr.evaluation import Evaluator, QueryBudget
 from feddtpt_flwr.experiment import load_data, load_task, readability, seed_tokens
 from feddtpt_flwr.node import Node
-from feddtpt_flwr.privacy import Privacy
 from feddtpt_flwr.privacy.clients import OWN_ACCURACY_KEY, protected
 from simulations.leakage import Leakage, Upload, measure
 from strategies.rounds import Rounds

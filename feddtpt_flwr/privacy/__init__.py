@@ -7,8 +7,3 @@ client around the plain one (`clients.protected`):
 - ``"synthetic"`` (`synthetic`): what is uploaded was tuned on examples that the black box wrote;
 - ``"exponential"`` (`exponential`): a differentially private choice and noised counts.
 """
-
-from typing import Literal
-
-Privacy = Literal["none", "public-tokens", "synthetic", "exponential"]
-"""The ways, by their names in the configuration."""

@@ -18,7 +18,7 @@ from feddtpt_flwr.language_model.usage import Metered, Usage
 from feddtpt_flwr.node import Node
 from feddtpt_flwr.privacy import exponential
 from feddtpt_flwr.privacy.ledger import Ledger
-from feddtpt_flwr.privacy.public_tokens import passes
+from feddtpt_flwr.privacy.public_tokens import allowed_tokens, passes
 from feddtpt_flwr.privacy.synthetic import write_examples
 from feddtpt_flwr.proposer import MaskedLMProposer
 from strategies.wire import (
@@ -94,7 +94,7 @@ class PublicTokensClient(NumPyClient):
         """Search; a prompt with other tokens is replaced by the global one."""
         arrays, num_examples, metrics = self._client.fit(parameters, config)
         task = load_task(self._node.config)
-        public = models.allowed_tokens(self._node.config, task, self._node.public)
+        public = allowed_tokens(self._node.config, task, self._node.public)
         received = tuple(parameters[0].tolist())
         if all(passes(tuple(array.tolist()), received, public) for array in arrays):
             return arrays, num_examples, metrics

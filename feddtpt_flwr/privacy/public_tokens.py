@@ -7,6 +7,8 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from feddtpt_flwr import models
+from feddtpt_flwr.config import RunConfig
 from feddtpt_flwr.data import Example, Task
 from feddtpt_flwr.feedback import Feedback
 from feddtpt_flwr.masked_lm import MaskedLM
@@ -21,6 +23,12 @@ NUM_COMMON = 10_000
 Vocabularies of byte-pair encoding and WordPiece are in the order of frequency in the text that
 they were made of, or nearly so. Frequent names, such as those of large cities, are among them.
 """
+
+
+def allowed_tokens(config: RunConfig, task: Task, public: Sequence[Example]) -> NDArray[np.bool_]:
+    """Return which tokens a run with ``privacy = "public-tokens"`` lets out (`public_tokens`)."""
+    texts = public_texts(task, config.seed_prompt or task.seed_prompt, public)
+    return public_tokens(models.masked_lm(config, task).vocabulary, texts)
 
 
 def public_texts(task: Task, seed_prompt: str, public: Sequence[Example]) -> list[str]:
