@@ -96,7 +96,9 @@ class Recorder:
         self._bytes: list[int] = []
         self._seconds_before = 0.0
         self._uploads: list[list[int]] = []
-        folder.write_config(config.to_run_config())
+        settings = config.to_run_config()
+        folder.write_config({**settings, "resume": ""})
+        folder.write_resume(settings)
 
     def evaluate(
         self, server_round: int, arrays: NDArrays, _: dict[str, Scalar]

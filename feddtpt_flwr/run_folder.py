@@ -97,11 +97,11 @@ class RunFolder:
             tracker.close()
 
     def write_config(self, config: Mapping[str, Any]) -> None:
-        """Write the settings for ``flwr run --run-config``.
+        """Write ``config.toml``, the settings of the same run again for ``flwr run``."""
+        self._replace("config.toml", tomli_w.dumps(dict(config)))
 
-        ``config.toml`` is for the same run again, ``resume.toml`` goes on with this one.
-        """
-        self._replace("config.toml", tomli_w.dumps({**config, "resume": ""}))
+    def write_resume(self, config: Mapping[str, Any]) -> None:
+        """Write ``resume.toml``, the settings with which ``flwr run`` goes on with this run."""
         self._replace("resume.toml", tomli_w.dumps({**config, "resume": str(self.path)}))
 
     def append(self, event: str, **values: Any) -> None:
