@@ -212,9 +212,10 @@ def _table(content: Mapping[str, Any], outcomes: Mapping[str, Outcome]) -> str:
     lines = [
         "# A deployment whose processes are killed",
         "",
-        f"{content['date']}, {content['cores']} cores; one SuperLink, {len(NODES)} SuperNodes and "
-        f"one llama.cpp server on loopback; settings `{json.dumps(content['settings'])}`, "
-        "otherwise the defaults.",
+        f"`python -m simulations deployment`, {content['date']}, {content['cores']} cores: one run "
+        f"each, seed 0. One SuperLink, {len(NODES)} SuperNodes and one llama.cpp server with "
+        "SmolLM2-135M-Instruct (4 bits) on loopback; Rotten Tomatoes; settings "
+        f"`{json.dumps(content['settings'])}`, otherwise the defaults.",
         "",
         "| run | rounds | seed prompt | learned | queries | answered before | missing answers "
         "| seconds | prompt |",
