@@ -175,8 +175,10 @@ def markdown(result: dict[str, Any]) -> str:
     heavy = ", ".join(result["heavy"]) or "none"
     return (
         "# A train message to a thin node\n\n"
-        f"{result['date']}, {result['cores']} cores, load before {result['load_before']}; medians "
-        f"of {result['repeats']} messages of each kind, in turn, to one SuperNode on loopback.\n\n"
+        f"`python -m simulations bench message`, {result['date']}, {result['cores']} cores, load "
+        f"before {result['load_before']}; medians of {result['repeats']} messages of each kind, in "
+        "turn, to one SuperNode on loopback. The black box is SmolLM2-135M-Instruct behind "
+        "llama.cpp's server; examples are of Rotten Tomatoes.\n\n"
         "| what | seconds |\n|---|---|\n"
         f"| process of an empty ClientApp, from its start to its reply | {result['empty']:.2f} |\n"
         f"| the same with this app | {result['app']:.2f} |\n"
