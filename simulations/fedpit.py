@@ -175,8 +175,8 @@ def table(outcomes: dict[str, dict[int, Outcome]]) -> str:
     lines = [
         "# FedPIT: utility and leakage",
         "",
-        "`python -m simulations fedpit`: SmolLM2-135M-Instruct on drug reviews; the runs by seed and "
-        "their date are in `fedpit.json`. "
+        "`python -m simulations fedpit`: SmolLM2-135M-Instruct on drug reviews; the runs by seed "
+        "and their date are in `fedpit.json`. "
         f"Settings: `{SETTINGS}`, otherwise the defaults. Means over seeds with 95 % intervals "
         "(t). Utility is of held-out instructions. Memorisation is the Rouge-L between the true "
         "responses of private examples and what the global model answers to their prompts; the "
