@@ -1,9 +1,9 @@
 """What a configuration stands for: its task, its examples, its first prompt; all checked."""
 
 from functools import cache
-from pathlib import Path
 
 from feddtpt_flwr import models
+from feddtpt_flwr.app_files import find_file
 from feddtpt_flwr.config import ConfigError, RunConfig
 from feddtpt_flwr.data import (
     FederatedData,
@@ -30,7 +30,7 @@ def load_task(config: RunConfig) -> Task:
         If there is none of this name, or its file is not a valid task.
     """
     if config.task.endswith(".toml"):
-        return get_task(_find(config.task))
+        return get_task(find_file(config.task))
     return get_task(config.task)
 
 
@@ -91,18 +91,9 @@ def readability(config: RunConfig, task: Task) -> Readability:
 
 def _source(config: RunConfig, task: Task) -> Source:
     if config.data_source == "files":
-        train = _find(config.train_file)
-        test = str(_find(config.test_file)) if config.test_file else None
+        train = find_file(config.train_file)
+        test = str(find_file(config.test_file)) if config.test_file else None
         if task.name in GLUE_LAYOUTS and train.suffix == ".tsv":
             return glue_files(task.name, train.parent, train_file=train.name, test_file=test)
         return FileSource(train, test)
     return get_source(task.name, None if config.data_source == "default" else config.data_source)
-
-
-def _find(name: str) -> Path:
-    """Return the full path of a file, which may also lie in the app's folder.
-
-    What Flower packs there (``.toml`` and ``.jsonl`` files among others) is on every node.
-    """
-    path, packed = Path(name), Path(__file__).parents[1] / name
-    return (packed if packed.exists() and not path.exists() else path).resolve()

@@ -23,8 +23,8 @@ from scipy import stats
 from simulations.seeds import APP, RUNS
 
 SETTINGS = (
-    "num-server-rounds=2 examples-per-client=12 num-candidates=16 num-selected=12 local-epochs=5 "
-    "batch-size=4 learning-rate=0.002 max-instruction-tokens=64 max-response-tokens=24 "
+    "num-server-rounds=2 examples-per-client=8 num-candidates=8 num-selected=8 local-epochs=5 "
+    "batch-size=4 learning-rate=0.002 max-instruction-tokens=48 max-response-tokens=16 "
     "test-size=64"
 )
 """Small enough for minutes on two cores."""
@@ -59,7 +59,7 @@ METHODS = {
     "central": Method(
         "centralised: one client with all data",
         1,
-        "beta=1.0 examples-per-client=36 min-available-clients=1",
+        "beta=1.0 examples-per-client=24 min-available-clients=1",
     ),
 }
 

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from io import BytesIO
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 from flwr.client import NumPyClient
@@ -25,7 +25,7 @@ from scipy import stats
 
 from feddtpt_flwr import models
 from feddtpt_flwr.client_app import plain_client
-from feddtpt_flwr.config import Privacy, RunConfig
+from feddtpt_flwr.config import RunConfig
 from feddtpt_flwr.data import ClientData, Example, FederatedData, Task
 from feddtpt_flwr.evaluation import Evaluator, QueryBudget
 from feddtpt_flwr.experiment import load_data, load_task, readability, seed_tokens
@@ -36,7 +36,16 @@ from strategies.rounds import Rounds
 from strategies.settings import RoundSettings
 from strategies.wire import QUERIES_KEY, ROUND_KEY, Reply
 
-MODES: tuple[Privacy, ...] = get_args(Privacy)
+VARIANTS: dict[str, dict[str, Any]] = {
+    "none": {},
+    "none, without feedback": {"feedback": False},
+    "none, random tokens": {"proposer": "random"},
+    "public-tokens": {"privacy": "public-tokens"},
+    "synthetic": {"privacy": "synthetic"},
+    "exponential": {"privacy": "exponential"},
+}
+"""What differs from `SETTINGS`: each proposer without a defence, and each defence."""
+
 NUM_CLIENTS = 4
 SETTINGS: dict[str, Any] = {
     "num-server-rounds": 2,
@@ -174,9 +183,9 @@ class Federation:
         return Reply(str(index), tuple(map(_as_bytes, arrays)), metrics, num_examples)
 
 
-def run_once(mode: Privacy, seed: int, settings: Mapping[str, Any] = SETTINGS) -> Outcome:
+def run_once(variant: str, seed: int, settings: Mapping[str, Any] = SETTINGS) -> Outcome:
     """Run a federation with canaries in its private texts."""
-    config = RunConfig.from_run_config({**settings, "seed": seed, "privacy": mode})
+    config = RunConfig.from_run_config({**settings, **VARIANTS[variant], "seed": seed})
     task = load_task(config)
     data = load_data(config, NUM_CLIENTS)
     clients = tuple(
@@ -212,10 +221,10 @@ def run_once(mode: Privacy, seed: int, settings: Mapping[str, Any] = SETTINGS) -
 def run(
     seeds: Sequence[int],
     folder: Path,
-    modes: Sequence[Privacy] = MODES,
+    variants: Sequence[str] = tuple(VARIANTS),
     settings: Mapping[str, Any] = SETTINGS,
 ) -> str:
-    """Run every mode under every seed; write ``privacy.json`` and ``privacy.md`` to ``folder``.
+    """Run every variant under every seed; write ``privacy.json`` and ``privacy.md`` to ``folder``.
 
     What was run before with the same settings is read from ``privacy.json`` and not run again.
 
@@ -232,11 +241,11 @@ def run(
             results = known["runs"]
     folder.mkdir(parents=True, exist_ok=True)
     for seed in seeds:
-        for mode in modes:
-            if str(seed) in results.get(mode, {}):
+        for variant in variants:
+            if str(seed) in results.get(variant, {}):
                 continue
-            outcome = run_once(mode, seed, settings)
-            results.setdefault(mode, {})[str(seed)] = asdict(outcome)
+            outcome = run_once(variant, seed, settings)
+            results.setdefault(variant, {})[str(seed)] = asdict(outcome)
             _write(file, results, settings)
             text = _table(results)
             file.with_suffix(".md").write_text(text, encoding="utf-8")
@@ -252,7 +261,7 @@ def _write(
         f"{platform.python_version()}",
         "clients": NUM_CLIENTS,
         "settings": dict(settings),
-        "runs": {mode: results[mode] for mode in MODES if mode in results},
+        "runs": {name: results[name] for name in VARIANTS if name in results},
     }
     file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
@@ -271,7 +280,8 @@ def _table(results: Mapping[str, Mapping[str, Any]]) -> str:
         "| held-out accuracy | 95 % | own prompt, on validation | queries | seconds |",
         "|" + "---|" * 16,
     ]
-    for mode, runs in results.items():
+    for variant in filter(results.__contains__, VARIANTS):
+        runs = results[variant]
         leakages = [Leakage(**run["leakage"]) for run in runs.values()]
         total = sum(leakages, Leakage())
         leaks = np.array([leak for each in leakages if (leak := each.leak()) is not None])
@@ -279,7 +289,7 @@ def _table(results: Mapping[str, Mapping[str, Any]]) -> str:
         own = [run["own_accuracy"] for run in runs.values() if run["own_accuracy"] is not None]
         new = total.new_words
         lines.append(
-            f"| {mode} | {len(runs)} | {total.uploads} | {new} | {_share(total.in_own, new)} "
+            f"| {variant} | {len(runs)} | {total.uploads} | {new} | {_share(total.in_own, new)} "
             f"| {_share(total.in_others, new)} | {_share(total.in_own - total.in_others, new)} "
             f"| {_interval(leaks)} | {total.own_only:.0f} / {total.others_only:.1f} "
             f"| {total.own_parts:.0f} / {total.others_parts:.1f} | {total.canaries} "

@@ -46,6 +46,9 @@ class FedPITConfig(BaseModel):
         The model that is tuned: ``"embedded"``, a hub name, a folder or a ``.gguf`` file.
     device, dtype : str
         Where and in which numeric type the model runs; adapters are trained in float32.
+    start_adapter : str
+        Folder of the adapter to begin with, such as ``adapter`` of an earlier run's folder, on the
+        server; empty begins anew.
     lora_rank : int
         Rank of the adapters, which are scaled by 2 (``lora_alpha`` is twice the rank).
     learning_rate : float
@@ -98,6 +101,7 @@ class FedPITConfig(BaseModel):
     language_model: str = EMBEDDED
     device: str = "auto"
     dtype: Dtype = "auto"
+    start_adapter: str = ""
     lora_rank: int = Field(16, ge=1)
     learning_rate: float = Field(1e-3, gt=0, allow_inf_nan=False)
     batch_size: int = Field(8, ge=1)

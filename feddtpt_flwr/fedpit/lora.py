@@ -114,6 +114,28 @@ class AdaptedModel:
         """Write the adapter as PEFT does, for ``PeftModel.from_pretrained``."""
         self._peft.save_pretrained(folder)
 
+    def read(self, folder: Path) -> None:
+        """Replace the adapter's weights by what `save` wrote.
+
+        Raises
+        ------
+        OSError
+            If there is no adapter.
+        ValueError
+            If it is of another model or rank, or scaled in another way.
+        """
+        from peft import LoraConfig
+        from safetensors.numpy import load_file
+
+        weights = load_file(folder / "adapter_model.safetensors")
+        config, own = LoraConfig.from_pretrained(str(folder)), self._peft.peft_config["default"]
+        if (config.r, config.lora_alpha) != (own.r, own.lora_alpha):
+            raise ValueError(
+                f"the adapter has rank {config.r} and alpha {config.lora_alpha}, {own.r} and "
+                f"{own.lora_alpha} are needed"
+            )
+        self.load(weights)
+
     def shorten(self, row: Instruction) -> Instruction:
         """Return an instruction and response cut as the model would see them."""
         asked = self._ids(row.instruction)[: self._max_instruction_tokens]

@@ -8,7 +8,9 @@ from flwr.app import Context
 from flwr.common import log
 from flwr.serverapp import Grid, ServerApp
 
+from feddtpt_flwr.config import ConfigError
 from feddtpt_flwr.fedpit.config import FedPITConfig
+from feddtpt_flwr.fedpit.lora import AdaptedModel
 from feddtpt_flwr.fedpit.node import adapted_model
 from feddtpt_flwr.fedpit.partition import divide, hold_out
 from feddtpt_flwr.fedpit.recorder import Recorder
@@ -40,6 +42,8 @@ def main(grid: Grid, context: Context) -> None:
         )  # too few instructions show here, and not on every node
     test = hold_out(data.test, config.test_size, config.seed)
     model = adapted_model(config)
+    if config.start_adapter:
+        _read_adapter(model, config.start_adapter)
     name = Path(config.task).stem
     folder = RunFolder(Path(config.run_folder), f"fedpit-{name}-seed{config.seed}")
     recorder = Recorder(config, model, test, folder)
@@ -68,3 +72,10 @@ def _wait_for_clients(grid: Grid, config: FedPITConfig) -> int:
         log(INFO, "%d of %d clients connected", connected, config.min_available_clients)
         time.sleep(3)
     return connected
+
+
+def _read_adapter(model: AdaptedModel, folder: str) -> None:
+    try:
+        model.read(Path(folder))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"start-adapter = {folder!r}: cannot begin with this ({error})") from None

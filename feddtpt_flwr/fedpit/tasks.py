@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
+from feddtpt_flwr.app_files import find_file
 from feddtpt_flwr.data import TASKS, DataError, get_source, get_task, to_examples
 from feddtpt_flwr.data.embedded import wheel_folder
 from feddtpt_flwr.fedpit.config import DEFAULT_TASK, FedPITConfig
@@ -44,7 +45,7 @@ def load_instructions(config: FedPITConfig) -> InstructionData:
     data = _load(config.task)
     if not config.test_file:
         return data
-    return separate((*data.train, *data.test), read_jsonl(Path(config.test_file)))
+    return separate((*data.train, *data.test), read_jsonl(find_file(config.test_file)))
 
 
 @cache
@@ -54,7 +55,7 @@ def _load(task: str) -> InstructionData:
     if task in TASKS:
         return classification(task)
     if task.endswith(".jsonl"):
-        return separate(read_jsonl(Path(task)))
+        return separate(read_jsonl(find_file(task)))
     if "/" in task:
         return read_hub(task)
     names = ", ".join([DEFAULT_TASK, *TASKS])

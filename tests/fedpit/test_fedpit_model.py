@@ -49,6 +49,27 @@ def test_a_fresh_adapter_changes_nothing(model: AdaptedModel, start: Adapter) ->
     assert {array.dtype for array in start.values()} == {np.dtype(np.float32)}
 
 
+def test_a_saved_adapter_is_read_again(
+    model: AdaptedModel, start: Adapter, short: tuple[Instruction, ...], tmp_path: Path
+) -> None:
+    train(model, short[:4])
+    trained = model.adapter
+    model.save(tmp_path)
+    model.load(start)
+    model.read(tmp_path)
+    assert distance(model.adapter, trained) == 0
+
+
+def test_an_adapter_of_another_scale_is_refused(model: AdaptedModel, tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="adapter_model"):
+        model.read(tmp_path)
+    model.save(tmp_path)
+    config = tmp_path / "adapter_config.json"
+    config.write_text(config.read_text().replace('"lora_alpha": 8', '"lora_alpha": 16'))
+    with pytest.raises(ValueError, match="rank 4 and alpha 16, 4 and 8 are needed"):
+        model.read(tmp_path)
+
+
 def test_training_lowers_the_loss_and_loading_undoes_it(
     model: AdaptedModel, start: Adapter, short: tuple[Instruction, ...], tmp_path: Path
 ) -> None:
