@@ -6,10 +6,6 @@ python -m simulations fedpit
 import json
 import os
 import platform
-import subprocess
-import sys
-import tempfile
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -20,13 +16,20 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from simulations.seeds import APP, RUNS
+from simulations.fedpit_federation import Federation, Measured
 
-SETTINGS = (
-    "num-server-rounds=2 examples-per-client=8 num-candidates=8 num-selected=8 local-epochs=5 "
-    "batch-size=4 learning-rate=0.002 max-instruction-tokens=48 max-response-tokens=16 "
-    "test-size=64"
-)
+SETTINGS: dict[str, Any] = {
+    "num-server-rounds": 2,
+    "examples-per-client": 12,
+    "num-candidates": 16,
+    "num-selected": 12,
+    "local-epochs": 5,
+    "batch-size": 4,
+    "learning-rate": 0.002,
+    "max-instruction-tokens": 64,
+    "max-response-tokens": 24,
+    "test-size": 64,
+}
 """Small enough for minutes on two cores."""
 
 BETAS = (0.0, 0.3, 0.5, 0.7, 1.0)
@@ -42,24 +45,22 @@ class Method:
         For the table.
     num_clients : int
         Simulated clients.
-    settings : str
+    settings : dict[str, Any]
         What differs from `SETTINGS`.
     """
 
     what: str
     num_clients: int
-    settings: str
+    settings: dict[str, Any]
 
 
 METHODS = {
-    **{f"beta-{beta}": Method(f"FedPIT, beta {beta}", 3, f"beta={beta}") for beta in BETAS},
-    "beta-1.0": Method("FedIT (beta 1.0)", 3, "beta=1.0"),
-    "fedprox": Method("FedProx (beta 1.0, mu 0.1)", 3, "beta=1.0 proximal-mu=0.1"),
-    "fedmit": Method("FedMIT (mixed training)", 3, "training='mixed'"),
+    **{f"beta-{beta}": Method(f"FedPIT, beta {beta}", 3, {"beta": beta}) for beta in BETAS},
+    "beta-1.0": Method("FedIT (beta 1.0)", 3, {"beta": 1.0}),
+    "fedprox": Method("FedProx (beta 1.0, mu 0.1)", 3, {"beta": 1.0, "proximal-mu": 0.1}),
+    "fedmit": Method("FedMIT (mixed training)", 3, {"training": "mixed"}),
     "central": Method(
-        "centralised: one client with all data",
-        1,
-        "beta=1.0 examples-per-client=24 min-available-clients=1",
+        "centralised: one client with all data", 1, {"beta": 1.0, "examples-per-client": 36}
     ),
 }
 
@@ -76,18 +77,15 @@ class Outcome:
         Rouge-L of the private responses, before and after.
     synthetic_rouge_l : float or None
         Of synthetic and closest private texts; None without synthetic data.
-    bytes_per_round : list[int]
+    bytes_per_round : int
         Adapters, both directions, all clients.
-    seconds : float
-        From start to exit.
     """
 
     rouge_l: tuple[float, float]
     accuracy: tuple[float, float]
     memorisation: tuple[float, float]
     synthetic_rouge_l: float | None
-    bytes_per_round: list[int]
-    seconds: float
+    bytes_per_round: int
 
 
 def run(methods: Sequence[str], seeds: Sequence[int], folder: Path) -> str:
@@ -105,15 +103,16 @@ def run(methods: Sequence[str], seeds: Sequence[int], folder: Path) -> str:
     ------
     ValueError
         If ``fedpit.json`` holds runs of other settings.
-    subprocess.CalledProcessError
-        If a run fails.
     """
     file = folder / "fedpit.json"
     outcomes = read(file)
     for seed in seeds:
+        if all(seed in outcomes.get(name, {}) for name in methods):
+            continue
+        federation = Federation({**SETTINGS, "seed": seed})
         for name in methods:
             if seed not in outcomes.setdefault(name, {}):
-                outcomes[name][seed] = run_once(METHODS[name], seed)
+                outcomes[name][seed] = run_once(federation, METHODS[name])
                 _write(file, outcomes)
                 (folder / "fedpit.md").write_text(table(outcomes), encoding="utf-8")
     _plot(outcomes, folder / "fedpit.png")
@@ -140,51 +139,41 @@ def read(file: Path) -> dict[str, dict[int, Outcome]]:
     }
 
 
-def run_once(method: Method, seed: int) -> Outcome:
-    """Run the app in simulation; its run folder stays under ``runs/``.
-
-    Raises
-    ------
-    subprocess.CalledProcessError
-        If the run fails.
-    """
-    RUNS.mkdir(exist_ok=True)
-    parent = tempfile.mkdtemp(prefix=f"fedpit-seed{seed}-", dir=RUNS)
-    command = [sys.executable, "-m", "feddtpt_flwr.cli", "simulate", str(APP), "--app", "fedpit"]
-    command += ["--num-clients", str(method.num_clients)]
-    for override in (SETTINGS, method.settings, f"seed={seed} run-folder='{parent}'"):
-        command += ["--run-config", override]
-    start = time.monotonic()
-    subprocess.run(command, check=True)
-    seconds = time.monotonic() - start
-    (run_folder,) = Path(parent).iterdir()
-    result: dict[str, Any] = json.loads((run_folder / "result.json").read_text(encoding="utf-8"))
-    first, last = result["utility"][0], result["utility"][-1]
+def run_once(federation: Federation, method: Method) -> Outcome:
+    """Tune by one method."""
+    tuned = federation.tune(method.num_clients, method.settings)
+    first, last = tuned.before, tuned.after
     return Outcome(
-        rouge_l=(first["rouge-l"], last["rouge-l"]),
-        accuracy=(first["accuracy"], last["accuracy"]),
-        memorisation=(result["memorisation"][0], result["memorisation"][-1]),
-        synthetic_rouge_l=result["synthetic-rouge-l"],
-        bytes_per_round=result["bytes"],
-        seconds=round(seconds, 1),
+        rouge_l=(first.utility.rouge_l.value, last.utility.rouge_l.value),
+        accuracy=(_accuracy(first), _accuracy(last)),
+        memorisation=(first.memorisation, last.memorisation),
+        synthetic_rouge_l=tuned.synthetic_rouge_l,
+        bytes_per_round=tuned.bytes_per_round,
     )
+
+
+def _accuracy(measured: Measured) -> float:
+    if measured.utility.accuracy is None:
+        raise ValueError("none of the held-out instructions classifies")
+    return measured.utility.accuracy.value
 
 
 def table(outcomes: dict[str, dict[int, Outcome]]) -> str:
     """Return the table of all methods, with intervals over their seeds."""
+    settings = " ".join(f"{key}={value}" for key, value in SETTINGS.items())
     lines = [
         "# FedPIT: utility and leakage",
         "",
         "`python -m simulations fedpit`: SmolLM2-135M-Instruct on drug reviews; the runs by seed "
         "and their date are in `fedpit.json`. "
-        f"Settings: `{SETTINGS}`, otherwise the defaults. Means over seeds with 95 % intervals "
+        f"Settings: `{settings}`, otherwise the defaults. Means over seeds with 95 % intervals "
         "(t). Utility is of held-out instructions. Memorisation is the Rouge-L between the true "
         "responses of private examples and what the global model answers to their prompts; the "
-        "untouched model's is in the first row. All columns but the last two are between 0 and 1.",
+        "untouched model's is in the first row. All columns but the last are between 0 and 1.",
         "",
         "| method | seeds | held-out Rouge-L | held-out accuracy | memorisation | "
-        "synthetic to closest private text, Rouge-L | bytes per round | seconds |",
-        "|---|---|---|---|---|---|---|---|",
+        "synthetic to closest private text, Rouge-L | bytes per round |",
+        "|---|---|---|---|---|---|---|",
     ]
     if all_runs := [o for runs in outcomes.values() for o in runs.values()]:
         before = [
@@ -196,7 +185,7 @@ def table(outcomes: dict[str, dict[int, Outcome]]) -> str:
             )
         ]
         means = " | ".join(text.split(" ")[0] for text in before)
-        lines.append(f"| untouched model | | {means} | | | |")
+        lines.append(f"| untouched model | | {means} | | |")
     for name, method in METHODS.items():
         if not (runs := list(outcomes.get(name, {}).values())):
             continue
@@ -208,8 +197,7 @@ def table(outcomes: dict[str, dict[int, Outcome]]) -> str:
             _interval([o.accuracy[1] for o in runs]),
             _interval([o.memorisation[1] for o in runs]),
             _interval(synthetic) if synthetic else "-",
-            f"{np.mean([np.mean(o.bytes_per_round) for o in runs]):,.0f}",
-            f"{np.mean([o.seconds for o in runs]):.0f}",
+            f"{np.mean([o.bytes_per_round for o in runs]):,.0f}",
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([*lines, ""])

@@ -1,5 +1,6 @@
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,8 +12,7 @@ OUTCOME = Outcome(
     accuracy=(0.3, 0.6),
     memorisation=(0.04, 0.2),
     synthetic_rouge_l=0.3,
-    bytes_per_round=[100, 200],
-    seconds=60.0,
+    bytes_per_round=100,
 )
 
 
@@ -21,12 +21,18 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     """Which runs were started; they answer at once, with figures that are made up."""
     runs: list[tuple[str, int]] = []
 
-    def run_once(method: fedpit.Method, seed: int) -> Outcome:
+    class Federation:
+        def __init__(self, settings: dict[str, Any]) -> None:
+            self.seed = settings["seed"]
+
+    def run_once(federation: Federation, method: fedpit.Method) -> Outcome:
+        seed = federation.seed
         runs.append((method.what, seed))
         if len(runs) == 4:
             raise RuntimeError("the machine stops here")
         return replace(OUTCOME, memorisation=(0.04, 0.2 + 0.1 * seed))
 
+    monkeypatch.setattr(fedpit, "Federation", Federation)
     monkeypatch.setattr(fedpit, "run_once", run_once)
     return runs
 
@@ -50,17 +56,14 @@ def test_runs_of_other_settings_are_not_mixed_in(
     started: list[tuple[str, int]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fedpit.run(["beta-0.5"], [0], tmp_path)
-    monkeypatch.setattr(fedpit, "SETTINGS", "num-server-rounds=9")
+    monkeypatch.setattr(fedpit, "SETTINGS", {"num-server-rounds": 9})
     with pytest.raises(ValueError, match="holds runs of other settings"):
         fedpit.run(["beta-0.5"], [0], tmp_path)
 
 
 def test_the_settings_are_allowed() -> None:
-    from flwr.common.config import parse_config_args
-
     from feddtpt_flwr.fedpit.config import FedPITConfig
 
     for method in METHODS.values():
-        settings = parse_config_args([fedpit.SETTINGS, method.settings])
-        FedPITConfig.from_run_config(settings)
+        FedPITConfig.from_run_config({**fedpit.SETTINGS, **method.settings})
     assert {f"beta-{beta}" for beta in BETAS} <= METHODS.keys()

@@ -2,12 +2,11 @@
 
 from logging import INFO
 
-import numpy as np
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.common import log
 
-from feddtpt_flwr.fedpit.local_round import local_round, memorisation
+from feddtpt_flwr.fedpit.local_round import client_rng, local_round, memorisation
 from feddtpt_flwr.fedpit.node import Node, adapted_model, load_node
 from strategies.adapters import Adapter, from_record, to_record
 from strategies.fedpit import PROXIMAL_MU_KEY
@@ -29,12 +28,12 @@ def train(message: Message, context: Context) -> Message:
     config = node.config
     model = adapted_model(config)
     sent = message.content.config_records["config"]
-    rng = np.random.default_rng([config.seed, server_round, _stream(node.name)])
+    rng = client_rng(config.seed, server_round, node.name)
     before = {}
     if server_round == 1:
         shown = node.private[: config.leakage_size]
         before[START_KEY] = memorisation(model, adapter, shown)[0]
-    update = local_round(
+    trained = local_round(
         model,
         adapter,
         node.private,
@@ -42,7 +41,7 @@ def train(message: Message, context: Context) -> Message:
         proximal_mu=float(str(sent[PROXIMAL_MU_KEY])),
         rng=rng,
     )
-    metrics = {**update.metrics, **before}
+    metrics = {**trained.metrics, **before}
     log(
         INFO,
         "round %d, client %s: %s",
@@ -50,7 +49,7 @@ def train(message: Message, context: Context) -> Message:
         node.name,
         ", ".join(f"{key} {value:.4g}" for key, value in metrics.items()),
     )
-    content = RecordDict({"arrays": to_record(update.adapter, config.upload_dtype)})
+    content = RecordDict({"arrays": to_record(trained.upload(config), config.upload_dtype)})
     return _reply(message, node, content, metrics)
 
 
@@ -79,8 +78,3 @@ def _reply(
     content["metrics"] = MetricRecord({**metrics})
     content["about"] = ConfigRecord({CLIENT_KEY: node.name})
     return Message(content=content, reply_to=message)
-
-
-def _stream(name: str) -> int:
-    """Return a number that gives every client its own stream of randomness."""
-    return int.from_bytes(name.encode(), "big")

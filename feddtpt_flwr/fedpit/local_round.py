@@ -15,19 +15,28 @@ from strategies.adapters import Adapter, mix
 
 
 @dataclass(frozen=True)
-class LocalUpdate:
-    """A client's upload.
+class Trained:
+    """What a client has after training, before it mixes.
 
     Attributes
     ----------
-    adapter : Adapter
-        What is uploaded.
+    local : Adapter
+        Trained on private data; with mixed training on both kinds.
+    synthetic : Adapter
+        Trained on synthetic data only; the global adapter if there are none.
     metrics : dict[str, int | float]
-        What is reported with it: numbers, never texts.
+        What is reported: numbers, never texts.
     """
 
-    adapter: Adapter
+    local: Adapter
+    synthetic: Adapter
     metrics: dict[str, int | float]
+
+    def upload(self, config: FedPITConfig) -> Adapter:
+        """Return what leaves the client (FedPIT's local aggregation sharing)."""
+        if config.training == "mixed" or not config.synthetic:
+            return self.local
+        return mix(config.beta, self.local, self.synthetic)
 
 
 def local_round(
@@ -38,8 +47,8 @@ def local_round(
     *,
     proximal_mu: float,
     rng: np.random.Generator,
-) -> LocalUpdate:
-    """Train isolated adapters on private and on synthetic data, and mix them (FedPIT).
+) -> Trained:
+    """Train isolated adapters on private and on synthetic data (FedPIT).
 
     Parameters
     ----------
@@ -86,22 +95,24 @@ def local_round(
         metrics |= {"written": made.written, "candidates": len(made.candidates)}
         metrics |= {f"dropped-{reason}": number for reason, number in made.dropped.items()}
     local, metrics["loss-local"] = trained(private)
-    if not config.synthetic:
-        return LocalUpdate(local, metrics | {"seconds": time.monotonic() - clock})
-    selected = select(model, made.candidates, config.num_selected)
-    metrics["selected"] = len(selected)
-    if selected:
-        texts = [row.text for row in private]
-        metrics["synthetic-rouge-l"] = float(np.mean([closest(s.text, texts) for s in selected]))
-    if config.training == "mixed":
-        upload, metrics["loss-mixed"] = trained([*private, *selected])
-    elif selected:
-        synthetic, metrics["loss-synthetic"] = trained(selected)
-        upload = mix(config.beta, local, synthetic)
-    else:
-        # Nothing usable was written: the global adapter stands in for the synthetic one.
-        upload = mix(config.beta, local, start)
-    return LocalUpdate(upload, metrics | {"seconds": time.monotonic() - clock})
+    synthetic = start
+    if config.synthetic:
+        selected = select(model, made.candidates, config.num_selected)
+        metrics["selected"] = len(selected)
+        if selected:
+            texts = [row.text for row in private]
+            distances = [closest(row.text, texts) for row in selected]
+            metrics["synthetic-rouge-l"] = float(np.mean(distances))
+        if config.training == "mixed":
+            local, metrics["loss-mixed"] = trained([*private, *selected])
+        elif selected:
+            synthetic, metrics["loss-synthetic"] = trained(selected)
+    return Trained(local, synthetic, metrics | {"seconds": time.monotonic() - clock})
+
+
+def client_rng(seed: int, server_round: int, name: str) -> np.random.Generator:
+    """Return the randomness of one client in one round, whoever else takes part."""
+    return np.random.default_rng([seed, server_round, int.from_bytes(name.encode(), "big")])
 
 
 def memorisation(

@@ -175,8 +175,8 @@ def test_isolation(model: AdaptedModel, start: Adapter, short: tuple[Instruction
             }
         )
         rng = np.random.default_rng(2)
-        update = local_round(model, start, short[:4], config, proximal_mu=0.0, rng=rng)
-        return update.adapter, dict(update.metrics)
+        trained = local_round(model, start, short[:4], config, proximal_mu=0.0, rng=rng)
+        return trained.upload(config), dict(trained.metrics)
 
     local, of_local = uploaded(1.0)
     assert "written" not in of_local, "plain federated tuning writes nothing"
