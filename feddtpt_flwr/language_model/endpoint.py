@@ -1,6 +1,7 @@
 """One request to an OpenAI-compatible endpoint, and what its failure means."""
 
 import asyncio
+import json
 import re
 import ssl
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -77,7 +78,10 @@ class Endpoint:
         self._model = model
         self._key = key
         self._timeout = timeout
-        headers = {"User-Agent": f"feddtpt-flwr/{__version__}"}
+        headers = {
+            "User-Agent": f"feddtpt-flwr/{__version__}",
+            "Content-Type": "application/json",
+        }
         if key:
             headers["Authorization"] = f"Bearer {key}"
         self._client = httpx.AsyncClient(
@@ -110,11 +114,12 @@ class Endpoint:
     async def _send(self, path: str, fields: dict[str, Any]) -> tuple[str, Usage]:
         import httpx
 
-        body = {"model": self._model, **fields}
+        # httpx would write UTF-8, in which half of a character, as files may hold, is an error.
+        body = json.dumps({"model": self._model, **fields})
         try:
             # The client's own limit is one for each piece that arrives, not for the whole.
             async with asyncio.timeout(self._timeout):
-                response = await self._client.post(self.url.rstrip("/") + path, json=body)
+                response = await self._client.post(self.url.rstrip("/") + path, content=body)
         except (TimeoutError, httpx.TimeoutException):
             raise TransientError(
                 f"{self.url}: no answer in timeout = {self._timeout:g} s"

@@ -201,11 +201,16 @@ class Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def fault_proxy(target: str, certificate: Path | None = None) -> Iterator[FaultProxy]:
-    """Run a proxy on a free port of loopback; with a certificate and its key, behind TLS."""
+def fault_proxy(
+    target: str, certificate: Path | None = None, port: int = 0
+) -> Iterator[FaultProxy]:
+    """Run a proxy on a port of loopback, by default a free one.
+
+    With a certificate and its key it speaks TLS.
+    """
     proxy = FaultProxy(target)
     handler = type("BoundHandler", (Handler,), {"proxy": proxy})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server = ThreadingHTTPServer(("127.0.0.1", port), handler)
     server.daemon_threads = True
     if certificate:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

@@ -103,6 +103,13 @@ def test_what_every_request_says_of_its_sender(end: str, proxy: FaultProxy, task
     assert proxy.user_agent == f"feddtpt-flwr/{__version__}"
 
 
+def test_half_a_character_is_asked_about_as_well(proxy: FaultProxy, task: Task) -> None:
+    proxy.afterwards = faults.no_choices  # the real server refuses it
+    with pytest.raises(ModelUnavailableError, match="holds no answer"):
+        model(proxy.url, patience=0.0).answer(["\ud83d é"], task.answers)
+    assert proxy.asked[0]["prompt"] == "\ud83d é"
+
+
 def test_without_a_key_none_is_sent(proxy: FaultProxy) -> None:
     with pytest.raises(FatalModelError, match="a key is needed"):
         model(proxy.url, key="").prepare()
