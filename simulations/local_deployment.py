@@ -74,6 +74,12 @@ class Deployment:
                 os.kill(process, signal.SIGKILL)
         self._processes.pop(name).wait()
 
+    def end(self, name: str) -> None:
+        """End a SuperNode as its operator does: it takes leave of the SuperLink."""
+        process = self._processes.pop(name)
+        process.terminate()
+        process.wait(timeout=60)
+
     def kill_program(self, name: str, program: str) -> int:
         """Kill what a SuperLink or SuperNode has started: ``flwr-serverapp``, ``flwr-clientapp``.
 

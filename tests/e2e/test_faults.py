@@ -67,7 +67,7 @@ def test_a_run_that_was_killed_goes_on_to_the_same_end(
     runs = Path(settings["run-folder"])
     running.run(app, settings)
     # Nothing slower in between: round 2 has few questions.
-    wait_until(lambda: rounds_done(runs) == 1, "round 1")
+    wait_until(lambda: rounds_done(runs) == 1, "round 1", 300)
     answered = proxy.answered.total() + 5
     proxy.faults, proxy.afterwards = [None] * 5, held
     wait_until(lambda: proxy.answered.total() == answered, "five answers of round 2")
