@@ -150,6 +150,35 @@ def check(
     raise typer.Exit(1)
 
 
+@app.command()
+def own_prompt() -> None:
+    """Print the prompts that this machine's nodes keep to themselves (privacy = 'synthetic').
+
+    One for each run and node, the newest at the end; they are in FEDDTPT_CACHE, for 30 days.
+    """
+    from feddtpt_flwr.assets import cache_folder
+    from feddtpt_flwr.privacy.own_prompts import kept
+
+    try:
+        found = kept(cache_folder())
+    except OSError as error:
+        typer.secho(f"the nodes' state cannot be read: {error}", err=True)
+        raise typer.Exit(1) from None
+    if not found:
+        typer.secho(
+            f"no own prompt in {cache_folder()}; runs with privacy = 'synthetic' keep one there, "
+            "unless cache-size-mib is 0; FEDDTPT_CACHE must be that of the SuperNode",
+            err=True,
+        )
+        raise typer.Exit(1)
+    for own in found:
+        accuracy = "not known" if own.accuracy is None else f"{own.accuracy:.3f}"
+        typer.echo(
+            f"run {own.run}, node {own.client}, round {own.round}, accuracy on its validation "
+            f"examples {accuracy}:\n{own.prompt}"
+        )
+
+
 def _check(folder: Path, app_name: str, run_config: list[str]) -> None:
     """Find mistakes in the settings at once: Flower starts for many seconds, then tells less."""
     if app_name not in APPS:

@@ -309,9 +309,10 @@ def tracker_names(trackers: str) -> list[str]:
 def _url_mistakes(key: str, url: str, key_setting: str) -> list[str]:
     try:
         parts = urlsplit(url)
-    except ValueError:
-        parts = urlsplit("")
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+        usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:  # a port above 65535, for instance
+        usable = False
+    if not usable:
         return [
             f"{key} = {url!r}: a URL that begins with http:// or https:// is needed, such as "
             "'http://127.0.0.1:8080/v1'"

@@ -33,6 +33,8 @@ def begin(**fields: str | int) -> None:
     _fields.clear()
     _fields.update(fields)
     _logger.addFilter(_add_fields)
+    # It tells every request's URL at INFO, where a platform has opened the root logger.
+    logging.getLogger("httpx").setLevel(logging.WARNING)
     if wanted == "json":
         for handler in _logger.handlers:
             handler.addFilter(_says_something)

@@ -31,10 +31,10 @@ def language_model(config: RunConfig) -> LanguageModel:
     Raises
     ------
     ConfigError
-        If there is no such model.
+        If there is no such model, or its key cannot be sent.
     """
     if config.endpoint:
-        return _api_language_model(config, os.environ.get(config.api_key_env, ""))
+        return _api_language_model(config, _api_key(config.api_key_env))
     device = _device(config)
     with _named("language-model", config.language_model):
         return _language_model(config.language_model, config.chat, device, config.dtype)
@@ -132,6 +132,17 @@ def _named(key: str, value: str) -> Iterator[None]:
             f"{key} = {value!r}: no model can be loaded from this; allowed are 'embedded', a name "
             f"on the Hugging Face hub, a folder with a model, or a .gguf file ({error})"
         ) from error
+
+
+def _api_key(variable: str) -> str:
+    """Return the key in an environment variable; files of keys often end with a line break."""
+    key = os.environ.get(variable, "").strip()
+    if not (key.isascii() and key.isprintable()):
+        raise ConfigError(
+            f"api-key-env = {variable!r}: the key in this variable holds characters that no HTTP "
+            "header can; printable ASCII is allowed"
+        )
+    return key
 
 
 @cache

@@ -20,14 +20,15 @@ def load_tokenizer(source: str) -> "Tokenizer":
     ValueError
         If there is none.
     """
-    from httpx import HTTPError
-    from huggingface_hub import hf_hub_download
     from tokenizers import Tokenizer
 
     path = Path(source)
     if path.is_dir():
         path = path / "tokenizer.json"
     if not path.is_file():
+        from httpx import HTTPError
+        from huggingface_hub import hf_hub_download
+
         # A name that no model can have is a ValueError.
         failures: tuple[type[Exception], ...] = (OSError, ValueError, HTTPError)
         try:

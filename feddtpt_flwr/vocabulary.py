@@ -1,7 +1,6 @@
 """The token vocabulary in which prompts are written: the masked language model's."""
 
 import hashlib
-import re
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from itertools import pairwise
@@ -108,7 +107,7 @@ class Vocabulary:
                 continue
             marked = self._wordpiece or piece.startswith(_WORD_MARKS)
             word = piece.lstrip("".join(_WORD_MARKS))
-            if marked and re.fullmatch(r"[A-Za-z]+", word):
+            if marked and word.isascii() and word.isalpha():
                 allowed[token] = word.casefold() not in excluded and (
                     len(word) > 1 or word in {"a", "I"}
                 )

@@ -258,21 +258,22 @@ def _padded(dtype: str) -> Ask:
 
 def _llama_cpp(url: str) -> Ask:
     """Constrained by a grammar; the server keeps the prompt's state between requests."""
-    from openai import OpenAI
+    import httpx
 
-    client = OpenAI(base_url=url, api_key="none", max_retries=0)
+    client = httpx.Client(timeout=600)
     answers = get_task("rotten_tomatoes").answers
     grammar = "root ::= " + " | ".join(f'" {answer}"' for answer in answers)
 
     def one(text: str) -> str:
-        completion = client.completions.create(
-            model="embedded",
-            prompt=text,
-            temperature=0,
-            max_tokens=4,
-            extra_body={"grammar": grammar, "cache_prompt": True},
-        )
-        return completion.choices[0].text.strip()
+        body = {
+            "prompt": text,
+            "temperature": 0,
+            "max_tokens": 4,
+            "grammar": grammar,
+            "cache_prompt": True,
+        }
+        response = client.post(f"{url}/completions", json=body).raise_for_status()
+        return str(response.json()["choices"][0]["text"]).strip()
 
     def ask(texts: Sequence[str]) -> list[str]:
         with ThreadPoolExecutor(2) as pool:

@@ -41,19 +41,28 @@ class Deployment:
             encoding="utf-8",
         )
 
-    def start_superlink(self) -> None:
-        """Start the SuperLink, or start it again with the database it had."""
-        command = [_program("flower-superlink"), "--insecure", "--host", "127.0.0.1"]
+    def start_superlink(self, *wrapper: str) -> None:
+        """Start the SuperLink, or start it again with the database it had.
+
+        Parameters
+        ----------
+        *wrapper
+            A command that starts the one after it, such as ``env NAME=value``; by default none.
+        """
+        command = [*wrapper, _program("flower-superlink"), "--insecure", "--host", "127.0.0.1"]
         command += ["--port", str(self._port), "--disable-runtime-dependency-installation"]
         command += ["--database", str(self._folder / "superlink" / "state.db")]
         process = self._start("superlink", command)
         _wait_until_up(process, self._port, self.log_file("superlink"))
 
-    def start_node(self, name: str, **node_config: Any) -> None:
-        """Start a SuperNode, or start it again; its node config's ``node-name`` is ``name``."""
+    def start_node(self, name: str, *wrapper: str, **node_config: Any) -> None:
+        """Start a SuperNode, or start it again; its node config's ``node-name`` is ``name``.
+
+        ``wrapper`` is as in `start_superlink`.
+        """
         config = {"node-name": name, **node_config}
         port = self._node_ports.setdefault(name, _free_port())
-        command = [_program("flower-supernode"), "--insecure"]
+        command = [*wrapper, _program("flower-supernode"), "--insecure"]
         command += ["--superlink", f"127.0.0.1:{self._port}", "--host", "127.0.0.1"]
         command += ["--port", str(port), "--node-config", _settings(config)]
         self._start(name, command)
@@ -64,6 +73,12 @@ class Deployment:
             with suppress(ProcessLookupError):
                 os.kill(process, signal.SIGKILL)
         self._processes.pop(name).wait()
+
+    def end(self, name: str) -> None:
+        """End a SuperNode as its operator does: it takes leave of the SuperLink."""
+        process = self._processes.pop(name)
+        process.terminate()
+        process.wait(timeout=60)
 
     def kill_program(self, name: str, program: str) -> int:
         """Kill what a SuperLink or SuperNode has started: ``flwr-serverapp``, ``flwr-clientapp``.
@@ -117,7 +132,15 @@ class Deployment:
 
     def log_file(self, name: str) -> Path:
         """Return the log of the SuperLink (``"superlink"``) or of a node."""
-        return self._folder / name / "log"
+        return self.folder(name) / "log"
+
+    def seen_by(self, name: str, path: Path) -> Path:
+        """Return a path as the SuperLink or a node sees it, with what is mounted for it alone."""
+        return Path(f"/proc/{self._processes[name].pid}/root{path}")
+
+    def folder(self, name: str) -> Path:
+        """Return the home of the SuperLink or a node: Flower's files, log and ``cache``."""
+        return self._folder / name
 
     def close(self) -> None:
         """Kill all that runs."""
@@ -166,11 +189,11 @@ class Deployment:
 
 
 @contextmanager
-def deployment(folder: Path, variables: Mapping[str, str]) -> Iterator[Deployment]:
-    """Start a SuperLink; kill it and all nodes at the end."""
+def deployment(folder: Path, variables: Mapping[str, str], *wrapper: str) -> Iterator[Deployment]:
+    """Start a SuperLink, with ``wrapper`` before it; kill it and all nodes at the end."""
     running = Deployment(folder, variables)
     try:
-        running.start_superlink()
+        running.start_superlink(*wrapper)
         yield running
     finally:
         running.close()

@@ -14,7 +14,7 @@ from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from feddtpt_flwr import models
 from feddtpt_flwr.client_app import PromptTuningClient
 from feddtpt_flwr.client_state import STATE_KEY
-from feddtpt_flwr.config import RunConfig
+from feddtpt_flwr.config import ConfigError, RunConfig
 from feddtpt_flwr.data import ClientData, Example
 from feddtpt_flwr.language_model.api import ApiLanguageModel
 from feddtpt_flwr.vocabulary import Vocabulary
@@ -130,6 +130,22 @@ def test_without_a_cache_everything_is_asked_again(
         node = Node(config(proxy, cache_size_mib=0), short_reviews)
         node.client().evaluate(start, {ROUND_KEY: 1})
     assert set(proxy.answered.values()) == {2}
+
+
+@pytest.mark.parametrize(
+    ("key", "sent"), [(f"{ENDPOINT_KEY}\n", True), ("se\ncret", False), ("sécret", False)]
+)
+def test_a_key_that_no_header_can_hold_is_refused_and_not_repeated(
+    key: str, sent: bool, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TEST_ENDPOINT_KEY", key)
+    if sent:
+        models.ready_language_model(config(proxy))
+        return
+    with pytest.raises(ConfigError, match="api-key-env = 'TEST_ENDPOINT_KEY': the key") as caught:
+        models.ready_language_model(config(proxy))
+    assert "cret" not in str(caught.value)
+    assert not proxy.probes
 
 
 @pytest.mark.usefixtures("patient")

@@ -168,6 +168,7 @@ def test_trackers_are_named_with_commas() -> None:
         ({"endpoint": "127.0.0.1:8080"}, "endpoint = '127.0.0.1:8080': a URL that begins with"),
         ({"endpoint": "ftp://host/v1"}, "endpoint = 'ftp://host/v1': a URL"),
         ({"endpoint": "http:///v1"}, "endpoint = 'http:///v1': a URL"),
+        ({"endpoint": "http://host:99999"}, "endpoint = 'http://host:99999': a URL"),
         ({"language-model": "embedded"}, "language-model = 'embedded': with an endpoint"),
         ({"system-message": "Hi"}, "system-message = 'Hi': needs chat = true"),
         ({"endpoint": "", "temperature": 0.5}, "temperature = 0.5: is for a model behind an"),

@@ -17,7 +17,7 @@ HEAVY = ["torch", "transformers", "sklearn", "scipy", "datasets", "ray", "matplo
 
 TELL = f"""
 import sys
-print("imported", [name for name in {[*HEAVY, "pandas", "openai"]} if name in sys.modules])
+print("imported", [name for name in {[*HEAVY, "pandas"]} if name in sys.modules])
 """
 
 MESSAGES = """
@@ -35,7 +35,7 @@ prompt = np.array(client._vocabulary.encode("Movie review."))
 _, _, searched = client.fit([prompt], {"server-round": 1})
 _, _, scored = client.evaluate([prompt], {"server-round": 1})
 assert "failure" not in searched and "failure" not in scored, (searched, scored)
-assert searched["trials"] > 0 and scored["num-scored"] == 8
+assert searched["requests"] > 0 and searched["trials"] > 0 and scored["num-scored"] == 8
 """
 
 
@@ -101,4 +101,3 @@ def test_messages_of_a_node_with_services_import_no_model_library(
             FILL_KEY=fill_mask_service.key,
         )
     assert not set(HEAVY) & set(modules)
-    assert "openai" in modules, "the black box was asked"

@@ -80,3 +80,8 @@ def test_another_format_is_refused(monkeypatch: pytest.MonkeyPatch, stream: Stri
     monkeypatch.setenv(logs.VARIABLE, "xml")
     with pytest.raises(ConfigError, match="FEDDTPT_LOG = 'xml': text or json is allowed"):
         logs.begin(run="7")
+
+
+def test_addresses_of_requests_are_not_logged(stream: StringIO) -> None:
+    logs.begin(run="1")
+    assert not logging.getLogger("httpx").isEnabledFor(logging.INFO)

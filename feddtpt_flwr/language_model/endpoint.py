@@ -2,21 +2,22 @@
 
 import asyncio
 import json
+import re
+import ssl
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from feddtpt_flwr import __version__
 from feddtpt_flwr.language_model.base import FatalModelError
 from feddtpt_flwr.language_model.limits import retry_after
 from feddtpt_flwr.language_model.usage import Usage
 
 if TYPE_CHECKING:
-    import openai
-
-NO_KEY = "none"
-"""The client insists on a key, and servers that need none ignore it."""
+    import httpx
 
 _TRY_AGAIN = {408, 409, 425, 429}
 _REFUSED = {400, 413, 422}
 _WHY_FATAL = {401: "the key is refused", 403: "the key is refused", 404: "no such model or path"}
+_CODE = re.compile(r"[A-Za-z][\w.-]{0,63}")
 
 
 class TransientError(RuntimeError):
@@ -52,7 +53,11 @@ class RefusedError(RuntimeError):
 
 
 class Endpoint:
-    """Sends single requests with the official client.
+    """Sends single requests as OpenAI's API takes them.
+
+    Redirects are not followed: they would carry questions to an address that nobody has set.
+    Proxies and certificates come from the environment, as httpx reads it (``HTTPS_PROXY``,
+    ``SSL_CERT_FILE``).
 
     Parameters
     ----------
@@ -61,21 +66,31 @@ class Endpoint:
     model : str
         The model's name there.
     key : str
-        The key; may be empty.
+        The key; empty sends none.
     timeout : float
         Seconds for a whole request.
     """
 
     def __init__(self, url: str, model: str, *, key: str, timeout: float) -> None:
-        from openai import AsyncOpenAI
+        import httpx
 
         self.url = url
         self._model = model
         self._key = key
         self._timeout = timeout
-        # It would neither repeat an answer that is cut off nor count repetitions as requests.
-        self._client = AsyncOpenAI(
-            base_url=url, api_key=key or NO_KEY, max_retries=0, timeout=timeout
+        headers = {
+            "User-Agent": f"feddtpt-flwr/{__version__}",
+            "Content-Type": "application/json",
+        }
+        if key:
+            headers["Authorization"] = f"Bearer {key}"
+        self._client = httpx.AsyncClient(
+            headers=headers,
+            timeout=timeout,
+            # Reading the certificates takes long; in the clear there is nothing to verify.
+            verify=url.lower().startswith("https:") or ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT),
+            # How many there are at a time is the caller's to say.
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
         )
 
     async def chat(
@@ -97,28 +112,30 @@ class Endpoint:
         return await self._send("/completions", {"prompt": query, **fields})
 
     async def _send(self, path: str, fields: dict[str, Any]) -> tuple[str, Usage]:
-        import openai
+        import httpx
 
-        body = {"model": self._model, **fields}
+        # httpx would write UTF-8, in which half of a character, as files may hold, is an error.
+        body = json.dumps({"model": self._model, **fields})
         try:
             # The client's own limit is one for each piece that arrives, not for the whole.
             async with asyncio.timeout(self._timeout):
-                # Untyped: typed objects are made without looking at what the server sent.
-                response = await self._client.post(path, cast_to=object, body=body)
-            if isinstance(response, str):  # for what is not declared as JSON
-                response = json.loads(response)
-        except (TimeoutError, openai.APITimeoutError):
+                response = await self._client.post(self.url.rstrip("/") + path, content=body)
+        except (TimeoutError, httpx.TimeoutException):
             raise TransientError(
                 f"{self.url}: no answer in timeout = {self._timeout:g} s"
             ) from None
-        except openai.APIStatusError as error:
-            self._explain(error)
-        except openai.APIConnectionError as error:
-            reason = str(error.__cause__ or error).rstrip(".")
+        except httpx.InvalidURL as error:
+            raise FatalModelError(f"{self.url}: no valid URL ({error})") from None
+        except httpx.RequestError as error:
+            reason = self._without_key(str(error).rstrip(".") or type(error).__name__)
             raise TransientError(f"{self.url}: no connection ({reason})") from None
+        if not response.is_success:
+            self._explain(response)
+        try:
+            # Whatever it is declared as: some servers say text/plain.
+            return self._read(response.json())
         except ValueError:
             raise TransientError(f"{self.url}: the response is no valid JSON") from None
-        return self._read(response)
 
     def _read(self, response: object) -> tuple[str, Usage]:
         """Take text and usage from a response, believing nothing about it."""
@@ -132,24 +149,42 @@ class Endpoint:
         # A model that declines to answer sends a refusal instead of a content.
         return text if isinstance(text, str) else "", usage
 
-    def _explain(self, error: "openai.APIStatusError") -> NoReturn:
+    def _explain(self, response: "httpx.Response") -> NoReturn:
         """Raise what an HTTP status means."""
-        status, code = error.status_code, error.code
-        said = f" ({code})" if code and code != str(status) else ""
+        status = response.status_code
+        code, detail = _error(response)
+        said = f" ({code})" if code else ""
         message = f"{self.url}: HTTP {status}{said}"
         if code == "insufficient_quota" or status == 402:
-            raise FatalModelError(f"{message}: the account is used up") from None
+            raise FatalModelError(f"{message}: the account is used up")
         if status in _TRY_AGAIN or status >= 500:
-            raise TransientError(message, retry_after(error.response.headers)) from None
+            raise TransientError(message, retry_after(response.headers))
         if status in _REFUSED:
-            raise RefusedError(message, self._without_key(error.message)) from None
+            raise RefusedError(message, self._without_key(detail))
+        if response.is_redirect:
+            raise FatalModelError(f"{message}: it sends to another address; set endpoint to that")
         reason = _WHY_FATAL.get(status, "not understood")
         if status in (401, 403) and not self._key:
             reason = "a key is needed, and the variable that api-key-env names is not set"
-        raise FatalModelError(f"{message}: model {self._model!r}: {reason}") from None
+        raise FatalModelError(f"{message}: model {self._model!r}: {reason}")
 
     def _without_key(self, text: str) -> str:
         return (text.replace(self._key, "***") if self._key else text)[:300]
+
+
+def _error(response: "httpx.Response") -> tuple[str, str]:
+    """Return the code and the message of an error, in OpenAI's form, a similar one or none."""
+    try:
+        body = response.json()
+    except ValueError:
+        return "", response.text
+    error = body.get("error", body) if isinstance(body, dict) else body
+    if not isinstance(error, dict):
+        return "", str(error)
+    code, message = error.get("code"), error.get("message")
+    # Only what is a word: numbers repeat the status, and a text might quote the question.
+    known = code if isinstance(code, str) and _CODE.fullmatch(code) else ""
+    return known, message if isinstance(message, str) else response.text
 
 
 def _count(counts: object, name: str) -> int:

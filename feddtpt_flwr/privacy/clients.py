@@ -10,6 +10,8 @@ from flwr.client import NumPyClient
 from flwr.common import ConfigRecord, NDArrays, RecordDict, Scalar, log
 
 from feddtpt_flwr import models
+from feddtpt_flwr.assets import cache_folder
+from feddtpt_flwr.client_state import RUN_KEY
 from feddtpt_flwr.data import ClientData, Example
 from feddtpt_flwr.evaluation import Evaluator, QueryBudget
 from feddtpt_flwr.experiment import load_task, readability
@@ -18,6 +20,7 @@ from feddtpt_flwr.language_model.usage import Metered, Usage
 from feddtpt_flwr.node import Node
 from feddtpt_flwr.privacy import exponential
 from feddtpt_flwr.privacy.ledger import Ledger
+from feddtpt_flwr.privacy.own_prompts import OwnPrompt, keep, search_name
 from feddtpt_flwr.privacy.public_tokens import allowed_tokens, passes
 from feddtpt_flwr.privacy.synthetic import write_examples
 from feddtpt_flwr.proposer import MaskedLMProposer
@@ -114,7 +117,8 @@ class SyntheticClient(NumPyClient):
 
     Half of a round's queries go to each. The synthetic examples are written once, within the first
     half. The private prompt starts from the global one; it is kept in the client's state under
-    ``own-prompt``, and its accuracy on the validation examples is told as ``own-accuracy``.
+    ``own-prompt`` and on disk (`own_prompts`), and its accuracy on the validation examples is told
+    as ``own-accuracy``.
     """
 
     def __init__(self, node: Node, state: RecordDict, make: MakeClient) -> None:
@@ -185,7 +189,8 @@ class SyntheticClient(NumPyClient):
         """Search on the private examples; keep the prompt, return numbers only."""
         data = self._node.data
         # Under another name: nothing of this search may be taken up by the one that uploads.
-        node = self._part(data, queries - len(data.validation), f"{self._node.name}-own")
+        name = search_name(self._node.name)
+        node = self._part(data, queries - len(data.validation), name)
         state = RecordDict(
             {
                 key.removeprefix(_OWN): record
@@ -200,11 +205,14 @@ class SyntheticClient(NumPyClient):
             validation = replace(node, data=replace(data, train=()))
             loss, counted, scored = self._make(validation, state).evaluate(arrays, config)
             told = _with_sums(told, {key: scored[key] for key in _SUMMED if key in scored})
-            if counted:
-                told[OWN_ACCURACY_KEY] = 1 - loss
+            accuracy = 1 - loss if counted else None
+            if accuracy is not None:
+                told[OWN_ACCURACY_KEY] = accuracy
             vocabulary = models.masked_lm(node.config, load_task(node.config)).vocabulary
             prompt = vocabulary.decode(arrays[0].tolist())
             self._state[OWN_PROMPT_KEY] = ConfigRecord({"prompt": prompt})
+            run, server_round = str(config.get(RUN_KEY, "")), int(config[ROUND_KEY])
+            keep(cache_folder(), OwnPrompt(run, self._node.name, server_round, prompt, accuracy))
         for key, record in state.items():
             self._state[_OWN + key] = record
         return told

@@ -1,7 +1,6 @@
 """What a deployment goes through in a week: its processes are killed, stopped and restarted."""
 
 import json
-import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,61 +8,15 @@ from typing import Any
 
 import pytest
 
-from feddtpt_flwr.data import Example
 from simulations.local_deployment import Deployment, deployment, wait_until
-from tests.conftest import ENDPOINT_KEY
+from tests.e2e.conftest import deployment_keys, history, rounds_done
 from tests.fill_mask_server import FillMaskService
 from tests.language_model import fault_proxy as faults
 from tests.language_model.fault_proxy import Body, FaultProxy, Response
 
-REPOSITORY = Path(__file__).parents[2]
 ROUND_TIMEOUT = 20.0
-QUERIES = 12
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def proxy(endpoint: str) -> Iterator[FaultProxy]:
-    with faults.fault_proxy(endpoint) as proxy:
-        yield proxy
-
-
-@pytest.fixture(scope="module")
-def app(short_reviews: tuple[Example, ...], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The app with its held-out examples beside it, as Flower packs them."""
-    folder = tmp_path_factory.mktemp("app")
-    for name in ("feddtpt_flwr", "strategies"):
-        ignored = shutil.ignore_patterns("__pycache__")
-        shutil.copytree(REPOSITORY / name, folder / name, ignore=ignored)
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(REPOSITORY / name, folder / name)
-    write(folder / "test.jsonl", short_reviews[:20])
-    write(folder / "public.jsonl", short_reviews[60:80])
-    return folder
-
-
-def write(file: Path, examples: tuple[Example, ...]) -> None:
-    texts = (e.input.removeprefix("\n\nReview: ").removesuffix("\nSentiment:") for e in examples)
-    rows = [
-        json.dumps({"text": text, "label": e.label})
-        for text, e in zip(texts, examples, strict=True)
-    ]
-    file.write_text("\n".join(rows), encoding="utf-8")
-
-
-@pytest.fixture(scope="module")
-def files(
-    short_reviews: tuple[Example, ...], tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, dict[str, Any]]:
-    """The node configs of two organisations with reviews of their own."""
-    folder = tmp_path_factory.mktemp("organisations")
-    configs = {}
-    for index, name in enumerate(("north", "south")):
-        file = folder / f"{name}.jsonl"
-        write(file, short_reviews[20 + 20 * index : 40 + 20 * index])
-        configs[name] = {"data-path": str(file)}
-    return configs
 
 
 @pytest.fixture(scope="module")
@@ -72,47 +25,12 @@ def running(
     fill_mask_service: FillMaskService,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Deployment]:
-    keys = {
-        "FAULTS_LLM_KEY": ENDPOINT_KEY,
-        "FAULTS_WRONG_KEY": "wrong-key",
-        "FAULTS_FILL_KEY": fill_mask_service.key,
-    }
-    with deployment(tmp_path_factory.mktemp("deployment"), keys) as running:
+    with deployment(
+        tmp_path_factory.mktemp("deployment"), deployment_keys(fill_mask_service)
+    ) as running:
         for name, config in files.items():
             running.start_node(name, **config)
         yield running
-
-
-@pytest.fixture
-def settings(
-    proxy: FaultProxy, fill_mask_service: FillMaskService, tiny_bert: Path, tmp_path: Path
-) -> dict[str, Any]:
-    return {
-        "endpoint": proxy.url,
-        "language-model": "smollm2",
-        "api-key-env": "FAULTS_LLM_KEY",
-        "masked-lm": str(tiny_bert),
-        "masked-lm-endpoint": fill_mask_service.url,
-        "masked-lm-key-env": "FAULTS_FILL_KEY",
-        "max-fluency-loss": 50.0,
-        "clients": "own-data",
-        "data-source": "files",
-        "train-file": "public.jsonl",
-        "test-file": "test.jsonl",
-        "test-size": 4,
-        "public-per-class": 0,
-        "k-shot": 1,
-        "queries-per-round": QUERIES,
-        "race-candidates": 1,
-        "num-server-rounds": 2,
-        "seed-prompt": "Movie review.",
-        "run-folder": str(tmp_path / "runs"),
-    }
-
-
-def history(folder: Path) -> list[dict[str, Any]]:
-    text = (folder / "history.jsonl").read_text(encoding="utf-8")
-    return [json.loads(line) for line in text.splitlines()]
 
 
 def final_state(folder: Path) -> dict[str, Any]:
@@ -132,12 +50,6 @@ def final_state(folder: Path) -> dict[str, Any]:
     return {**prompt, "events": events}
 
 
-def rounds_done(runs: Path) -> int:
-    for file in runs.glob("*/checkpoint.json"):
-        return int(json.loads(file.read_text(encoding="utf-8"))["strategy"]["round"])
-    return 0
-
-
 def held(handler: faults.Handler, body: Body) -> Response | None:
     while handler.proxy.afterwards is held:
         time.sleep(0.1)
@@ -153,9 +65,9 @@ def test_a_run_that_was_killed_goes_on_to_the_same_end(
 ) -> None:
     """SuperLink, ServerApp and one SuperNode are killed in the middle of round 2's searches."""
     runs = Path(settings["run-folder"])
-    killed = running.run(app, settings)
-    wait_until(lambda: rounds_done(runs) == 1 or running.ended(killed), "round 1")
-    assert rounds_done(runs) == 1, running.run_log(killed)
+    running.run(app, settings)
+    # Nothing slower in between: round 2 has few questions.
+    wait_until(lambda: rounds_done(runs) == 1, "round 1", 300)
     answered = proxy.answered.total() + 5
     proxy.faults, proxy.afterwards = [None] * 5, held
     wait_until(lambda: proxy.answered.total() == answered, "five answers of round 2")

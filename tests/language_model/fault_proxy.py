@@ -1,6 +1,7 @@
 """A proxy that stands before a real endpoint and spoils some of its responses."""
 
 import json
+import ssl
 import threading
 import time
 from collections import Counter
@@ -8,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
@@ -129,7 +131,8 @@ class FaultProxy:
     asked: list[Body] = field(default_factory=list)
     probes: list[Body] = field(default_factory=list)
     answered: Counter[str] = field(default_factory=Counter)
-    authorization: str = ""
+    authorization: str | None = None
+    user_agent: str | None = None
     most_at_a_time: int = 0
     times: list[float] = field(default_factory=list)
     url: str = ""
@@ -137,10 +140,11 @@ class FaultProxy:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def forward(self, path: str, body: Body) -> Response:
+        headers = {"Content-Type": "application/json"}
+        if self.authorization:
+            headers["Authorization"] = self.authorization
         request = Request(
-            self.target + path.removeprefix("/v1"),
-            json.dumps(body).encode(),
-            {"Content-Type": "application/json", "Authorization": self.authorization},
+            self.target + path.removeprefix("/v1"), json.dumps(body).encode(), headers
         )
         try:
             with urlopen(request, timeout=60) as response:
@@ -150,6 +154,7 @@ class FaultProxy:
 
     def handle(self, handler: "Handler", body: Body) -> Response | None:
         self.authorization = handler.headers["Authorization"]
+        self.user_agent = handler.headers["User-Agent"]
         if (rewritten := self.rewrite(body)) is not None:
             return rewritten
         if question(body) == PROBE:
@@ -196,13 +201,23 @@ class Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def fault_proxy(target: str) -> Iterator[FaultProxy]:
-    """Run a proxy on a free port of loopback."""
+def fault_proxy(
+    target: str, certificate: Path | None = None, port: int = 0
+) -> Iterator[FaultProxy]:
+    """Run a proxy on a port of loopback, by default a free one.
+
+    With a certificate and its key it speaks TLS.
+    """
     proxy = FaultProxy(target)
     handler = type("BoundHandler", (Handler,), {"proxy": proxy})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server = ThreadingHTTPServer(("127.0.0.1", port), handler)
     server.daemon_threads = True
-    proxy.url = f"http://127.0.0.1:{server.server_port}/v1"
+    if certificate:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate)
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+    scheme = "https" if certificate else "http"
+    proxy.url = f"{scheme}://127.0.0.1:{server.server_port}/v1"
     thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
     thread.start()
     try:

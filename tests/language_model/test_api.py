@@ -1,3 +1,5 @@
+import json
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -5,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from feddtpt_flwr import __version__
 from feddtpt_flwr.answer_store import AnswerStore
 from feddtpt_flwr.data import Example, Task
 from feddtpt_flwr.evaluation import AnswerCache, Evaluator, QueryBudget
@@ -91,6 +94,27 @@ def test_chat_sends_the_system_message(proxy: FaultProxy, task: Task) -> None:
     ]
     assert (body["model"], body["temperature"], body["seed"]) == (MODEL, 0.5, 7)
     assert body["max_tokens"] == 16
+
+
+@pytest.mark.parametrize("end", ["", "/"])
+def test_what_every_request_says_of_its_sender(end: str, proxy: FaultProxy, task: Task) -> None:
+    model(proxy.url + end).answer(["px"], task.answers)
+    assert proxy.authorization == f"Bearer {ENDPOINT_KEY}"
+    assert proxy.user_agent == f"feddtpt-flwr/{__version__}"
+
+
+def test_half_a_character_is_asked_about_as_well(proxy: FaultProxy, task: Task) -> None:
+    proxy.afterwards = faults.no_choices  # the real server refuses it
+    with pytest.raises(ModelUnavailableError, match="holds no answer"):
+        model(proxy.url, patience=0.0).answer(["\ud83d é"], task.answers)
+    assert proxy.asked[0]["prompt"] == "\ud83d é"
+
+
+def test_without_a_key_none_is_sent(proxy: FaultProxy) -> None:
+    with pytest.raises(FatalModelError, match="a key is needed"):
+        model(proxy.url, key="").prepare()
+    assert proxy.probes
+    assert proxy.authorization is None
 
 
 def without_grammar(body: Body) -> None:
@@ -298,6 +322,69 @@ def test_what_cannot_pass_ends_at_once(
     assert len(proxy.asked) == 1
     assert judge.budget.used == 0
     assert ENDPOINT_KEY not in str(caught.value)
+
+
+def test_certificates_are_those_of_the_environment(
+    endpoint: str, task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "server.pem"
+    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 1"
+    command += " -subj /CN=localhost -addext subjectAltName=IP:127.0.0.1"
+    written = ["-keyout", str(file), "-out", str(file)]
+    subprocess.run([*command.split(), *written], check=True, capture_output=True)
+    both = file.read_text()
+    assert both.count("BEGIN") == 2, "the key and the certificate"
+    with faults.fault_proxy(endpoint, file) as proxy:
+        with pytest.raises(ModelUnavailableError, match="CERTIFICATE_VERIFY_FAILED"):
+            model(proxy.url).prepare(0.1)
+        assert not proxy.probes
+        monkeypatch.setenv("SSL_CERT_FILE", str(file))
+        assert len(model(proxy.url).answer(["px"], task.answers)) == 1
+
+
+def test_a_redirect_is_not_followed(proxy: FaultProxy, task: Task) -> None:
+    with faults.fault_proxy(proxy.target) as elsewhere:
+        proxy.afterwards = faults.error(307, location=f"{elsewhere.url}/completions")
+        with pytest.raises(FatalModelError, match="HTTP 307: it sends to another address"):
+            model(proxy.url).answer(["px"], task.answers)
+        assert not elsewhere.asked
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ({"error": {"code": "context_length_exceeded", "message": "too long"}}, "too long"),
+        ({"error": {"code": 400, "message": "too long"}}, "too long"),
+        ({"code": "context_length_exceeded", "message": "too long"}, "too long"),
+        ({"error": "too long"}, "too long"),
+        ({"detail": [{"msg": "too long"}]}, "too long"),
+        (["too long"], "too long"),
+        ("too long", "too long"),
+        ({"error": {"code": None, "message": f"not with {ENDPOINT_KEY}"}}, "not with ***"),
+    ],
+)
+def test_a_refusal_may_have_any_form(content: Any, said: str, proxy: FaultProxy) -> None:
+    text = content if isinstance(content, str) else json.dumps(content)
+    proxy.rewrite = lambda body: Response(text.encode(), 400)
+    with pytest.raises(FatalModelError) as caught:
+        model(proxy.url, constrain="none").prepare()
+    has_code = "context_length" in text
+    code = " (context_length_exceeded)" if has_code else ""
+    assert str(caught.value).startswith(f"{proxy.url}: HTTP 400{code}: ")
+    assert said in str(caught.value)
+    assert ENDPOINT_KEY not in str(caught.value)
+
+
+def test_an_account_that_is_used_up_is_not_asked_again(proxy: FaultProxy) -> None:
+    content = b'{"error": {"code": "insufficient_quota", "message": "You exceeded your quota"}}'
+    proxy.rewrite = lambda body: Response(content, 429)
+    with pytest.raises(FatalModelError, match=r"HTTP 429 \(insufficient_quota\): the account"):
+        model(proxy.url).prepare()
+
+
+def test_a_url_that_nothing_can_be_sent_to() -> None:
+    with pytest.raises(FatalModelError, match="no valid URL"):
+        model("http://é é/v1").prepare()
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,9 @@ from flwr.common import NDArrays, RecordDict, Scalar
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from numpy.typing import NDArray
 
+from feddtpt_flwr.assets import cache_folder
 from feddtpt_flwr.client_app import PromptTuningClient, plain_client
+from feddtpt_flwr.client_state import RUN_KEY
 from feddtpt_flwr.config import RunConfig
 from feddtpt_flwr.data import ClientData, Example, Task
 from feddtpt_flwr.language_model.local import LocalLanguageModel
@@ -23,6 +26,7 @@ from feddtpt_flwr.privacy.clients import (
     protected,
 )
 from feddtpt_flwr.privacy.ledger import LEDGER_KEY, Ledger
+from feddtpt_flwr.privacy.own_prompts import OwnPrompt, kept
 from feddtpt_flwr.privacy.public_tokens import public_texts, public_tokens
 from feddtpt_flwr.vocabulary import Vocabulary
 from strategies.wire import (
@@ -120,7 +124,12 @@ def test_what_is_uploaded_was_tuned_on_synthetic_examples(
     vocabulary: Vocabulary,
     short_reviews: tuple[Example, ...],
     start: NDArray[np.int64],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    weights = cache_folder() / "models"
+    (tmp_path / "models").symlink_to(weights)
+    monkeypatch.setenv("FEDDTPT_CACHE", str(tmp_path))
     here = node(short_reviews, "synthetic", 40)
     given: list[tuple[str, ClientData, int]] = []
 
@@ -129,7 +138,9 @@ def test_what_is_uploaded_was_tuned_on_synthetic_examples(
         return plain_client(inner, state)
 
     state = RecordDict()
-    (prompt,), _, metrics = protected(here, state, watched).fit([start], {ROUND_KEY: 1})
+    (prompt,), _, metrics = protected(here, state, watched).fit(
+        [start], {ROUND_KEY: 1, RUN_KEY: "a run"}
+    )
     assert metrics[CLIENT_KEY] == "north"
     assert 0 < int(metrics[QUERIES_KEY]) <= 40
     assert 0 <= float(metrics[OWN_ACCURACY_KEY]) <= 1
@@ -142,6 +153,8 @@ def test_what_is_uploaded_was_tuned_on_synthetic_examples(
     assert names[here.data.train] == "north-own", "apart from the search that uploads"
 
     own = str(state.config_records[OWN_PROMPT_KEY]["prompt"])
+    accuracy = float(metrics[OWN_ACCURACY_KEY])
+    assert kept(tmp_path) == [OwnPrompt("a run", "north", 1, own, accuracy)]
     told = json.dumps(metrics)
     assert own == START or own == vocabulary.decode(prompt.tolist()) or own not in told
     assert not [word for word in private_words(here) if word in json.dumps(synthetic)]
