@@ -3,6 +3,7 @@
 Nothing here shows a key or the text of an example: the findings may be sent around.
 """
 
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any, TypeVar
 
 from feddtpt_flwr import models
 from feddtpt_flwr.assets import AssetError
+from feddtpt_flwr.budget import num_compared
 from feddtpt_flwr.config import ConfigError, RunConfig
 from feddtpt_flwr.data import DataError, Task
 from feddtpt_flwr.data.own import OwnFile, count_by_class
@@ -198,9 +200,9 @@ def _understood(answer: str, task: Task) -> bool:
 
 def most_queries(config: RunConfig, task: Task) -> int:
     """Return the most questions that a run asks one node's black box."""
-    compared = config.race_candidates + 1 if config.guard else 1
     own = 2 * config.k_shot * task.num_labels
-    return config.num_server_rounds * (config.queries_per_round + compared * own)
+    every_round = config.queries_per_round + num_compared(config) * own
+    return min(config.num_server_rounds * every_round, config.queries_per_run or sys.maxsize)
 
 
 def describe_run(config: RunConfig, task: Task, speed: Speed) -> str:

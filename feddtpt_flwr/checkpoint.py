@@ -33,9 +33,13 @@ FREE_SETTINGS = frozenset(
         "price-per-million-input",
         "price-per-million-output",
         "cache-size-mib",
+        "queries-per-run",
+        "tokens-per-run",
+        "cost-per-run",
+        "seconds-per-run",
     }
 )
-"""Settings that a run may change when it goes on: none decides what prompt is found."""
+"""Settings that a run may change when it goes on: none decides what prompt a round finds."""
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,11 @@ from flwr.common import Context, NDArrays, RecordDict, Scalar, log
 
 from feddtpt_flwr import __version__, logs, models
 from feddtpt_flwr.assets import cache_folder
+from feddtpt_flwr.budget import ClientBudget, Span, num_compared, round_limits, run_limits
 from feddtpt_flwr.client_state import RUN_KEY, VERSION_KEY, ClientState, Phase, state_file, step
 from feddtpt_flwr.config import RunConfig
 from feddtpt_flwr.data import ClientData, Example
-from feddtpt_flwr.evaluation import Evaluator, QueryBudget, stratified_order
+from feddtpt_flwr.evaluation import BudgetExhaustedError, Evaluator, stratified_order
 from feddtpt_flwr.experiment import load_task
 from feddtpt_flwr.feedback import Trial
 from feddtpt_flwr.language_model import ModelError
@@ -30,12 +31,14 @@ from strategies.wire import (
     FAILURE_KEY,
     FROM_ARCHIVE_KEY,
     GAIN_KEY,
+    LIMIT_KEY,
     MODEL_KEY,
     PROMPT_TOKENS_KEY,
     QUERIES_KEY,
     ROUND_KEY,
     SCORED_KEY,
     UNPARSED_KEY,
+    USED_UP_KEY,
     VOCABULARY_KEY,
     correct_key,
     read_prompt,
@@ -83,7 +86,8 @@ class PromptTuningClient(NumPyClient):
         """Search from the global prompt; return the local one.
 
         If the black box fails, the local prompt is the best so far, and there is none if not even
-        the global prompt could be measured. The metrics say what failed.
+        the global prompt could be measured. The metrics say what failed. Once a limit of the run
+        leaves too little for a search, the global prompt comes back and nothing is asked.
         """
         server_round = int(config[ROUND_KEY])
         logs.add(round=server_round)
@@ -93,7 +97,13 @@ class PromptTuningClient(NumPyClient):
         rng = np.random.default_rng([self._config.seed, server_round, _stream(self._name)])
         examples = stratified_order([*self._data.train, *self._public], rng)
         state = self._recall(config, "search")
-        evaluator = self._evaluator(self._config.queries_per_round, state)
+        budget = self._search_budget(state)
+        evaluator = self._evaluator(budget, state)
+        if budget.left < len(examples) and budget.tightest.endswith("-per-run"):
+            log(INFO, "client %s: %s is used up", self._name, budget.tightest)
+            state.end(evaluator.cache)
+            metrics = self._report(config, evaluator, None)
+            return parameters, len(examples), metrics | self._unchanged(budget.tightest)
 
         def progress(accuracy: float, what: str) -> None:
             log(
@@ -124,12 +134,13 @@ class PromptTuningClient(NumPyClient):
             state.begin(start)
             result = search.run(start, state.feedback)
         except ModelError as error:
-            state.end(evaluator.cache)
             return [], 0, self._report(config, evaluator, error)
+        finally:
+            budget.tell()
+            state.end(evaluator.cache)
         progress(result.accuracy, f"done, {result.num_trials} changes tried")
-        state.end(evaluator.cache)
         before = result.start_accuracy if accuracy is None else accuracy
-        metrics: dict[str, Scalar] = {
+        metrics = {
             **self._report(config, evaluator, result.failure),
             VOCABULARY_KEY: self._vocabulary.fingerprint,
             GAIN_KEY: result.accuracy - before,
@@ -137,6 +148,8 @@ class PromptTuningClient(NumPyClient):
             "trials": result.num_trials,
             "accepted": json.dumps([self._describe(trial) for trial in result.accepted]),
         }
+        if budget.left < len(examples) and budget.tightest:
+            metrics[LIMIT_KEY] = budget.tightest
         return [np.array(result.tokens, dtype=np.int64)], len(examples), metrics
 
     def evaluate(
@@ -146,8 +159,8 @@ class PromptTuningClient(NumPyClient):
 
         The accuracy is the first prompt's on the validation examples, which no search sees. The
         counts, by which the server compares prompts, are over the training examples too: a prompt
-        from another client has seen none of either. If the black box fails, there are no counts,
-        and the metrics say what failed.
+        from another client has seen none of either. If the black box fails, or a limit of the run
+        does not cover the counting, there are no counts, and the metrics say why.
         """
         logs.add(round=int(config[ROUND_KEY]))
         if reason := self._mismatch(config):
@@ -156,13 +169,15 @@ class PromptTuningClient(NumPyClient):
         validation = self._data.validation
         examples = [*validation, *self._data.train]
         state = self._recall(config, "score")
-        evaluator = self._evaluator(len(prompts) * len(examples), state)
+        budget = self._budget(len(prompts) * len(examples), state, self._run_span(state))
+        evaluator = self._evaluator(budget, state)
         texts = [self._vocabulary.decode(tokens) for tokens in prompts]
         try:
             correct = evaluator.correct_all(texts, examples)
-        except ModelError as error:
+        except (ModelError, BudgetExhaustedError) as error:
             return 1.0, 0, self._report(config, evaluator, error)
         finally:
+            budget.tell()
             state.end(evaluator.cache)
         accuracy = float(correct[0][: len(validation)].mean())
         metrics: dict[str, Scalar] = {
@@ -175,7 +190,7 @@ class PromptTuningClient(NumPyClient):
         return 1.0 - accuracy, len(validation), metrics
 
     def _report(
-        self, config: Mapping[str, Scalar], evaluator: Evaluator, failure: ModelError | None
+        self, config: Mapping[str, Scalar], evaluator: Evaluator, failure: Exception | None
     ) -> dict[str, Scalar]:
         """Return what every answer to the server tells: who asked how much, and what went wrong."""
         report: dict[str, Scalar] = {
@@ -198,6 +213,16 @@ class PromptTuningClient(NumPyClient):
             log(ERROR, "client %s: %s", self._name, failure)
             report[FAILURE_KEY] = str(failure)
         return report
+
+    def _unchanged(self, limit: str) -> dict[str, Scalar]:
+        """Return what else the server is told of a search that the run's ``limit`` forbids."""
+        return {
+            VOCABULARY_KEY: self._vocabulary.fingerprint,
+            GAIN_KEY: 0.0,
+            "trials": 0,
+            "accepted": "[]",
+            USED_UP_KEY: limit,
+        }
 
     def _read(self, parameters: NDArrays) -> list[Tokens]:
         return [
@@ -267,11 +292,23 @@ class PromptTuningClient(NumPyClient):
         file = state_file(cache_folder(), run, self._name) if kept else None
         return ClientState(self._state, file, step(int(config[ROUND_KEY]), phase))
 
-    def _evaluator(self, budget: int, state: ClientState) -> Evaluator:
+    def _search_budget(self, state: ClientState) -> ClientBudget:
+        own = len(self._data.train) + len(self._data.validation)
+        # What a search finds is worth nothing if nobody can compare it.
+        run = self._run_span(state, reserve=num_compared(self._config) * own)
+        this_round = Span("round", round_limits(self._config), state.used_in_step)
+        return self._budget(self._config.queries_per_round, state, this_round, run)
+
+    def _run_span(self, state: ClientState, reserve: int = 0) -> Span:
+        return Span("run", run_limits(self._config), state.used_in_run, reserve)
+
+    def _budget(self, queries: int, state: ClientState, *spans: Span) -> ClientBudget:
+        return ClientBudget(queries, *spans, tariff=models.tariff(self._config), on_use=state.use)
+
+    def _evaluator(self, budget: ClientBudget, state: ClientState) -> Evaluator:
         store = models.answer_store(self._config)
         cache = state.cache(*([] if store is None else [store]))  # an empty store is false
-        model = models.language_model(self._config)
-        return Evaluator(model, self._task, QueryBudget(budget), cache)
+        return Evaluator(models.language_model(self._config), self._task, budget, cache)
 
 
 def _stream(name: str) -> int:

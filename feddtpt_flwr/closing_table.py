@@ -70,6 +70,18 @@ def endpoint_rows(
     }
 
 
+def limit_rows(config: RunConfig, num_rounds: int, ended_early: bool) -> dict[str, str]:
+    """Return after how many rounds a run ended, if it was its clients' limits that ended it."""
+    if not ended_early:
+        return {}
+    return {
+        "ended early": (
+            f"after {num_rounds} of {config.num_server_rounds} rounds: every client has used up "
+            "a limit of its run"
+        )
+    }
+
+
 def privacy_rows(config: RunConfig, num_rounds: int) -> dict[str, str]:
     """Return what was promised for the clients' examples, where something was."""
     epsilon = total_epsilon(config, num_rounds)

@@ -17,6 +17,17 @@ _VARIABLE = r"[A-Za-z_][A-Za-z0-9_]*"
 
 TRACKERS = ("tensorboard", "mlflow")
 
+LIMITS = (
+    "tokens_per_round",
+    "cost_per_round",
+    "seconds_per_round",
+    "queries_per_run",
+    "tokens_per_run",
+    "cost_per_run",
+    "seconds_per_run",
+)
+"""What a client may use besides ``queries_per_round``; 0 stands for no limit in each."""
+
 SearchName = Literal["feddtpt", "sequential", "bdpl", "evolution"]
 ProposerName = Literal["masked-lm", "random"]
 Privacy = Literal["none", "public-tokens", "synthetic", "exponential"]
@@ -117,6 +128,11 @@ class RunConfig(BaseModel):
         What proposes changes: the masked language model, or chance (the paper's ablation).
     queries_per_round : int
         Most LLM queries of one client's search in one round.
+    tokens_per_round, cost_per_round, seconds_per_round : int, float, float
+        Most tokens (read and written), money (in the currency of the prices) and time of one
+        client's search in one round; 0 for no limit.
+    queries_per_run, tokens_per_run, cost_per_run, seconds_per_run : int, int, float, float
+        Most of one client in the whole run, scorings included; 0 for no limit.
     feedback : bool
         Whether trials steer later proposals; off is the paper's ablation.
     exclude_answer_words : bool
@@ -202,6 +218,13 @@ class RunConfig(BaseModel):
     search: SearchName = "feddtpt"
     proposer: ProposerName = "masked-lm"
     queries_per_round: int = Field(250, ge=1)
+    tokens_per_round: int = Field(0, ge=0)
+    cost_per_round: float = Field(0.0, ge=0, allow_inf_nan=False)
+    seconds_per_round: float = Field(0.0, ge=0, allow_inf_nan=False)
+    queries_per_run: int = Field(0, ge=0)
+    tokens_per_run: int = Field(0, ge=0)
+    cost_per_run: float = Field(0.0, ge=0, allow_inf_nan=False)
+    seconds_per_run: float = Field(0.0, ge=0, allow_inf_nan=False)
     feedback: bool = True
     exclude_answer_words: bool = True
     aggregation: Method = "feddtpt"
@@ -239,6 +262,7 @@ class RunConfig(BaseModel):
             *_endpoint_mistakes(config),
             *_masked_lm_mistakes(config),
             *_tracker_mistakes(config),
+            *_limit_mistakes(config),
         ]
         if mistakes:
             raise ConfigError("\n".join(mistakes))
@@ -292,6 +316,37 @@ def _masked_lm_mistakes(config: RunConfig) -> list[str]:
         )
     if config.masked_lm_key_env and not re.fullmatch(_VARIABLE, config.masked_lm_key_env):
         mistakes.append("masked-lm-key-env: the name of an environment variable is needed")
+    return mistakes
+
+
+def _limit_mistakes(config: RunConfig) -> list[str]:
+    """Return a line for every limit that could not be kept."""
+    mistakes = []
+    for name in LIMITS:
+        key, value = _kebab(name), getattr(config, name)
+        if not value:
+            continue
+        if config.privacy in ("synthetic", "exponential"):
+            # Several searches share a round there; and under differential privacy it would tell
+            # something of the private texts when a limit ends one.
+            mistakes.append(
+                f"{key} = {value!r}: with privacy = {config.privacy!r} only queries-per-round is "
+                "kept; 0 is allowed"
+            )
+        elif not name.startswith(("tokens", "cost")):
+            continue
+        elif not config.endpoint:
+            mistakes.append(
+                f"{key} = {value!r}: is for a model behind an endpoint, and endpoint is empty; a "
+                "model in this process counts no tokens"
+            )
+        elif name.startswith("cost") and not (
+            config.price_per_million_input or config.price_per_million_output
+        ):
+            mistakes.append(
+                f"{key} = {value!r}: without price-per-million-input or price-per-million-output "
+                "above 0 every answer costs nothing"
+            )
     return mistakes
 
 

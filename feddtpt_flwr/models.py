@@ -8,11 +8,13 @@ from pathlib import Path
 
 from feddtpt_flwr.answer_store import AnswerStore
 from feddtpt_flwr.assets import EMBEDDED, AssetError, cache_folder
+from feddtpt_flwr.budget import FRAME_TOKENS, Tariff
 from feddtpt_flwr.config import ConfigError, RunConfig
 from feddtpt_flwr.data import Task
 from feddtpt_flwr.encoder import EncoderEmbedder
 from feddtpt_flwr.language_model import LanguageModel
 from feddtpt_flwr.language_model.api import ApiLanguageModel
+from feddtpt_flwr.language_model.constraints import JSON_TOKENS
 from feddtpt_flwr.language_model.local import LocalLanguageModel
 from feddtpt_flwr.language_model.usage import Prices
 from feddtpt_flwr.language_model.weights import resolve_device
@@ -74,6 +76,16 @@ def answer_store(config: RunConfig) -> AnswerStore | None:
 def prices(config: RunConfig) -> Prices:
     """Return what tokens cost."""
     return Prices(config.price_per_million_input, config.price_per_million_output)
+
+
+def tariff(config: RunConfig) -> Tariff:
+    """Return what the black box costs."""
+    return Tariff(
+        prices(config),
+        longest_answer=config.max_answer_tokens + JSON_TOKENS,
+        around=len(config.system_message.encode()) + FRAME_TOKENS,
+        counted=bool(config.endpoint),
+    )
 
 
 def masked_lm(config: RunConfig, task: Task) -> MaskedLM:

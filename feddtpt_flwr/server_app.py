@@ -45,11 +45,14 @@ def main(grid: Grid, context: Context) -> None:
             run.save()
 
     if left := config.num_server_rounds - begun:
+        server = RoundServer(run.strategy, completed)
         start_grid(
             grid=grid,
-            server=RoundServer(run.strategy, completed),
+            server=server,
             config=ServerConfig(num_rounds=left, round_timeout=config.round_timeout or None),
         )
+        if server.over:
+            run.recorder.ended_early()
     logs.show(run.recorder.close())
 
 
