@@ -13,16 +13,17 @@ from math import inf
 
 from feddtpt_flwr.config import RunConfig
 from feddtpt_flwr.evaluation import BudgetExhaustedError, QueryBudget
-from feddtpt_flwr.language_model.constraints import PREFERENCE, PROBE
+from feddtpt_flwr.language_model.constraints import PROBE
 from feddtpt_flwr.language_model.usage import Prices, Usage
 
-FRAME_TOKENS = 128
+CHAT_TOKENS = 128
 """Most tokens that a chat template puts around a question."""
+
+PLAIN_TOKENS = 4
+"""The same without one: a mark of the beginning."""
 
 FIRST_WAVE = 8
 """Questions that are sent while nobody knows how long an answer takes, where time is limited."""
-
-_PROBES = 2 * len(PREFERENCE)  # questions of one line by which a process gets to know an endpoint
 
 
 @dataclass(frozen=True)
@@ -103,13 +104,16 @@ class Tariff:
         Most tokens that it writes.
     around : int
         Most tokens that it reads besides the question.
+    probes : int
+        Most questions of one line by which a process gets to know an endpoint.
     counted : bool
         Whether it counts tokens at all; one in this process does not.
     """
 
-    prices: Prices = Prices()
+    prices: Prices = Prices(0.0, 0.0)  # noqa: RUF009 (it is frozen)
     longest_answer: int = 0
     around: int = 0
+    probes: int = 0
     counted: bool = False
 
     def most(self, question: str) -> Amounts:
@@ -123,9 +127,9 @@ class Tariff:
 
     @property
     def beginning(self) -> Amounts:
-        """What the first question of a process may cost besides: probes of the endpoint."""
+        """What the first question of a process may cost besides: the probes."""
         probe = self.most(PROBE)
-        return Amounts(tokens=_PROBES * probe.tokens, cost=_PROBES * probe.cost)
+        return Amounts(tokens=self.probes * probe.tokens, cost=self.probes * probe.cost)
 
     def of(self, used: Usage) -> Amounts:
         """Return tokens and money of what was used."""
@@ -200,26 +204,25 @@ class ClientBudget(QueryBudget):
         left = [pair for span in self._spans for pair in span.questions(spent, each)]
         return min([*left, (float(super().left), "")], key=lambda pair: pair[0])
 
-    def admit(self, questions: Sequence[str]) -> int:
+    def admit(self, questions: Sequence[str], tariff: Tariff | None = None) -> int:
         """Return how many of the first ``questions`` may be sent now, at least 1; book them.
+
+        Parameters
+        ----------
+        tariff : Tariff, optional
+            Of another model than the black box.
 
         Raises
         ------
         BudgetExhaustedError
-            If not even the first may; then nothing is left.
+            If not even the first may be sent; if it is one to the black box, nothing is left.
         """
-        number, limit = self._fitting(questions, self._tariff)
+        number, limit = self._fitting(questions, tariff or self._tariff)
         if not number:
-            self._full = limit
+            if tariff is None:
+                self._full = limit
             raise BudgetExhaustedError(f"{limit} does not cover another question")
         return number
-
-    def book(self, question: str, tariff: Tariff) -> bool:
-        """Book what a question to another model may cost, if every limit covers it; say whether.
-
-        It counts as no query. `settle` with the same tariff follows.
-        """
-        return self._fitting([question], tariff)[0] > 0
 
     def settle(self, used: Usage | None, tariff: Tariff | None = None) -> None:
         """Put what was used in the place of what was booked last; None if nobody counts it.

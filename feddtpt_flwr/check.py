@@ -105,6 +105,8 @@ def check_node(run_config: Mapping[str, Any], node_config: Mapping[str, Any]) ->
     yield of_examples
     seconds, of_masked_lm = _attempt("masked LM", lambda: _measure_masked_lm(config.run, task))
     yield of_masked_lm
+    if config.run.proposer == "prompt-generator":
+        yield _attempt("prompt generator", lambda: _measure_generator(config.run))[1]
     yield from _black_box(config.run, task, node, seconds or 0.0)
 
 
@@ -152,6 +154,13 @@ def _measure_masked_lm(config: RunConfig, task: Task) -> tuple[float, str]:
         f"{len(model.vocabulary):,} tokens; {filling:.2f} s to fill a gap, {judging:.2f} s to "
         f"judge a prompt"
     )
+
+
+def _measure_generator(config: RunConfig) -> tuple[float, str]:
+    """Return the seconds of a line from the model that writes prompts, and a description."""
+    model = models.ready_language_model(models.generator_settings(config))
+    seconds, _ = _timed(lambda: model.answer([_LINE], ()))
+    return seconds, f"{model.name}: {seconds:.2f} s for a free answer"
 
 
 def _black_box(

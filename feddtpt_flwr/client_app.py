@@ -19,6 +19,7 @@ from feddtpt_flwr.data import ClientData, Example
 from feddtpt_flwr.evaluation import BudgetExhaustedError, Evaluator, stratified_order
 from feddtpt_flwr.experiment import load_task
 from feddtpt_flwr.feedback import Trial
+from feddtpt_flwr.generator import Writer
 from feddtpt_flwr.language_model import ModelError
 from feddtpt_flwr.node import Node, NodeConfig, load_node
 from feddtpt_flwr.privacy.clients import protected
@@ -31,6 +32,11 @@ from strategies.wire import (
     FAILURE_KEY,
     FROM_ARCHIVE_KEY,
     GAIN_KEY,
+    GENERATOR_COMPLETION_TOKENS_KEY,
+    GENERATOR_COST_KEY,
+    GENERATOR_FALLBACKS_KEY,
+    GENERATOR_PROMPT_TOKENS_KEY,
+    GENERATOR_REQUESTS_KEY,
     LIMIT_KEY,
     MODEL_KEY,
     PROMPT_TOKENS_KEY,
@@ -117,6 +123,7 @@ class PromptTuningClient(NumPyClient):
                 what,
             )
 
+        writer = self._writer(evaluator)
         search = build_search(
             SearchParts(
                 config=self._config,
@@ -127,6 +134,7 @@ class PromptTuningClient(NumPyClient):
                 examples=examples,
                 rng=rng,
                 on_accept=lambda trial: progress(trial.accuracy, trial.operator),
+                writer=writer,
             )
         )
         try:
@@ -134,7 +142,7 @@ class PromptTuningClient(NumPyClient):
             state.begin(start)
             result = search.run(start, state.feedback)
         except ModelError as error:
-            return [], 0, self._report(config, evaluator, error)
+            return [], 0, self._report(config, evaluator, error) | self._writing(writer)
         finally:
             budget.tell()
             state.end(evaluator.cache)
@@ -142,6 +150,7 @@ class PromptTuningClient(NumPyClient):
         before = result.start_accuracy if accuracy is None else accuracy
         metrics = {
             **self._report(config, evaluator, result.failure),
+            **self._writing(writer),
             VOCABULARY_KEY: self._vocabulary.fingerprint,
             GAIN_KEY: result.accuracy - before,
             "accuracy": result.accuracy,
@@ -213,6 +222,19 @@ class PromptTuningClient(NumPyClient):
             log(ERROR, "client %s: %s", self._name, failure)
             report[FAILURE_KEY] = str(failure)
         return report
+
+    def _writing(self, writer: Writer | None) -> dict[str, Scalar]:
+        """Return what the language model that writes prompts has used, if there is one."""
+        if writer is None:
+            return {}
+        used = writer.usage
+        return {
+            GENERATOR_REQUESTS_KEY: writer.requests,
+            GENERATOR_FALLBACKS_KEY: writer.fallbacks,
+            GENERATOR_PROMPT_TOKENS_KEY: used.prompt_tokens,
+            GENERATOR_COMPLETION_TOKENS_KEY: used.completion_tokens,
+            GENERATOR_COST_KEY: models.prices(models.generator_settings(self._config)).cost(used),
+        }
 
     def _unchanged(self, limit: str) -> dict[str, Scalar]:
         """Return what else the server is told of a search that the run's ``limit`` forbids."""
@@ -309,6 +331,13 @@ class PromptTuningClient(NumPyClient):
         store = models.answer_store(self._config)
         cache = state.cache(*([] if store is None else [store]))  # an empty store is false
         return Evaluator(models.language_model(self._config), self._task, budget, cache)
+
+    def _writer(self, evaluator: Evaluator) -> Writer | None:
+        if self._config.proposer != "prompt-generator":
+            return None
+        settings = models.generator_settings(self._config)
+        model, tariff = models.language_model(settings), models.tariff(settings)
+        return Writer(model, tariff, evaluator.budget, evaluator.cache)
 
 
 def _stream(name: str) -> int:

@@ -29,7 +29,7 @@ LIMITS = (
 """What a client may use besides ``queries_per_round``; 0 stands for no limit in each."""
 
 SearchName = Literal["feddtpt", "sequential", "bdpl", "evolution"]
-ProposerName = Literal["masked-lm", "random"]
+ProposerName = Literal["masked-lm", "random", "prompt-generator"]
 Privacy = Literal["none", "public-tokens", "synthetic", "exponential"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -124,8 +124,18 @@ class RunConfig(BaseModel):
     search : {"feddtpt", "sequential", "bdpl", "evolution"}
         How a client searches: several changes racing; one change at a time, each on all examples;
         or one of the field's baselines, a policy gradient or an evolution.
-    proposer : {"masked-lm", "random"}
-        What proposes changes: the masked language model, or chance (the paper's ablation).
+    proposer : {"masked-lm", "random", "prompt-generator"}
+        What proposes changes: the masked language model, chance (the paper's ablation), or a
+        language model that is shown the task, the prompt and what was tried, and writes others.
+    generator_endpoint : str
+        Base URL of an OpenAI-compatible API with chat completions, for the model that writes
+        prompts; empty lets the black box write.
+    generator_model : str
+        With a ``generator_endpoint``: the model's name there.
+    generator_key_env : str
+        Environment variable that holds the key for it; empty if it needs none.
+    generator_price_per_million_input, generator_price_per_million_output : float
+        With a ``generator_endpoint``: its prices, in the currency of the black box's.
     queries_per_round : int
         Most LLM queries of one client's search in one round.
     tokens_per_round, cost_per_round, seconds_per_round : int, float, float
@@ -217,6 +227,11 @@ class RunConfig(BaseModel):
     max_fluency_loss: float = Field(2.0, ge=0)
     search: SearchName = "feddtpt"
     proposer: ProposerName = "masked-lm"
+    generator_endpoint: str = ""
+    generator_model: str = ""
+    generator_key_env: str = ""
+    generator_price_per_million_input: float = Field(0.0, ge=0, allow_inf_nan=False)
+    generator_price_per_million_output: float = Field(0.0, ge=0, allow_inf_nan=False)
     queries_per_round: int = Field(250, ge=1)
     tokens_per_round: int = Field(0, ge=0)
     cost_per_round: float = Field(0.0, ge=0, allow_inf_nan=False)
@@ -263,6 +278,7 @@ class RunConfig(BaseModel):
             *_masked_lm_mistakes(config),
             *_tracker_mistakes(config),
             *_limit_mistakes(config),
+            *_generator_mistakes(config),
         ]
         if mistakes:
             raise ConfigError("\n".join(mistakes))
@@ -335,18 +351,47 @@ def _limit_mistakes(config: RunConfig) -> list[str]:
             )
         elif not name.startswith(("tokens", "cost")):
             continue
-        elif not config.endpoint:
+        elif not config.endpoint and not config.generator_endpoint:
             mistakes.append(
                 f"{key} = {value!r}: is for a model behind an endpoint, and endpoint is empty; a "
                 "model in this process counts no tokens"
             )
-        elif name.startswith("cost") and not (
-            config.price_per_million_input or config.price_per_million_output
+        elif name.startswith("cost") and not any(
+            getattr(config, f"{prefix}price_per_million_{way}")
+            for prefix in ("", "generator_")
+            for way in ("input", "output")
         ):
             mistakes.append(
                 f"{key} = {value!r}: without price-per-million-input or price-per-million-output "
                 "above 0 every answer costs nothing"
             )
+    return mistakes
+
+
+def _generator_mistakes(config: RunConfig) -> list[str]:
+    """Return a line for every setting that does not fit the model that writes prompts."""
+    given = [
+        # What is meant to name a variable may be the key itself.
+        _kebab(name) if name.endswith("key_env") else f"{_kebab(name)} = {value!r}"
+        for name in type(config).model_fields
+        if name.startswith("generator_") and (value := getattr(config, name))
+    ]
+    if config.proposer != "prompt-generator":
+        return [f"{key}: is for proposer = 'prompt-generator'" for key in given]
+    mistakes = []
+    if config.privacy == "exponential" or config.search == "bdpl":
+        other = "privacy" if config.privacy == "exponential" else "search"
+        mistakes.append(
+            f"proposer = {config.proposer!r}: {other} = {getattr(config, other)!r} would not use "
+            "it; 'masked-lm' is allowed"
+        )
+    if not config.generator_endpoint:
+        return mistakes + [f"{key}: needs a generator-endpoint" for key in given]
+    mistakes += _url_mistakes("generator-endpoint", config.generator_endpoint, "generator-key-env")
+    if not config.generator_model:
+        mistakes.append("generator-model = '': the model's name at generator-endpoint is needed")
+    if config.generator_key_env and not re.fullmatch(_VARIABLE, config.generator_key_env):
+        mistakes.append("generator-key-env: the name of an environment variable is needed")
     return mistakes
 
 

@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,9 @@ from feddtpt_flwr.data import Example, Task
 from feddtpt_flwr.language_model import IncrementalLanguageModel, LanguageModel
 from feddtpt_flwr.language_model.answers import parse_answer
 from feddtpt_flwr.language_model.usage import Metered, Usage
+
+if TYPE_CHECKING:
+    from feddtpt_flwr.budget import Tariff
 
 UNPARSED = ""
 """What stands for an answer that fits no label; no answer word is empty."""
@@ -52,14 +55,24 @@ class QueryBudget:
         """Take back ``queries`` that were booked and not answered."""
         self.used -= queries
 
-    def admit(self, questions: Sequence[str]) -> int:
+    def admit(self, questions: Sequence[str], tariff: "Tariff | None" = None) -> int:
         """Return how many of the first ``questions`` may be sent now, at least 1; book them.
 
         The queries themselves have been booked before; this is for what else an answer may cost.
+
+        Parameters
+        ----------
+        tariff : Tariff, optional
+            Of another model than the black box.
+
+        Raises
+        ------
+        BudgetExhaustedError
+            If not even the first may be sent.
         """
         return len(questions)
 
-    def settle(self, used: Usage | None) -> None:
+    def settle(self, used: Usage | None, tariff: "Tariff | None" = None) -> None:
         """Put what was used in the place of what was booked last; None if nobody counts it."""
 
 

@@ -31,6 +31,7 @@ from strategies.wire import (
     COST_KEY,
     FAILURE_KEY,
     FROM_ARCHIVE_KEY,
+    GENERATOR_KEYS,
     PROMPT_TOKENS_KEY,
     QUERIES_KEY,
     ROUND_KEY,
@@ -87,7 +88,8 @@ class Recorder:
         self._start = time.monotonic()
         self._round_start = self._start
         self._queries = 0
-        self._sums: dict[str, float] = dict.fromkeys(_SUMMED, 0)
+        generator = GENERATOR_KEYS if config.proposer == "prompt-generator" else ()
+        self._sums: dict[str, float] = dict.fromkeys((*_SUMMED, *generator), 0)
         self._round_sums = dict(self._sums)
         self._failures = 0
         self._by_model: Mapping[str, Mapping[str, float]] = {}
@@ -179,7 +181,7 @@ class Recorder:
             self._by_model = chosen["by-model"]
         self._round_start = now
         self._uploads = []
-        self._round_sums = dict.fromkeys(_SUMMED, 0)
+        self._round_sums = dict.fromkeys(self._sums, 0)
 
     def ended_early(self) -> None:
         """Write down that the run is over because no client may ask anything more."""
@@ -266,7 +268,7 @@ class Recorder:
                     failed or USED_UP_KEY in values or self._config.privacy == "exponential"
                 )
                 accuracy = float(values["accuracy"]) if measured else 0.0
-                sums = {key: _amount(values.get(key, 0)) for key in _SUMMED}
+                sums = {key: _amount(values.get(key, 0)) for key in self._sums}
                 if "accepted" in values:
                     values["accepted"] = json.loads(values["accepted"])
                 server_round = values.pop(ROUND_KEY)
@@ -355,6 +357,7 @@ class Recorder:
                 **closing_table.endpoint_rows(
                     self._sums, self._evaluator, self._prices, self._failures
                 ),
+                **closing_table.generator_rows(self._sums),
                 **closing_table.limit_rows(self._config, len(self._prompts) - 1, self._ended_early),
                 **closing_table.privacy_rows(self._config, len(self._prompts) - 1),
                 "bytes per round, all clients": ", ".join(f"{size:,}" for size in self._bytes),

@@ -38,6 +38,18 @@ COST_KEY = "cost"
 FAILURE_KEY = "failure"
 LIMIT_KEY = "ended-by"
 USED_UP_KEY = "used-up"
+GENERATOR_REQUESTS_KEY = "generator-requests"
+GENERATOR_FALLBACKS_KEY = "generator-fallbacks"
+GENERATOR_PROMPT_TOKENS_KEY = "generator-prompt-tokens"
+GENERATOR_COMPLETION_TOKENS_KEY = "generator-completion-tokens"
+GENERATOR_COST_KEY = "generator-cost"
+GENERATOR_KEYS = (
+    GENERATOR_REQUESTS_KEY,
+    GENERATOR_FALLBACKS_KEY,
+    GENERATOR_PROMPT_TOKENS_KEY,
+    GENERATOR_COMPLETION_TOKENS_KEY,
+    GENERATOR_COST_KEY,
+)
 MODEL_KEY = "model"
 
 ClientWeights = Literal["equal", "examples", "accuracy"]

@@ -13,7 +13,7 @@ from feddtpt_flwr.data import Example, get_task
 from feddtpt_flwr.evaluation import AnswerCache, BudgetExhaustedError, Evaluator
 from feddtpt_flwr.language_model.usage import Prices, Usage
 
-TARIFF = Tariff(Prices(3.0, 7.0), longest_answer=5, around=20, counted=True)
+TARIFF = Tariff(Prices(3.0, 7.0), longest_answer=5, around=20, probes=1, counted=True)
 NONE = Amounts(inf, inf, inf, inf, inf)
 
 

@@ -28,6 +28,7 @@ from strategies.wire import (
     FAILURE_KEY,
     FROM_ARCHIVE_KEY,
     GAIN_KEY,
+    GENERATOR_KEYS,
     MODEL_KEY,
     PROMPT_TOKENS_KEY,
     QUERIES_KEY,
@@ -57,6 +58,7 @@ _SUMMED = (
     PROMPT_TOKENS_KEY,
     COMPLETION_TOKENS_KEY,
     COST_KEY,
+    *GENERATOR_KEYS,
 )
 
 
