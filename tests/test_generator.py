@@ -199,7 +199,7 @@ def test_what_was_written_is_not_paid_for_twice(vocabulary: Vocabulary, task: Ta
 
 
 def test_requests_are_charged_and_are_no_queries(vocabulary: Vocabulary, task: Task) -> None:
-    limits = Amounts(queries=inf, tokens=900, cost=inf, seconds=inf)
+    limits = Amounts(queries=inf, tokens=700, cost=inf, seconds=inf)
     budget = ClientBudget(5, Span("round", limits))
     model = Scripted(*[f"{word} film?" for word in ("Friendly", "Hostile", "Nice", "Odd")])
     proposer, writer = generator(model, vocabulary, task, budget)
@@ -210,7 +210,7 @@ def test_requests_are_charged_and_are_no_queries(vocabulary: Vocabulary, task: T
         if writer.fallbacks:
             break
     assert 0 < writer.requests < 4, "the next might have cost more than is left"
-    assert budget.spent.tokens == 70 * writer.requests <= 900
+    assert budget.spent.tokens == 70 * writer.requests <= 700
     assert (budget.used, budget.left) == (0, 5)
 
 
