@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import astuple, dataclass, fields, replace
 from math import inf
 
-from feddtpt_flwr.config import RunConfig
 from feddtpt_flwr.evaluation import BudgetExhaustedError, QueryBudget
 from feddtpt_flwr.language_model.constraints import PROBE
 from feddtpt_flwr.language_model.usage import Prices, Usage
@@ -295,30 +294,3 @@ def _times(left: float, each: float) -> float:
     if left <= 0:
         return 0.0
     return left / each if each else inf
-
-
-def round_limits(config: RunConfig) -> Amounts:
-    """Return the limits of one search; those of queries are a budget's own."""
-    return Amounts(
-        queries=inf,
-        tokens=config.tokens_per_round or inf,
-        cost=config.cost_per_round or inf,
-        seconds=config.seconds_per_round or inf,
-        asked=inf,
-    )
-
-
-def run_limits(config: RunConfig) -> Amounts:
-    """Return the limits of one client in a whole run."""
-    return Amounts(
-        queries=config.queries_per_run or inf,
-        tokens=config.tokens_per_run or inf,
-        cost=config.cost_per_run or inf,
-        seconds=config.seconds_per_run or inf,
-        asked=inf,
-    )
-
-
-def num_compared(config: RunConfig) -> int:
-    """Return how many prompts a client compares in a round, at most."""
-    return config.race_candidates + 1 if config.guard else 1

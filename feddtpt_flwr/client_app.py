@@ -12,7 +12,8 @@ from flwr.common import Context, NDArrays, RecordDict, Scalar, log
 
 from feddtpt_flwr import __version__, logs, models
 from feddtpt_flwr.assets import cache_folder
-from feddtpt_flwr.budget import ClientBudget, Span, num_compared, round_limits, run_limits
+from feddtpt_flwr.budget import ClientBudget
+from feddtpt_flwr.client_limits import scoring_budget, search_budget
 from feddtpt_flwr.client_state import RUN_KEY, VERSION_KEY, ClientState, Phase, state_file, step
 from feddtpt_flwr.config import RunConfig
 from feddtpt_flwr.data import ClientData, Example
@@ -103,7 +104,8 @@ class PromptTuningClient(NumPyClient):
         rng = np.random.default_rng([self._config.seed, server_round, _stream(self._name)])
         examples = stratified_order([*self._data.train, *self._public], rng)
         state = self._recall(config, "search")
-        budget = self._search_budget(state)
+        num_own = len(self._data.train) + len(self._data.validation)
+        budget = search_budget(self._config, state, num_own)
         evaluator = self._evaluator(budget, state)
         if budget.left < len(examples) and budget.tightest.endswith("-per-run"):
             log(INFO, "client %s: %s is used up", self._name, budget.tightest)
@@ -178,7 +180,7 @@ class PromptTuningClient(NumPyClient):
         validation = self._data.validation
         examples = [*validation, *self._data.train]
         state = self._recall(config, "score")
-        budget = self._budget(len(prompts) * len(examples), state, self._run_span(state))
+        budget = scoring_budget(self._config, state, len(prompts) * len(examples))
         evaluator = self._evaluator(budget, state)
         texts = [self._vocabulary.decode(tokens) for tokens in prompts]
         try:
@@ -313,19 +315,6 @@ class PromptTuningClient(NumPyClient):
         kept = run and self._config.cache_size_mib
         file = state_file(cache_folder(), run, self._name) if kept else None
         return ClientState(self._state, file, step(int(config[ROUND_KEY]), phase))
-
-    def _search_budget(self, state: ClientState) -> ClientBudget:
-        own = len(self._data.train) + len(self._data.validation)
-        # What a search finds is worth nothing if nobody can compare it.
-        run = self._run_span(state, reserve=num_compared(self._config) * own)
-        this_round = Span("round", round_limits(self._config), state.used_in_step)
-        return self._budget(self._config.queries_per_round, state, this_round, run)
-
-    def _run_span(self, state: ClientState, reserve: int = 0) -> Span:
-        return Span("run", run_limits(self._config), state.used_in_run, reserve)
-
-    def _budget(self, queries: int, state: ClientState, *spans: Span) -> ClientBudget:
-        return ClientBudget(queries, *spans, tariff=models.tariff(self._config), on_use=state.use)
 
     def _evaluator(self, budget: ClientBudget, state: ClientState) -> Evaluator:
         store = models.answer_store(self._config)

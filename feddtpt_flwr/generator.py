@@ -3,11 +3,9 @@
 It is shown the task, the prompt and what changes of it have gained; never the text of an example.
 """
 
-import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from logging import WARNING
-from typing import Any
 
 import numpy as np
 from flwr.common import log
@@ -20,17 +18,12 @@ from feddtpt_flwr.language_model import LanguageModel, ModelError
 from feddtpt_flwr.language_model.usage import Metered, Usage
 from feddtpt_flwr.proposer import Proposer
 from feddtpt_flwr.vocabulary import Vocabulary
+from feddtpt_flwr.written_prompts import read_prompts, writing_request
 from strategies.candidates import Tokens
 from strategies.edits import Edit
 
 SHOWN = 5
 """So many of the changes that gained most are shown, and so many of those that lost most."""
-
-_MARKS = " ,.:?;!'-"  # what may stand in a prompt besides letters
-_BULLET = re.compile(
-    r"^(?:[-*•>#\s]|\(?\d{1,2}[.):\]]|(?:instruction|prompt)\s*\d*\s*:)+", re.IGNORECASE
-)
-_QUOTES = "\"'`*_“”«» "
 
 
 class Writer:
@@ -194,75 +187,6 @@ class PromptGenerator:
         return list(usable)
 
 
-def writing_request(
-    task: Task,
-    prompt: str,
-    changes: Sequence[str],
-    *,
-    count: int,
-    max_words: int,
-    excluded_words: Sequence[str] = (),
-) -> str:
-    """Return what a language model is asked for better prompts.
-
-    It ends with the beginning of a list, for models that continue a text.
-
-    Parameters
-    ----------
-    task : Task
-        What the prompt is for.
-    prompt : str
-        The prompt so far.
-    changes : Sequence[str]
-        Changes that were tried, and what they gained.
-    count : int
-        Prompts wanted.
-    max_words : int
-        Longest prompt, in words.
-    excluded_words : Sequence[str]
-        Words that are not to be used.
-    """
-    columns = {column: f"<{column}>" for column in task.text_columns}
-    parts = [
-        f"A language model has this task ({task.name.replace('_', ' ')}): it reads\n\n"
-        f"{task.compose('<instruction>')}{task.render(columns)}\n\n"
-        f"and answers with one of: {', '.join(task.answers)}.",
-        f"The instruction so far: {prompt}",
-    ]
-    if changes:
-        parts.append(
-            "Changes of it that were tried, and what share of the answers they turned right:\n"
-            + "\n".join(changes)
-        )
-    without = f" without the words {', '.join(excluded_words)}," if excluded_words else ""
-    parts.append(
-        f"Write {count} different instructions for the same task that may work better, one in a "
-        f"line, each of at most {max_words} words,{without} and nothing else."
-    )
-    return "\n\n".join([*parts, "Instructions:\n1."])
-
-
-def read_prompts(text: str) -> list[str]:
-    """Return the prompts in what a language model wrote: JSON, or one in each line.
-
-    Numbers, bullets and quotes around them are taken off. Lines that are no prompts, such as those
-    that announce some, are left out, and so is what holds other signs than letters and simple
-    punctuation.
-    """
-    lines = _json_texts(text) or [line for line in text.splitlines() if "```" not in line]
-    prompts = []
-    for line in lines:
-        prompt = " ".join(_BULLET.sub("", line.strip()).strip(_QUOTES).split())
-        if (
-            prompt
-            and not prompt.endswith(":")
-            and any(sign.isalpha() for sign in prompt)
-            and all(sign.isalpha() or sign in _MARKS for sign in prompt)
-        ):
-            prompts.append(prompt)
-    return list(dict.fromkeys(prompts))
-
-
 def spanning_edit(before: Tokens, after: Tokens) -> Edit:
     """Return the one edit that turns ``before`` into ``after``, as short as it can be."""
     start = 0
@@ -273,26 +197,6 @@ def spanning_edit(before: Tokens, after: Tokens) -> Edit:
     while end < room and before[-1 - end] == after[-1 - end]:
         end += 1
     return Edit(start, len(before) - end, after[start : len(after) - end])
-
-
-def _json_texts(text: str) -> list[str]:
-    """Return all texts in the first JSON list or object in ``text``; none if there is none."""
-    for found in re.finditer(r"[\[{]", text):
-        try:
-            value, _ = json.JSONDecoder().raw_decode(text[found.start() :])
-        except (ValueError, RecursionError):
-            continue
-        if texts := list(_texts(value)):
-            return texts
-    return []
-
-
-def _texts(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, (list, dict)):
-        for item in value.values() if isinstance(value, dict) else value:
-            yield from _texts(item)
 
 
 def _words(text: str) -> set[str]:

@@ -8,8 +8,8 @@ import pytest
 from flwr.common import RecordDict
 
 from feddtpt_flwr import __version__, models
-from feddtpt_flwr.budget import num_compared
 from feddtpt_flwr.client_app import PromptTuningClient
+from feddtpt_flwr.client_limits import num_compared
 from feddtpt_flwr.client_state import RUN_KEY, VERSION_KEY
 from feddtpt_flwr.config import RunConfig
 from feddtpt_flwr.data import ClientData, Example

@@ -17,16 +17,11 @@ from feddtpt_flwr.config import RunConfig
 from feddtpt_flwr.data import ClientData, Example, Task
 from feddtpt_flwr.evaluation import AnswerCache, QueryBudget
 from feddtpt_flwr.feedback import Feedback, Trial
-from feddtpt_flwr.generator import (
-    PromptGenerator,
-    Writer,
-    read_prompts,
-    spanning_edit,
-    writing_request,
-)
+from feddtpt_flwr.generator import PromptGenerator, Writer, spanning_edit
 from feddtpt_flwr.language_model import ModelUnavailableError
 from feddtpt_flwr.language_model.usage import Usage
 from feddtpt_flwr.vocabulary import Vocabulary
+from feddtpt_flwr.written_prompts import read_prompts, writing_request
 from strategies.edits import Edit
 from strategies.wire import (
     COST_KEY,
@@ -200,18 +195,21 @@ def test_what_was_written_is_not_paid_for_twice(vocabulary: Vocabulary, task: Ta
 
 def test_requests_are_charged_and_are_no_queries(vocabulary: Vocabulary, task: Task) -> None:
     limits = Amounts(queries=inf, tokens=700, cost=inf, seconds=inf)
-    budget = ClientBudget(5, Span("round", limits))
-    model = Scripted(*[f"{word} film?" for word in ("Friendly", "Hostile", "Nice", "Odd")])
+    budget = ClientBudget(5, Span("round", limits), tariff=Tariff(counted=True))
+    model = Scripted("Friendly film?", "Hostile film?")
     proposer, writer = generator(model, vocabulary, task, budget)
-    start, rng = vocabulary.encode(START), np.random.default_rng(0)
-    for number in range(40):  # each time another prompt, and so another request
-        prompt = (*start[:-1], vocabulary.encode("a b c d e f g h i j k l m n o p")[number % 16])
-        proposer.propose(prompt, Feedback(), rng, 1)
-        if writer.fallbacks:
-            break
-    assert 0 < writer.requests < 4, "the next might have cost more than is left"
-    assert budget.spent.tokens == 70 * writer.requests <= 700
-    assert (budget.used, budget.left) == (0, 5)
+    assert propose(proposer, vocabulary) == ["Friendly film?"]
+    assert budget.spent.tokens == 70
+
+    budget.admit(["a question to the black box"])
+    budget.settle(Usage(1, 0, 500, 0))
+    shown = Feedback()
+    edit, correct = Edit(0, 1, vocabulary.encode("Rate")), np.ones(4, dtype=bool)
+    start = vocabulary.encode(START)
+    shown.record(Trial.of(edit, start, gain=1, correct=correct, accepted=False))
+    assert len(propose(proposer, vocabulary, shown)) == 4
+    assert (writer.requests, writer.fallbacks) == (1, 1), "it might cost more than is left"
+    assert budget.used == 0
 
 
 class Node:
