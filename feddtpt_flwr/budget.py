@@ -203,6 +203,13 @@ class ClientBudget(QueryBudget):
         left = [pair for span in self._spans for pair in span.questions(spent, each)]
         return min([*left, (float(super().left), "")], key=lambda pair: pair[0])
 
+    def spend(self, queries: int) -> None:
+        """Book ``queries``, or raise `BudgetExhaustedError` and book nothing."""
+        try:
+            super().spend(queries)
+        except BudgetExhaustedError as error:
+            raise BudgetExhaustedError(f"{self.tightest or 'queries'}: {error}") from None
+
     def admit(self, questions: Sequence[str], tariff: Tariff | None = None) -> int:
         """Return how many of the first ``questions`` may be sent now, at least 1; book them.
 

@@ -144,11 +144,12 @@ class PromptTuningClient(NumPyClient):
             state.begin(start)
             result = search.run(start, state.feedback)
         except ModelError as error:
-            return [], 0, self._report(config, evaluator, error) | self._writing(writer)
-        finally:
             budget.tell()
             state.end(evaluator.cache)
+            return [], 0, self._report(config, evaluator, error) | self._writing(writer)
         progress(result.accuracy, f"done, {result.num_trials} changes tried")
+        budget.tell()
+        state.end(evaluator.cache)
         before = result.start_accuracy if accuracy is None else accuracy
         metrics = {
             **self._report(config, evaluator, result.failure),
@@ -306,7 +307,10 @@ class PromptTuningClient(NumPyClient):
         if interrupted is None or evaluator.budget.left < 2 * len(examples):
             return tokens, None
         texts = [self._vocabulary.decode(prompt) for prompt in (tokens, interrupted)]
-        global_accuracy, other = evaluator.correct_all(texts, examples).mean(axis=1)
+        try:
+            global_accuracy, other = evaluator.correct_all(texts, examples).mean(axis=1)
+        except BudgetExhaustedError:
+            return tokens, None
         return (interrupted if other > global_accuracy else tokens), float(global_accuracy)
 
     def _recall(self, config: Mapping[str, Scalar], phase: Phase) -> ClientState:

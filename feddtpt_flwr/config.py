@@ -105,7 +105,8 @@ class RunConfig(BaseModel):
         0 for none.
     masked_lm : str
         The proposer: ``"embedded"`` (the embedded language model as an infiller), or a masked
-        language model by hub name or folder.
+        language model by hub name or folder. A causal one, also as a ``.gguf`` file, fills gaps
+        as the embedded one does: what continues the left side, by how well the right side follows.
     masked_lm_endpoint : str
         URL of a service that runs the proposer (Hugging Face's inference API, task fill-mask);
         empty runs it in this process. With one, ``masked_lm`` names the tokenizer: a hub name, a

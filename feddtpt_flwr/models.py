@@ -18,7 +18,7 @@ from feddtpt_flwr.language_model.api import ApiLanguageModel
 from feddtpt_flwr.language_model.constraints import JSON_TOKENS, PREFERENCE
 from feddtpt_flwr.language_model.local import LocalLanguageModel
 from feddtpt_flwr.language_model.usage import Prices
-from feddtpt_flwr.language_model.weights import resolve_device
+from feddtpt_flwr.language_model.weights import is_causal, resolve_device
 from feddtpt_flwr.masked_lm import (
     CausalInfiller,
     HuggingFaceMaskedLM,
@@ -229,6 +229,6 @@ def _remote_masked_lm(
 
 @cache
 def _masked_lm(model: str, excluded: tuple[str, ...], device: str, dtype: str) -> MaskedLM:
-    if model == EMBEDDED:
+    if model == EMBEDDED or is_causal(model):
         return CausalInfiller(model, excluded_words=excluded, device=device, dtype=dtype)
     return HuggingFaceMaskedLM(model, excluded_words=excluded, device=device)
