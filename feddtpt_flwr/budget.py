@@ -83,12 +83,30 @@ class Span:
     before: Amounts = Amounts()
     reserve: int = 0
 
-    def questions(self, spent: Amounts, per_question: Amounts) -> Iterator[tuple[float, str]]:
-        """Yield how many questions each limit leaves, and the limit's name."""
+    @property
+    def queries(self) -> float:
+        """Queries that were left when the message began."""
+        return self.limits.queries - self.before.queries
+
+    def questions(
+        self, spent: Amounts, each: Amounts, most: Amounts
+    ) -> Iterator[tuple[float, str]]:
+        """Yield how many questions each limit leaves, and the limit's name.
+
+        Parameters
+        ----------
+        spent : Amounts
+            Used since.
+        each, most : Amounts
+            What a question has used on average, and what is booked for one.
+        """
         left = self.limits - self.before - spent
         for kind in KINDS:
-            each = getattr(per_question, kind)
-            yield _times(getattr(left, kind), each) - self.reserve, f"{kind}-per-{self.name}"
+            mean = getattr(each, kind)
+            # The last one has to fit with all that is booked for it.
+            over = max(0.0, getattr(most, kind) - mean)
+            number = _times(getattr(left, kind) - over, mean)
+            yield number - self.reserve, f"{kind}-per-{self.name}"
 
 
 @dataclass(frozen=True)
@@ -163,8 +181,8 @@ class ClientBudget(QueryBudget):
         on_use: Callable[[Amounts], None] = lambda _: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        rooms = [span.limits.queries - span.before.queries for span in spans]
-        super().__init__(max(0, int(min([limit, *rooms]))))
+        super().__init__(max(0, int(min([limit, *(span.queries for span in spans)]))))
+        self._most_wanted = limit
         self._spans = spans
         self._tariff = tariff or Tariff()
         self._on_use = on_use
@@ -174,6 +192,7 @@ class ClientBudget(QueryBudget):
         self._told = Amounts()
         self._booked = Amounts()
         self._begun: set[Tariff] = set()
+        self._most = Amounts()
         self._sent, self._sent_at = 0, 0.0
         self._waited = 0.0
         self._full = ""
@@ -200,7 +219,7 @@ class ClientBudget(QueryBudget):
         spent = self.spent
         before = max((s.before for s in self._spans), key=lambda b: b.asked, default=Amounts())
         each = _per_question(before + spent)
-        left = [pair for span in self._spans for pair in span.questions(spent, each)]
+        left = [pair for span in self._spans for pair in span.questions(spent, each, self._most)]
         return min([*left, (float(super().left), "")], key=lambda pair: pair[0])
 
     def spend(self, queries: int) -> None:
@@ -208,7 +227,8 @@ class ClientBudget(QueryBudget):
         try:
             super().spend(queries)
         except BudgetExhaustedError as error:
-            raise BudgetExhaustedError(f"{self.tightest or 'queries'}: {error}") from None
+            span = next((s.name for s in self._spans if s.queries < self._most_wanted), "round")
+            raise BudgetExhaustedError(f"queries-per-{span}: {error}") from None
 
     def admit(self, questions: Sequence[str], tariff: Tariff | None = None) -> int:
         """Return how many of the first ``questions`` may be sent now, at least 1; book them.
@@ -264,6 +284,8 @@ class ClientBudget(QueryBudget):
             booked, number = more, number + 1
         if number:
             self._begun.add(tariff)
+            if tariff is self._tariff:
+                self._most = tariff.most(max(questions[:number], key=len))
             self._booked = booked
             self._spent += booked
             self._sent, self._sent_at = number, self._clock()

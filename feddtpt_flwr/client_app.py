@@ -330,7 +330,7 @@ class PromptTuningClient(NumPyClient):
             return None
         settings = models.generator_settings(self._config)
         model, tariff = models.language_model(settings), models.tariff(settings)
-        return Writer(model, tariff, evaluator.budget, evaluator.cache)
+        return Writer(model, tariff, evaluator.budget, evaluator.cache, chat=settings.chat)
 
 
 def _stream(name: str) -> int:

@@ -39,6 +39,8 @@ class Writer:
         Its tokens, money and time are charged; its requests are no queries.
     cache : AnswerCache
         Knows what was written before.
+    chat : bool
+        Whether the model answers messages; otherwise it continues texts.
 
     Attributes
     ----------
@@ -49,8 +51,15 @@ class Writer:
     """
 
     def __init__(
-        self, model: LanguageModel, tariff: Tariff, budget: QueryBudget, cache: AnswerCache
+        self,
+        model: LanguageModel,
+        tariff: Tariff,
+        budget: QueryBudget,
+        cache: AnswerCache,
+        *,
+        chat: bool,
     ) -> None:
+        self.chat = chat
         self._model = model
         self._tariff = tariff
         self._budget = budget
@@ -151,6 +160,7 @@ class PromptGenerator:
             count=count,
             max_words=max(1, self._max_tokens * 2 // 3),
             excluded_words=self._excluded,
+            chat=self._writer.chat,
         )
         written = self._usable(read_prompts(self._writer.write(request)), tokens)
         new = [prompt for prompt in written if prompt not in self._proposed][:count]

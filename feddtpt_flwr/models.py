@@ -88,7 +88,8 @@ def generator_settings(config: RunConfig) -> RunConfig:
     At the black box's endpoint it is a client of its own, so that its use is counted apart.
     """
     if not config.endpoint and not config.generator_endpoint:
-        return config
+        # The embedded model was made for chats.
+        return config.model_copy(update={"chat": config.chat or config.language_model == EMBEDDED})
     changes: dict[str, Any] = {
         "constrain": "none",
         "max_answer_tokens": max(config.max_answer_tokens, WRITTEN_TOKENS),

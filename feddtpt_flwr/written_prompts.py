@@ -22,10 +22,9 @@ def writing_request(
     count: int,
     max_words: int,
     excluded_words: Sequence[str] = (),
+    chat: bool = True,
 ) -> str:
     """Return what a language model is asked for better prompts.
-
-    It ends with the beginning of a list, for models that continue a text.
 
     Parameters
     ----------
@@ -41,25 +40,27 @@ def writing_request(
         Longest prompt, in words.
     excluded_words : Sequence[str]
         Words that are not to be used.
+    chat : bool
+        Whether the model answers a message; if not, it continues a list that is begun.
     """
     columns = {column: f"<{column}>" for column in task.text_columns}
     parts = [
         f"A language model has this task ({task.name.replace('_', ' ')}): it reads\n\n"
         f"{task.compose('<instruction>')}{task.render(columns)}\n\n"
         f"and answers with one of: {', '.join(task.answers)}.",
-        f"The instruction so far: {prompt}",
     ]
     if changes:
         parts.append(
-            "Changes of it that were tried, and what share of the answers they turned right:\n"
+            "Changes of the instruction that were tried, and what share of the answers they turned right:\n"
             + "\n".join(changes)
         )
-    without = f" without the words {', '.join(excluded_words)}," if excluded_words else ""
+    without = f" without the words {', '.join(excluded_words)}" if excluded_words else ""
+    parts.append(f'The instruction is now: "{prompt}"')
     parts.append(
         f"Write {count} different instructions for the same task that may work better, one in a "
-        f"line, each of at most {max_words} words,{without} and nothing else."
+        f"line, each of at most {max_words} words{without}."
     )
-    return "\n\n".join([*parts, "Instructions:\n1."])
+    return "\n\n".join(parts if chat else [*parts, "Instructions:\n1."])
 
 
 def read_prompts(text: str) -> list[str]:

@@ -115,8 +115,8 @@ def test_a_search_ends_at_its_limit_with_the_best_so_far(
     used = node.used(*keys)
     assert used <= value
     assert metrics[QUERIES_KEY] < 40, "it was not the queries that ended it"
-    # A change on all examples would not have fitted.
-    assert used + EXAMPLES * used / metrics[QUERIES_KEY] > value
+    # A change on all examples would not have fitted with all that has to be booked for it.
+    assert used + EXAMPLES * used / metrics[QUERIES_KEY] > 0.8 * value
     assert 1 <= len(tokens) <= 8
     assert float(metrics["accuracy"]) >= float(metrics["accuracy"]) - float(metrics[GAIN_KEY])
     assert metrics["trials"] > 0
@@ -187,15 +187,15 @@ def test_a_killed_search_has_used_what_it_paid_for(
     start: list[Any],
     short_reviews: tuple[Example, ...],
 ) -> None:
-    whole = Node(endpoint, short_reviews, tokens_per_run=2000)
+    whole = Node(endpoint, short_reviews, tokens_per_run=4000)
     whole.fit(start)
-    node = Node(endpoint, short_reviews, tokens_per_run=2000)
+    node = Node(endpoint, short_reviews, tokens_per_run=4000)
     # The same message again, with another attempt's answers and tokens on disk.
     node.fit(start)
     assert node.used(*TOKENS) == 0, "it finds every answer"
     assert node.used(QUERIES_KEY) == whole.used(QUERIES_KEY), "which count as queries again"
     node.fit(start, 2)
-    assert whole.used(*TOKENS) + node.used(*TOKENS) <= 2000
+    assert whole.used(*TOKENS) + node.used(*TOKENS) <= 4000
     state = node.client()._recall(node.message(3), "search")
     assert state.used_in_run.tokens == whole.used(*TOKENS) + node.used(*TOKENS)
     assert state.used_in_run.queries == node.used(QUERIES_KEY)

@@ -89,7 +89,8 @@ def test_a_request_says_what_it_is_about(task: Task) -> None:
     )
     for part in ("<instruction>", "<text>", *task.answers, START, "'a' left out: +10%", "3", "bad"):
         assert part in request
-    assert request.endswith("\n1.")
+    assert not request.endswith("1.")
+    assert writing_request(task, START, [], count=3, max_words=9, chat=False).endswith("\n1.")
 
 
 class Scripted:
@@ -121,7 +122,11 @@ def generator(
 ) -> tuple[PromptGenerator, Writer]:
     tariff = Tariff(longest_answer=100, counted=True)
     writer = Writer(
-        model, tariff, budget or QueryBudget(0), AnswerCache() if cache is None else cache
+        model,
+        tariff,
+        budget or QueryBudget(0),
+        AnswerCache() if cache is None else cache,
+        chat=True,
     )
     proposer = PromptGenerator(
         writer, RandomProposer(vocabulary), task, vocabulary, max_tokens=8, excluded_words=("bad",)
