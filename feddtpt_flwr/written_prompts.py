@@ -51,8 +51,8 @@ def writing_request(
     ]
     if changes:
         parts.append(
-            "Changes of the instruction that were tried, and what share of the answers they turned right:\n"
-            + "\n".join(changes)
+            "Changes of the instruction that were tried, and what they did to the share of right "
+            "answers:\n" + "\n".join(changes)
         )
     without = f" without the words {', '.join(excluded_words)}" if excluded_words else ""
     parts.append(f'The instruction is now: "{prompt}"')
