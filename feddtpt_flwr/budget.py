@@ -21,6 +21,9 @@ CHAT_TOKENS = 128
 PLAIN_TOKENS = 4
 """The same without one: a mark of the beginning."""
 
+MARGIN = 1.25
+"""So much more than on average the next questions are expected to cost: prompts may grow."""
+
 FIRST_WAVE = 8
 """Questions that are sent while nobody knows how long an answer takes, where time is limited."""
 
@@ -98,7 +101,7 @@ class Span:
         spent : Amounts
             Used since.
         each, most : Amounts
-            What a question has used on average, and what is booked for one.
+            What a question is expected to use, and what is booked for one.
         """
         left = self.limits - self.before - spent
         for kind in KINDS:
@@ -205,7 +208,7 @@ class ClientBudget(QueryBudget):
 
     @property
     def left(self) -> int:
-        """Questions that may still be asked if they cost what others have on average."""
+        """Questions that may still be asked if they cost about what others have on average."""
         return max(0, int(self._tightest()[0]))
 
     @property
@@ -313,8 +316,8 @@ class ClientBudget(QueryBudget):
 
 
 def _per_question(spent: Amounts) -> Amounts:
-    """Return what a question has used on average."""
-    asked, queries = max(spent.asked, 1), max(spent.queries, 1)
+    """Return what a question is expected to use: what others have, and `MARGIN`."""
+    asked, queries = max(spent.asked, 1) / MARGIN, max(spent.queries, 1) / MARGIN
     return Amounts(1, spent.tokens / asked, spent.cost / asked, spent.seconds / queries, 1)
 
 

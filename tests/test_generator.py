@@ -253,7 +253,6 @@ def test_the_embedded_model_writes_prompts(
     assert 0 < metrics[QUERIES_KEY] <= 40
     assert metrics["trials"] > 0
     assert 1 <= len(vocabulary.encode(prompt)) <= 16
-    print(prompt, metrics)
 
 
 @pytest.mark.slow
