@@ -380,11 +380,10 @@ def _generator_mistakes(config: RunConfig) -> list[str]:
     if config.proposer != "prompt-generator":
         return [f"{key}: is for proposer = 'prompt-generator'" for key in given]
     mistakes = []
-    if config.privacy == "exponential" or config.search == "bdpl":
-        other = "privacy" if config.privacy == "exponential" else "search"
+    if config.privacy == "exponential":
         mistakes.append(
-            f"proposer = {config.proposer!r}: {other} = {getattr(config, other)!r} would not use "
-            "it; 'masked-lm' is allowed"
+            f"proposer = {config.proposer!r}: privacy = 'exponential' would not use it; "
+            "'masked-lm' is allowed"
         )
     if not config.generator_endpoint:
         return mistakes + [f"{key}: needs a generator-endpoint" for key in given]

@@ -232,8 +232,8 @@ def test_limits_and_a_prompt_generator() -> None:
         (WRITER | {"generator-model": ""}, "generator-model = '': the model's name at"),
         (WRITER | {"generator-endpoint": "host"}, "generator-endpoint = 'host': a URL that begins"),
         (
-            {"proposer": "prompt-generator", "search": "bdpl"},
-            "proposer = 'prompt-generator': search = 'bdpl' would not use it",
+            {"proposer": "prompt-generator", "privacy": "exponential"},
+            "proposer = 'prompt-generator': privacy = 'exponential' would not use it",
         ),
         (WRITER | {"generator-key-env": "sk-secret"}, "generator-key-env: the name of an"),
         ({"generator-key-env": "sk-secret"}, "generator-key-env: is for proposer ="),
