@@ -3,6 +3,7 @@
 Nothing here shows a key or the text of an example: the findings may be sent around.
 """
 
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any, TypeVar
 
 from feddtpt_flwr import models
 from feddtpt_flwr.assets import AssetError
+from feddtpt_flwr.client_limits import num_compared
 from feddtpt_flwr.config import ConfigError, RunConfig
 from feddtpt_flwr.data import DataError, Task
 from feddtpt_flwr.data.own import OwnFile, count_by_class
@@ -103,6 +105,8 @@ def check_node(run_config: Mapping[str, Any], node_config: Mapping[str, Any]) ->
     yield of_examples
     seconds, of_masked_lm = _attempt("masked LM", lambda: _measure_masked_lm(config.run, task))
     yield of_masked_lm
+    if config.run.proposer == "prompt-generator":
+        yield _attempt("prompt generator", lambda: _measure_generator(config.run))[1]
     yield from _black_box(config.run, task, node, seconds or 0.0)
 
 
@@ -152,6 +156,13 @@ def _measure_masked_lm(config: RunConfig, task: Task) -> tuple[float, str]:
     )
 
 
+def _measure_generator(config: RunConfig) -> tuple[float, str]:
+    """Return the seconds of a line from the model that writes prompts, and a description."""
+    model = models.ready_language_model(models.generator_settings(config))
+    seconds, _ = _timed(lambda: model.answer([_LINE], ()))
+    return seconds, f"{model.name}: {seconds:.2f} s for a free answer"
+
+
 def _black_box(
     config: RunConfig, task: Task, node: Node | None, per_proposal: float
 ) -> Iterator[Finding]:
@@ -198,9 +209,9 @@ def _understood(answer: str, task: Task) -> bool:
 
 def most_queries(config: RunConfig, task: Task) -> int:
     """Return the most questions that a run asks one node's black box."""
-    compared = config.race_candidates + 1 if config.guard else 1
     own = 2 * config.k_shot * task.num_labels
-    return config.num_server_rounds * (config.queries_per_round + compared * own)
+    every_round = config.queries_per_round + num_compared(config) * own
+    return min(config.num_server_rounds * every_round, config.queries_per_run or sys.maxsize)
 
 
 def describe_run(config: RunConfig, task: Task, speed: Speed) -> str:

@@ -26,6 +26,9 @@ FREE_SETTINGS = frozenset(
         "min-available-clients",
         "api-key-env",
         "masked-lm-key-env",
+        "generator-key-env",
+        "generator-price-per-million-input",
+        "generator-price-per-million-output",
         "concurrency",
         "requests-per-minute",
         "tokens-per-minute",
@@ -33,9 +36,13 @@ FREE_SETTINGS = frozenset(
         "price-per-million-input",
         "price-per-million-output",
         "cache-size-mib",
+        "queries-per-run",
+        "tokens-per-run",
+        "cost-per-run",
+        "seconds-per-run",
     }
 )
-"""Settings that a run may change when it goes on: none decides what prompt is found."""
+"""Settings that a run may change when it goes on: none decides what prompt a round finds."""
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,15 @@ from flwr.common import Context, NDArrays, RecordDict, Scalar, log
 
 from feddtpt_flwr import __version__, logs, models
 from feddtpt_flwr.assets import cache_folder
+from feddtpt_flwr.budget import ClientBudget
+from feddtpt_flwr.client_limits import scoring_budget, search_budget
 from feddtpt_flwr.client_state import RUN_KEY, VERSION_KEY, ClientState, Phase, state_file, step
 from feddtpt_flwr.config import RunConfig
 from feddtpt_flwr.data import ClientData, Example
-from feddtpt_flwr.evaluation import Evaluator, QueryBudget, stratified_order
+from feddtpt_flwr.evaluation import BudgetExhaustedError, Evaluator, stratified_order
 from feddtpt_flwr.experiment import load_task
 from feddtpt_flwr.feedback import Trial
+from feddtpt_flwr.generator import Writer
 from feddtpt_flwr.language_model import ModelError
 from feddtpt_flwr.node import Node, NodeConfig, load_node
 from feddtpt_flwr.privacy.clients import protected
@@ -30,12 +33,19 @@ from strategies.wire import (
     FAILURE_KEY,
     FROM_ARCHIVE_KEY,
     GAIN_KEY,
+    GENERATOR_COMPLETION_TOKENS_KEY,
+    GENERATOR_COST_KEY,
+    GENERATOR_FALLBACKS_KEY,
+    GENERATOR_PROMPT_TOKENS_KEY,
+    GENERATOR_REQUESTS_KEY,
+    LIMIT_KEY,
     MODEL_KEY,
     PROMPT_TOKENS_KEY,
     QUERIES_KEY,
     ROUND_KEY,
     SCORED_KEY,
     UNPARSED_KEY,
+    USED_UP_KEY,
     VOCABULARY_KEY,
     correct_key,
     read_prompt,
@@ -83,7 +93,8 @@ class PromptTuningClient(NumPyClient):
         """Search from the global prompt; return the local one.
 
         If the black box fails, the local prompt is the best so far, and there is none if not even
-        the global prompt could be measured. The metrics say what failed.
+        the global prompt could be measured. The metrics say what failed. Once a limit of the run
+        leaves too little for a search, the global prompt comes back and nothing is asked.
         """
         server_round = int(config[ROUND_KEY])
         logs.add(round=server_round)
@@ -93,7 +104,14 @@ class PromptTuningClient(NumPyClient):
         rng = np.random.default_rng([self._config.seed, server_round, _stream(self._name)])
         examples = stratified_order([*self._data.train, *self._public], rng)
         state = self._recall(config, "search")
-        evaluator = self._evaluator(self._config.queries_per_round, state)
+        num_own = len(self._data.train) + len(self._data.validation)
+        budget = search_budget(self._config, state, num_own)
+        evaluator = self._evaluator(budget, state)
+        if budget.left < len(examples) and budget.tightest.endswith("-per-run"):
+            log(INFO, "client %s: %s is used up", self._name, budget.tightest)
+            state.end(evaluator.cache)
+            metrics = self._report(config, evaluator, None)
+            return parameters, len(examples), metrics | self._unchanged(budget.tightest)
 
         def progress(accuracy: float, what: str) -> None:
             log(
@@ -107,6 +125,7 @@ class PromptTuningClient(NumPyClient):
                 what,
             )
 
+        writer = self._writer(evaluator)
         search = build_search(
             SearchParts(
                 config=self._config,
@@ -117,6 +136,7 @@ class PromptTuningClient(NumPyClient):
                 examples=examples,
                 rng=rng,
                 on_accept=lambda trial: progress(trial.accuracy, trial.operator),
+                writer=writer,
             )
         )
         try:
@@ -124,19 +144,24 @@ class PromptTuningClient(NumPyClient):
             state.begin(start)
             result = search.run(start, state.feedback)
         except ModelError as error:
+            budget.tell()
             state.end(evaluator.cache)
-            return [], 0, self._report(config, evaluator, error)
+            return [], 0, self._report(config, evaluator, error) | self._writing(writer)
         progress(result.accuracy, f"done, {result.num_trials} changes tried")
+        budget.tell()
         state.end(evaluator.cache)
         before = result.start_accuracy if accuracy is None else accuracy
-        metrics: dict[str, Scalar] = {
+        metrics = {
             **self._report(config, evaluator, result.failure),
+            **self._writing(writer),
             VOCABULARY_KEY: self._vocabulary.fingerprint,
             GAIN_KEY: result.accuracy - before,
             "accuracy": result.accuracy,
             "trials": result.num_trials,
             "accepted": json.dumps([self._describe(trial) for trial in result.accepted]),
         }
+        if budget.left < len(examples) and budget.tightest:
+            metrics[LIMIT_KEY] = budget.tightest
         return [np.array(result.tokens, dtype=np.int64)], len(examples), metrics
 
     def evaluate(
@@ -146,8 +171,8 @@ class PromptTuningClient(NumPyClient):
 
         The accuracy is the first prompt's on the validation examples, which no search sees. The
         counts, by which the server compares prompts, are over the training examples too: a prompt
-        from another client has seen none of either. If the black box fails, there are no counts,
-        and the metrics say what failed.
+        from another client has seen none of either. If the black box fails, or a limit of the run
+        does not cover the counting, there are no counts, and the metrics say why.
         """
         logs.add(round=int(config[ROUND_KEY]))
         if reason := self._mismatch(config):
@@ -156,13 +181,15 @@ class PromptTuningClient(NumPyClient):
         validation = self._data.validation
         examples = [*validation, *self._data.train]
         state = self._recall(config, "score")
-        evaluator = self._evaluator(len(prompts) * len(examples), state)
+        budget = scoring_budget(self._config, state, len(prompts) * len(examples))
+        evaluator = self._evaluator(budget, state)
         texts = [self._vocabulary.decode(tokens) for tokens in prompts]
         try:
             correct = evaluator.correct_all(texts, examples)
-        except ModelError as error:
+        except (ModelError, BudgetExhaustedError) as error:
             return 1.0, 0, self._report(config, evaluator, error)
         finally:
+            budget.tell()
             state.end(evaluator.cache)
         accuracy = float(correct[0][: len(validation)].mean())
         metrics: dict[str, Scalar] = {
@@ -175,7 +202,7 @@ class PromptTuningClient(NumPyClient):
         return 1.0 - accuracy, len(validation), metrics
 
     def _report(
-        self, config: Mapping[str, Scalar], evaluator: Evaluator, failure: ModelError | None
+        self, config: Mapping[str, Scalar], evaluator: Evaluator, failure: Exception | None
     ) -> dict[str, Scalar]:
         """Return what every answer to the server tells: who asked how much, and what went wrong."""
         report: dict[str, Scalar] = {
@@ -198,6 +225,29 @@ class PromptTuningClient(NumPyClient):
             log(ERROR, "client %s: %s", self._name, failure)
             report[FAILURE_KEY] = str(failure)
         return report
+
+    def _writing(self, writer: Writer | None) -> dict[str, Scalar]:
+        """Return what the language model that writes prompts has used, if there is one."""
+        if writer is None:
+            return {}
+        used = writer.usage
+        return {
+            GENERATOR_REQUESTS_KEY: writer.requests,
+            GENERATOR_FALLBACKS_KEY: writer.fallbacks,
+            GENERATOR_PROMPT_TOKENS_KEY: used.prompt_tokens,
+            GENERATOR_COMPLETION_TOKENS_KEY: used.completion_tokens,
+            GENERATOR_COST_KEY: models.prices(models.generator_settings(self._config)).cost(used),
+        }
+
+    def _unchanged(self, limit: str) -> dict[str, Scalar]:
+        """Return what else the server is told of a search that the run's ``limit`` forbids."""
+        return {
+            VOCABULARY_KEY: self._vocabulary.fingerprint,
+            GAIN_KEY: 0.0,
+            "trials": 0,
+            "accepted": "[]",
+            USED_UP_KEY: limit,
+        }
 
     def _read(self, parameters: NDArrays) -> list[Tokens]:
         return [
@@ -257,7 +307,10 @@ class PromptTuningClient(NumPyClient):
         if interrupted is None or evaluator.budget.left < 2 * len(examples):
             return tokens, None
         texts = [self._vocabulary.decode(prompt) for prompt in (tokens, interrupted)]
-        global_accuracy, other = evaluator.correct_all(texts, examples).mean(axis=1)
+        try:
+            global_accuracy, other = evaluator.correct_all(texts, examples).mean(axis=1)
+        except BudgetExhaustedError:
+            return tokens, None
         return (interrupted if other > global_accuracy else tokens), float(global_accuracy)
 
     def _recall(self, config: Mapping[str, Scalar], phase: Phase) -> ClientState:
@@ -267,11 +320,17 @@ class PromptTuningClient(NumPyClient):
         file = state_file(cache_folder(), run, self._name) if kept else None
         return ClientState(self._state, file, step(int(config[ROUND_KEY]), phase))
 
-    def _evaluator(self, budget: int, state: ClientState) -> Evaluator:
+    def _evaluator(self, budget: ClientBudget, state: ClientState) -> Evaluator:
         store = models.answer_store(self._config)
         cache = state.cache(*([] if store is None else [store]))  # an empty store is false
-        model = models.language_model(self._config)
-        return Evaluator(model, self._task, QueryBudget(budget), cache)
+        return Evaluator(models.language_model(self._config), self._task, budget, cache)
+
+    def _writer(self, evaluator: Evaluator) -> Writer | None:
+        if self._config.proposer != "prompt-generator":
+            return None
+        settings = models.generator_settings(self._config)
+        model, tariff = models.language_model(settings), models.tariff(settings)
+        return Writer(model, tariff, evaluator.budget, evaluator.cache, chat=settings.chat)
 
 
 def _stream(name: str) -> int:

@@ -14,13 +14,14 @@ import os
 import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from logging import WARNING
 from pathlib import Path
 from typing import Any, Literal
 
 from flwr.common import ConfigRecord, RecordDict, log
 
+from feddtpt_flwr.budget import Amounts
 from feddtpt_flwr.evaluation import AnswerCache
 from feddtpt_flwr.feedback import Feedback, trial_from_dict
 from strategies.candidates import Tokens
@@ -77,6 +78,9 @@ class ClientState:
         The trials so far; new ones are written down.
     interrupted : Tokens, optional
         The best prompt of the last search before, if that never came to its end.
+    used_in_run, used_in_step : Amounts
+        What the client has used in the run, and for this message. Tokens, money and time of other
+        attempts count, as they are gone; queries do not, as they are asked again and found.
     """
 
     def __init__(self, flower: RecordDict, file: Path | None, now: Step) -> None:
@@ -89,7 +93,11 @@ class ClientState:
         flowers = self._read_flowers()
         if flowers and (not past or _step(flowers[-1]) > max(map(_step, past))):
             past = flowers
-        other = [entry for entry in there if _step(entry) >= now and "answers" in entry]
+        other = [
+            _without_queries(entry)
+            for entry in there
+            if _step(entry) >= now and ("answers" in entry or "used" in entry)
+        ]
         # Trials of another attempt at this message would count twice.
         if not intact or there != past + other:
             self._write(past + other)
@@ -98,6 +106,9 @@ class ClientState:
         trials = [trial_from_dict(entry["trial"]) for entry in past if "trial" in entry]
         self.feedback = Feedback.of(trials, lambda trial: self._append(trial=asdict(trial)))
         self.interrupted = _interrupted(past)
+        self.used_in_run = _used([*past, *other])
+        self.used_in_step = replace(_used(e for e in other if _step(e) == now), seconds=0.0)
+        self._used_now = Amounts()
 
     def cache(self, *archives: Any) -> AnswerCache:
         """Return the answers that are known, with this state and ``archives`` behind them."""
@@ -118,6 +129,11 @@ class ClientState:
         """Write down that a search begins from a prompt."""
         self._append(start=list(tokens))
 
+    def use(self, amounts: Amounts) -> None:
+        """Write down that something was used."""
+        self._used_now += amounts
+        self._append(used=asdict(amounts))
+
     def end(self, cache: AnswerCache) -> None:
         """Write down that the message is done, and hand the state to Flower.
 
@@ -133,6 +149,7 @@ class ClientState:
                 "step": list(self._now),
                 "feedback": self.feedback.to_json(),
                 "answers": cache.to_json(),
+                "used": json.dumps(asdict(self.used_in_run + self._used_now)),
             }
         )
 
@@ -147,7 +164,8 @@ class ClientState:
         at = {"step": list(record["step"])}
         trials = json.loads(record["feedback"])
         answers = {**at, "answers": json.loads(record["answers"])}
-        return [*({**at, "trial": trial} for trial in trials), answers, {**at, "end": True}]
+        used = {**at, "used": json.loads(str(record.get("used", "{}")))}
+        return [*({**at, "trial": trial} for trial in trials), answers, used, {**at, "end": True}]
 
     def _read(self) -> tuple[list[dict[str, Any]], bool]:
         """Return the file's entries, and whether it can be appended to as it is."""
@@ -215,6 +233,15 @@ def _step(entry: Mapping[str, Any]) -> Step:
 
 def _answers(entries: Iterable[Mapping[str, Any]]) -> dict[str, str]:
     return {key: value for entry in entries for key, value in entry.get("answers", {}).items()}
+
+
+def _used(entries: Iterable[Mapping[str, Any]]) -> Amounts:
+    return sum((Amounts(**entry["used"]) for entry in entries if "used" in entry), Amounts())
+
+
+def _without_queries(entry: dict[str, Any]) -> dict[str, Any]:
+    """Return an entry of another attempt: its queries will be counted again."""
+    return {**entry, "used": {**entry["used"], "queries": 0}} if "used" in entry else entry
 
 
 def _interrupted(past: Iterable[Mapping[str, Any]]) -> Tokens | None:

@@ -7,7 +7,17 @@ from feddtpt_flwr.config import RunConfig
 from feddtpt_flwr.evaluation import Evaluator
 from feddtpt_flwr.language_model.usage import Prices
 from feddtpt_flwr.privacy.exponential import total_epsilon
-from strategies.wire import COMPLETION_TOKENS_KEY, COST_KEY, PROMPT_TOKENS_KEY, UNPARSED_KEY
+from strategies.wire import (
+    COMPLETION_TOKENS_KEY,
+    COST_KEY,
+    GENERATOR_COMPLETION_TOKENS_KEY,
+    GENERATOR_COST_KEY,
+    GENERATOR_FALLBACKS_KEY,
+    GENERATOR_PROMPT_TOKENS_KEY,
+    GENERATOR_REQUESTS_KEY,
+    PROMPT_TOKENS_KEY,
+    UNPARSED_KEY,
+)
 
 
 def render(rows: Mapping[str, str]) -> str:
@@ -67,6 +77,39 @@ def endpoint_rows(
             f"clients {sums[COST_KEY]:,.4f}, held-out {prices.cost(usage):,.4f}"
         ),
         "searches and scorings cut short": str(failures),
+    }
+
+
+def generator_rows(sums: Mapping[str, float]) -> dict[str, str]:
+    """Return what the language model that writes prompts was asked, if there is one.
+
+    Parameters
+    ----------
+    sums : Mapping[str, float]
+        What the clients have reported, added up, by the names in `strategies.wire`.
+    """
+    if GENERATOR_REQUESTS_KEY not in sums:
+        return {}
+    return {
+        "prompt generator": (
+            f"{sums[GENERATOR_REQUESTS_KEY]:,.0f} requests, "
+            f"{sums[GENERATOR_PROMPT_TOKENS_KEY]:,.0f} + "
+            f"{sums[GENERATOR_COMPLETION_TOKENS_KEY]:,.0f} tokens read + written, "
+            f"cost {sums[GENERATOR_COST_KEY]:,.4f}\n"
+            f"{sums[GENERATOR_FALLBACKS_KEY]:,.0f} times the masked LM proposed in its place"
+        )
+    }
+
+
+def limit_rows(config: RunConfig, num_rounds: int, ended_early: bool) -> dict[str, str]:
+    """Return after how many rounds a run ended, if it was its clients' limits that ended it."""
+    if not ended_early:
+        return {}
+    return {
+        "ended early": (
+            f"after {num_rounds} of {config.num_server_rounds} rounds: every client has used up "
+            "a limit of its run"
+        )
     }
 
 

@@ -17,8 +17,19 @@ _VARIABLE = r"[A-Za-z_][A-Za-z0-9_]*"
 
 TRACKERS = ("tensorboard", "mlflow")
 
+LIMITS = (
+    "tokens_per_round",
+    "cost_per_round",
+    "seconds_per_round",
+    "queries_per_run",
+    "tokens_per_run",
+    "cost_per_run",
+    "seconds_per_run",
+)
+"""What a client may use besides ``queries_per_round``; 0 stands for no limit in each."""
+
 SearchName = Literal["feddtpt", "sequential", "bdpl", "evolution"]
-ProposerName = Literal["masked-lm", "random"]
+ProposerName = Literal["masked-lm", "random", "prompt-generator"]
 Privacy = Literal["none", "public-tokens", "synthetic", "exponential"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -94,7 +105,8 @@ class RunConfig(BaseModel):
         0 for none.
     masked_lm : str
         The proposer: ``"embedded"`` (the embedded language model as an infiller), or a masked
-        language model by hub name or folder.
+        language model by hub name or folder. A causal one, also as a ``.gguf`` file, fills gaps
+        as the embedded one does: what continues the left side, by how well the right side follows.
     masked_lm_endpoint : str
         URL of a service that runs the proposer (Hugging Face's inference API, task fill-mask);
         empty runs it in this process. With one, ``masked_lm`` names the tokenizer: a hub name, a
@@ -113,10 +125,25 @@ class RunConfig(BaseModel):
     search : {"feddtpt", "sequential", "bdpl", "evolution"}
         How a client searches: several changes racing; one change at a time, each on all examples;
         or one of the field's baselines, a policy gradient or an evolution.
-    proposer : {"masked-lm", "random"}
-        What proposes changes: the masked language model, or chance (the paper's ablation).
+    proposer : {"masked-lm", "random", "prompt-generator"}
+        What proposes changes: the masked language model, chance (the paper's ablation), or a
+        language model that is shown the task, the prompt and what was tried, and writes others.
+    generator_endpoint : str
+        Base URL of an OpenAI-compatible API with chat completions, for the model that writes
+        prompts; empty lets the black box write.
+    generator_model : str
+        With a ``generator_endpoint``: the model's name there.
+    generator_key_env : str
+        Environment variable that holds the key for it; empty if it needs none.
+    generator_price_per_million_input, generator_price_per_million_output : float
+        With a ``generator_endpoint``: its prices, in the currency of the black box's.
     queries_per_round : int
         Most LLM queries of one client's search in one round.
+    tokens_per_round, cost_per_round, seconds_per_round : int, float, float
+        Most tokens (read and written), money (in the currency of the prices) and time of one
+        client's search in one round; 0 for no limit.
+    queries_per_run, tokens_per_run, cost_per_run, seconds_per_run : int, int, float, float
+        Most of one client in the whole run, scorings included; 0 for no limit.
     feedback : bool
         Whether trials steer later proposals; off is the paper's ablation.
     exclude_answer_words : bool
@@ -201,7 +228,19 @@ class RunConfig(BaseModel):
     max_fluency_loss: float = Field(2.0, ge=0)
     search: SearchName = "feddtpt"
     proposer: ProposerName = "masked-lm"
+    generator_endpoint: str = ""
+    generator_model: str = ""
+    generator_key_env: str = ""
+    generator_price_per_million_input: float = Field(0.0, ge=0, allow_inf_nan=False)
+    generator_price_per_million_output: float = Field(0.0, ge=0, allow_inf_nan=False)
     queries_per_round: int = Field(250, ge=1)
+    tokens_per_round: int = Field(0, ge=0)
+    cost_per_round: float = Field(0.0, ge=0, allow_inf_nan=False)
+    seconds_per_round: float = Field(0.0, ge=0, allow_inf_nan=False)
+    queries_per_run: int = Field(0, ge=0)
+    tokens_per_run: int = Field(0, ge=0)
+    cost_per_run: float = Field(0.0, ge=0, allow_inf_nan=False)
+    seconds_per_run: float = Field(0.0, ge=0, allow_inf_nan=False)
     feedback: bool = True
     exclude_answer_words: bool = True
     aggregation: Method = "feddtpt"
@@ -239,6 +278,8 @@ class RunConfig(BaseModel):
             *_endpoint_mistakes(config),
             *_masked_lm_mistakes(config),
             *_tracker_mistakes(config),
+            *_limit_mistakes(config),
+            *_generator_mistakes(config),
         ]
         if mistakes:
             raise ConfigError("\n".join(mistakes))
@@ -292,6 +333,65 @@ def _masked_lm_mistakes(config: RunConfig) -> list[str]:
         )
     if config.masked_lm_key_env and not re.fullmatch(_VARIABLE, config.masked_lm_key_env):
         mistakes.append("masked-lm-key-env: the name of an environment variable is needed")
+    return mistakes
+
+
+def _limit_mistakes(config: RunConfig) -> list[str]:
+    """Return a line for every limit that could not be kept."""
+    mistakes = []
+    for name in LIMITS:
+        key, value = _kebab(name), getattr(config, name)
+        if not value:
+            continue
+        if config.privacy in ("synthetic", "exponential"):
+            # Several searches share a round there; and under differential privacy it would tell
+            # something of the private texts when a limit ends one.
+            mistakes.append(
+                f"{key} = {value!r}: with privacy = {config.privacy!r} only queries-per-round is "
+                "kept; 0 is allowed"
+            )
+        elif not name.startswith(("tokens", "cost")):
+            continue
+        elif not config.endpoint and not config.generator_endpoint:
+            mistakes.append(
+                f"{key} = {value!r}: is for a model behind an endpoint, and endpoint is empty; a "
+                "model in this process counts no tokens"
+            )
+        elif name.startswith("cost") and not any(
+            getattr(config, f"{prefix}price_per_million_{way}")
+            for prefix in ("", "generator_")
+            for way in ("input", "output")
+        ):
+            mistakes.append(
+                f"{key} = {value!r}: without price-per-million-input or price-per-million-output "
+                "above 0 every answer costs nothing"
+            )
+    return mistakes
+
+
+def _generator_mistakes(config: RunConfig) -> list[str]:
+    """Return a line for every setting that does not fit the model that writes prompts."""
+    given = [
+        # What is meant to name a variable may be the key itself.
+        _kebab(name) if name.endswith("key_env") else f"{_kebab(name)} = {value!r}"
+        for name in type(config).model_fields
+        if name.startswith("generator_") and (value := getattr(config, name))
+    ]
+    if config.proposer != "prompt-generator":
+        return [f"{key}: is for proposer = 'prompt-generator'" for key in given]
+    mistakes = []
+    if config.privacy == "exponential":
+        mistakes.append(
+            f"proposer = {config.proposer!r}: privacy = 'exponential' would not use it; "
+            "'masked-lm' is allowed"
+        )
+    if not config.generator_endpoint:
+        return mistakes + [f"{key}: needs a generator-endpoint" for key in given]
+    mistakes += _url_mistakes("generator-endpoint", config.generator_endpoint, "generator-key-env")
+    if not config.generator_model:
+        mistakes.append("generator-model = '': the model's name at generator-endpoint is needed")
+    if config.generator_key_env and not re.fullmatch(_VARIABLE, config.generator_key_env):
+        mistakes.append("generator-key-env: the name of an environment variable is needed")
     return mistakes
 
 

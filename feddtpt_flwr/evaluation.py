@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,12 +14,15 @@ from feddtpt_flwr.language_model import IncrementalLanguageModel, LanguageModel
 from feddtpt_flwr.language_model.answers import parse_answer
 from feddtpt_flwr.language_model.usage import Metered, Usage
 
+if TYPE_CHECKING:
+    from feddtpt_flwr.budget import Tariff
+
 UNPARSED = ""
 """What stands for an answer that fits no label; no answer word is empty."""
 
 
 class BudgetExhaustedError(RuntimeError):
-    """The next answers would cost more queries than are left."""
+    """The next answers would cost more than is left."""
 
 
 @dataclass
@@ -51,6 +54,26 @@ class QueryBudget:
     def refund(self, queries: int) -> None:
         """Take back ``queries`` that were booked and not answered."""
         self.used -= queries
+
+    def admit(self, questions: Sequence[str], tariff: "Tariff | None" = None) -> int:
+        """Return how many of the first ``questions`` may be sent now, at least 1; book them.
+
+        The queries themselves have been booked before; this is for what else an answer may cost.
+
+        Parameters
+        ----------
+        tariff : Tariff, optional
+            Of another model than the black box.
+
+        Raises
+        ------
+        BudgetExhaustedError
+            If not even the first may be sent.
+        """
+        return len(questions)
+
+    def settle(self, used: Usage | None, tariff: "Tariff | None" = None) -> None:
+        """Put what was used in the place of what was booked last; None if nobody counts it."""
 
 
 class AnswerArchive(Protocol):
@@ -178,7 +201,9 @@ class Evaluator:
         Raises
         ------
         BudgetExhaustedError
-            If the budget does not cover the questions still open; nothing is asked then.
+            If the budget does not cover the questions still open. If it is the queries that do not
+            suffice, nothing is asked; what else an answer costs shows as answers arrive, and those
+            that did are in the cache and were charged.
         ModelError
             If the black box fails. The answers that did arrive are in the cache and were charged.
         """
@@ -190,8 +215,8 @@ class Evaluator:
 
         Raises
         ------
-        BudgetExhaustedError
-            If the budget does not cover the questions still open; nothing is asked then.
+        BudgetExhaustedError, ModelError
+            As `correct`.
         """
         queries = [self._task.compose(p) + e.input for p in prompts for e in examples]
         known = {query: self.cache.get(self._question(query)) for query in queries}
@@ -213,15 +238,29 @@ class Evaluator:
         self.from_archive += len(answers)
         missing = [query for query in queries if query not in answers]
         try:
-            for index, text in self._arriving(missing):
-                query = missing[index]
+            while missing:
+                sent = missing[: self.budget.admit(missing)]
+                self._send(sent, questions, answers)
+                missing = missing[len(sent) :]
+        finally:
+            self.budget.refund(len(queries) - len(answers))
+        return answers
+
+    def _send(
+        self, queries: Sequence[str], questions: Mapping[str, str], answers: dict[str, str]
+    ) -> None:
+        """Ask the black box; add each answer to ``answers`` as it arrives."""
+        before = _usage(self._model)
+        try:
+            for index, text in self._arriving(queries):
+                query = queries[index]
                 answer = parse_answer(text, self._task.answers, self._task.synonyms)
                 answers[query] = UNPARSED if answer is None else answer
                 self.unparsed += answer is None
                 self.cache.update([(questions[query], answers[query])])
         finally:
-            self.budget.refund(len(queries) - len(answers))
-        return answers
+            now = _usage(self._model)
+            self.budget.settle(now - before if now and before else None)
 
     def _arriving(self, queries: Sequence[str]) -> Iterator[tuple[int, str]]:
         if isinstance(self._model, IncrementalLanguageModel):

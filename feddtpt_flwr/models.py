@@ -5,17 +5,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from feddtpt_flwr.answer_store import AnswerStore
 from feddtpt_flwr.assets import EMBEDDED, AssetError, cache_folder
+from feddtpt_flwr.budget import CHAT_TOKENS, PLAIN_TOKENS, Tariff
 from feddtpt_flwr.config import ConfigError, RunConfig
 from feddtpt_flwr.data import Task
 from feddtpt_flwr.encoder import EncoderEmbedder
 from feddtpt_flwr.language_model import LanguageModel
 from feddtpt_flwr.language_model.api import ApiLanguageModel
+from feddtpt_flwr.language_model.constraints import JSON_TOKENS, PREFERENCE
 from feddtpt_flwr.language_model.local import LocalLanguageModel
 from feddtpt_flwr.language_model.usage import Prices
-from feddtpt_flwr.language_model.weights import resolve_device
+from feddtpt_flwr.language_model.weights import is_causal, resolve_device
 from feddtpt_flwr.masked_lm import (
     CausalInfiller,
     HuggingFaceMaskedLM,
@@ -23,6 +26,9 @@ from feddtpt_flwr.masked_lm import (
     TokenEmbedder,
 )
 from feddtpt_flwr.remote_masked_lm import RemoteMaskedLM
+
+WRITTEN_TOKENS = 256
+"""Longest answer of a model behind an endpoint that writes prompts: several of usual length."""
 
 
 def language_model(config: RunConfig) -> LanguageModel:
@@ -74,6 +80,42 @@ def answer_store(config: RunConfig) -> AnswerStore | None:
 def prices(config: RunConfig) -> Prices:
     """Return what tokens cost."""
     return Prices(config.price_per_million_input, config.price_per_million_output)
+
+
+def generator_settings(config: RunConfig) -> RunConfig:
+    """Return the settings with the model that writes prompts in the place of the black box.
+
+    At the black box's endpoint it is a client of its own, so that its use is counted apart.
+    """
+    if not config.endpoint and not config.generator_endpoint:
+        # The embedded model was made for chats.
+        return config.model_copy(update={"chat": config.chat or config.language_model == EMBEDDED})
+    changes: dict[str, Any] = {
+        "constrain": "none",
+        "max_answer_tokens": max(config.max_answer_tokens, WRITTEN_TOKENS),
+    }
+    if config.generator_endpoint:
+        changes |= {
+            "endpoint": config.generator_endpoint,
+            "language_model": config.generator_model,
+            "api_key_env": config.generator_key_env,
+            "chat": True,
+            "system_message": "",
+            "price_per_million_input": config.generator_price_per_million_input,
+            "price_per_million_output": config.generator_price_per_million_output,
+        }
+    return config.model_copy(update=changes)
+
+
+def tariff(config: RunConfig) -> Tariff:
+    """Return what the black box costs."""
+    return Tariff(
+        prices(config),
+        longest_answer=config.max_answer_tokens + JSON_TOKENS,
+        around=len(config.system_message.encode()) + (CHAT_TOKENS if config.chat else PLAIN_TOKENS),
+        probes=len(PREFERENCE) if config.constrain == "auto" else 1,
+        counted=bool(config.endpoint),
+    )
 
 
 def masked_lm(config: RunConfig, task: Task) -> MaskedLM:
@@ -199,6 +241,6 @@ def _remote_masked_lm(
 
 @cache
 def _masked_lm(model: str, excluded: tuple[str, ...], device: str, dtype: str) -> MaskedLM:
-    if model == EMBEDDED:
+    if model == EMBEDDED or is_causal(model):
         return CausalInfiller(model, excluded_words=excluded, device=device, dtype=dtype)
     return HuggingFaceMaskedLM(model, excluded_words=excluded, device=device)

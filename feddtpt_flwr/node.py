@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from feddtpt_flwr.config import ConfigError, RunConfig
+from feddtpt_flwr.config import LIMITS, ConfigError, RunConfig
 from feddtpt_flwr.data import ClientData, Example
 from feddtpt_flwr.data.own import OwnFile, split_own
 from feddtpt_flwr.experiment import load_data, load_task
@@ -24,13 +24,19 @@ OVERRIDES = (
     "masked-lm",
     "masked-lm-endpoint",
     "masked-lm-key-env",
+    "generator-endpoint",
+    "generator-model",
+    "generator-key-env",
+    "generator-price-per-million-input",
+    "generator-price-per-million-output",
     "device",
     "dtype",
     "train-file",
     "queries-per-round",
+    *(name.replace("_", "-") for name in LIMITS),
 )
 """Settings of the run that a node config may replace for its node: where its models and the public
-set's file are, and how much a slow one is asked."""
+set's file are, and how much it may be asked and spend."""
 
 
 class _Settings(NodeSettings):

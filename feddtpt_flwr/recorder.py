@@ -31,10 +31,12 @@ from strategies.wire import (
     COST_KEY,
     FAILURE_KEY,
     FROM_ARCHIVE_KEY,
+    GENERATOR_KEYS,
     PROMPT_TOKENS_KEY,
     QUERIES_KEY,
     ROUND_KEY,
     UNPARSED_KEY,
+    USED_UP_KEY,
 )
 
 UNKNOWN = "not known: the language model did not answer"
@@ -86,7 +88,8 @@ class Recorder:
         self._start = time.monotonic()
         self._round_start = self._start
         self._queries = 0
-        self._sums: dict[str, float] = dict.fromkeys(_SUMMED, 0)
+        generator = GENERATOR_KEYS if config.proposer == "prompt-generator" else ()
+        self._sums: dict[str, float] = dict.fromkeys((*_SUMMED, *generator), 0)
         self._round_sums = dict(self._sums)
         self._failures = 0
         self._by_model: Mapping[str, Mapping[str, float]] = {}
@@ -96,6 +99,7 @@ class Recorder:
         self._bytes: list[int] = []
         self._seconds_before = 0.0
         self._uploads: list[list[int]] = []
+        self._ended_early = False
         settings = config.to_run_config()
         folder.write_config({**settings, "resume": ""})
         folder.write_resume(settings)
@@ -177,7 +181,12 @@ class Recorder:
             self._by_model = chosen["by-model"]
         self._round_start = now
         self._uploads = []
-        self._round_sums = dict.fromkeys(_SUMMED, 0)
+        self._round_sums = dict.fromkeys(self._sums, 0)
+
+    def ended_early(self) -> None:
+        """Write down that the run is over because no client may ask anything more."""
+        self._ended_early = True
+        self._folder.append("used-up", round=len(self._prompts) - 1)
 
     def watch(self, embed: EmbedFn) -> EmbedFn:
         """Return ``embed``, which the strategy calls with a round's uploads, and remember them."""
@@ -256,10 +265,10 @@ class Recorder:
                 failed = FAILURE_KEY in values
                 # Under differential privacy a search does not tell its accuracy.
                 measured = "accuracy" in values or not (
-                    failed or self._config.privacy == "exponential"
+                    failed or USED_UP_KEY in values or self._config.privacy == "exponential"
                 )
                 accuracy = float(values["accuracy"]) if measured else 0.0
-                sums = {key: _amount(values.get(key, 0)) for key in _SUMMED}
+                sums = {key: _amount(values.get(key, 0)) for key in self._sums}
                 if "accepted" in values:
                     values["accepted"] = json.loads(values["accepted"])
                 server_round = values.pop(ROUND_KEY)
@@ -348,6 +357,8 @@ class Recorder:
                 **closing_table.endpoint_rows(
                     self._sums, self._evaluator, self._prices, self._failures
                 ),
+                **closing_table.generator_rows(self._sums),
+                **closing_table.limit_rows(self._config, len(self._prompts) - 1, self._ended_early),
                 **closing_table.privacy_rows(self._config, len(self._prompts) - 1),
                 "bytes per round, all clients": ", ".join(f"{size:,}" for size in self._bytes),
                 "time": f"{self._seconds:.0f} s",

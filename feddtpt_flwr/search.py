@@ -207,11 +207,12 @@ class PromptSearch:
         Enough for several races, since many proposals together cost little more than one; none if
         the budget does not let any of them finish or nothing new turns up.
         """
-        if self._evaluator.budget.left < len(self._examples):
+        if not self._can_finish():
             return []
         chosen = self._new(waiting, tokens, tried)
         for _ in range(MAX_ATTEMPTS):
-            if len(chosen) >= self._width:
+            # Proposing takes time as well.
+            if len(chosen) >= self._width or not self._can_finish():
                 break
             count = RACES_AHEAD * self._width
             proposed = self._proposer.propose(tokens, feedback, self._rng, count)
@@ -241,20 +242,27 @@ class PromptSearch:
         running, asked = list(edits), 0
         for size in self._batches():
             running = running[: self._affordable(asked, size)]
-            answers = self._ask([edit.apply(best.tokens) for edit in running], size)
+            if not running:
+                break
+            try:
+                answers = self._ask([edit.apply(best.tokens) for edit in running], size)
+            except BudgetExhaustedError:
+                break  # answers cost more than those before them
             for edit, correct in zip(running, answers, strict=True):
                 raced[edit] = Runner(edit, correct, best.correct[:size])
             ranked = sorted(running, key=lambda e: -raced[e].helps)
             better_half = ranked[: (len(ranked) + 1) // 2]
             running, asked = [edit for edit in better_half if raced[edit].helps > 0.5], size
-            if not running:
-                break
         return list(raced.values())
+
+    def _can_finish(self) -> bool:
+        """Return whether the budget lets one change be tried on all examples."""
+        return self._evaluator.budget.left >= len(self._examples)
 
     def _affordable(self, asked: int, size: int) -> int:
         """Return how many prompts can be asked up to ``size`` so that one of them can finish."""
         spare = self._evaluator.budget.left - (len(self._examples) - size)
-        return spare // (size - asked)
+        return max(0, spare // (size - asked))
 
     def _convinces(self, runner: "Runner", before: Tokens) -> bool:
         """Weigh the evidence of the answers against what the change does to the prompt's language.

@@ -17,6 +17,7 @@ from feddtpt_flwr.data import Example, Task
 from feddtpt_flwr.evaluation import Evaluator
 from feddtpt_flwr.experiment import readability
 from feddtpt_flwr.feedback import Feedback, Trial
+from feddtpt_flwr.generator import PromptGenerator, Writer
 from feddtpt_flwr.masked_lm import MaskedLM
 from feddtpt_flwr.privacy.public_tokens import PublicTokensProposer, allowed_tokens
 from feddtpt_flwr.proposer import MaskedLMProposer, Proposer
@@ -54,6 +55,8 @@ class SearchParts:
         Source of all randomness.
     on_accept : Callable[[Trial], None]
         Called after every accepted change, where a search has such.
+    writer : Writer, optional
+        The language model of ``proposer = "prompt-generator"``.
     """
 
     config: RunConfig
@@ -64,6 +67,7 @@ class SearchParts:
     examples: Sequence[Example]
     rng: np.random.Generator
     on_accept: Callable[[Trial], None]
+    writer: Writer | None = None
 
     @property
     def excluded_words(self) -> tuple[str, ...]:
@@ -143,6 +147,20 @@ def _random(parts: SearchParts) -> Proposer:
     return RandomProposer(parts.masked_lm.vocabulary, excluded_words=parts.excluded_words)
 
 
+def _prompt_generator(parts: SearchParts) -> Proposer:
+    if parts.writer is None:
+        raise ValueError("proposer = 'prompt-generator' needs a writer")
+    return PromptGenerator(
+        parts.writer,
+        _masked_lm(parts),
+        parts.task,
+        parts.masked_lm.vocabulary,
+        max_tokens=parts.config.max_prompt_tokens,
+        excluded_words=parts.excluded_words,
+        use_feedback=parts.config.feedback,
+    )
+
+
 SEARCHES: dict[SearchName, Callable[[SearchParts], Search]] = {
     "feddtpt": _feddtpt,
     "sequential": _sequential,
@@ -153,4 +171,5 @@ SEARCHES: dict[SearchName, Callable[[SearchParts], Search]] = {
 PROPOSERS: dict[ProposerName, Callable[[SearchParts], Proposer]] = {
     "masked-lm": _masked_lm,
     "random": _random,
+    "prompt-generator": _prompt_generator,
 }

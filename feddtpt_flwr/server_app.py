@@ -45,11 +45,14 @@ def main(grid: Grid, context: Context) -> None:
             run.save()
 
     if left := config.num_server_rounds - begun:
+        server = RoundServer(run.strategy, completed)
         start_grid(
             grid=grid,
-            server=RoundServer(run.strategy, completed),
+            server=server,
             config=ServerConfig(num_rounds=left, round_timeout=config.round_timeout or None),
         )
+        if server.over:
+            run.recorder.ended_early()
     logs.show(run.recorder.close())
 
 
@@ -119,6 +122,9 @@ def build(config: RunConfig, num_clients: int, saved: Checkpoint | None = None) 
     trackers.require(config.trackers)
     if config.privacy == "exponential" and config.clients == "simulated":
         require_opendp()  # or every client would fail, each by itself
+    if config.proposer == "prompt-generator" and config.clients == "simulated":
+        # Nodes with data of their own have their own keys: each finds out for itself.
+        models.ready_language_model(models.generator_settings(config))
     task = load_task(config)
     data = load_data(config, 0 if config.clients == "own-data" else num_clients)
     if saved:

@@ -25,7 +25,15 @@ from strategies.candidates import (
     tally,
 )
 from strategies.settings import RoundSettings
-from strategies.wire import VOCABULARY_KEY, Reply, UploadError, failure, read_scores, read_upload
+from strategies.wire import (
+    USED_UP_KEY,
+    VOCABULARY_KEY,
+    Reply,
+    UploadError,
+    failure,
+    read_scores,
+    read_upload,
+)
 
 CentralFn = Callable[[int, Tokens], Mapping[str, Any] | None]
 """Round and settled prompt to the metrics of its central evaluation."""
@@ -195,13 +203,20 @@ class Rounds:
         -------
         usable, failed : list[int]
             Indices of the replies that hold a usable prompt, and of those without one that tell
-            what went wrong. All but the usable ones are failures.
+            why. All but the usable ones, and those of clients that may ask nothing more, are
+            failures.
         """
         self._number = self.number(server_round)
-        valid, failed = [], []
+        valid, failed, used_up = [], [], 0
         self._uploads = []
         for index, reply in enumerate(replies):
             self._num_bytes += reply.num_bytes
+            if limit := reply.metrics.get(USED_UP_KEY):
+                # The prompt that it was sent says nothing about its examples.
+                self._warn("client %s searches no more: %s is used up", reply.client, limit)
+                failed.append(index)
+                used_up += 1
+                continue
             if reason := failure(reply.metrics):
                 self._warn("the search of client %s ended early: %s", reply.client, reason)
                 if not reply.tensors:
@@ -220,7 +235,7 @@ class Rounds:
                 continue
             valid.append(index)
             self._uploads.append(upload)
-        self._failures = lost + len(replies) - len(valid)
+        self._failures = lost + len(replies) - len(valid) - used_up
         return valid, failed
 
     def propose(self) -> tuple[Tokens, ...]:

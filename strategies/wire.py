@@ -5,7 +5,8 @@ The contract between strategy and client, whichever of Flower's two interfaces c
 - *search* (``fit``, ``train``): the client receives one array, the global prompt's token ids, and
   the configuration ``server-round`` and ``vocabulary``. It answers with one array, its local
   prompt's token ids, and may report ``gain``, ``vocabulary`` and ``client``; and, if its black box
-  failed, what happened as ``failure``, with what it had found until then or no array.
+  failed, what happened as ``failure``, with what it had found until then or no array. A client
+  that may ask nothing more in this run sends the prompt back and says why as ``used-up``.
 - *score* (``evaluate``): the client receives one array for each candidate, and answers with
   ``num-scored``, the number of private examples it tried them on, and ``correct-0``, ``correct-1``,
   …, how many of these each candidate answered correctly; or with ``failure`` and no counts. It may
@@ -35,6 +36,20 @@ PROMPT_TOKENS_KEY = "prompt-tokens"
 COMPLETION_TOKENS_KEY = "completion-tokens"
 COST_KEY = "cost"
 FAILURE_KEY = "failure"
+LIMIT_KEY = "ended-by"
+USED_UP_KEY = "used-up"
+GENERATOR_REQUESTS_KEY = "generator-requests"
+GENERATOR_FALLBACKS_KEY = "generator-fallbacks"
+GENERATOR_PROMPT_TOKENS_KEY = "generator-prompt-tokens"
+GENERATOR_COMPLETION_TOKENS_KEY = "generator-completion-tokens"
+GENERATOR_COST_KEY = "generator-cost"
+GENERATOR_KEYS = (
+    GENERATOR_REQUESTS_KEY,
+    GENERATOR_FALLBACKS_KEY,
+    GENERATOR_PROMPT_TOKENS_KEY,
+    GENERATOR_COMPLETION_TOKENS_KEY,
+    GENERATOR_COST_KEY,
+)
 MODEL_KEY = "model"
 
 ClientWeights = Literal["equal", "examples", "accuracy"]

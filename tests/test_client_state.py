@@ -7,6 +7,7 @@ import pytest
 from flwr.common import ConfigRecord, RecordDict
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 
+from feddtpt_flwr.budget import Amounts
 from feddtpt_flwr.client_state import (
     KEPT_DAYS,
     STATE_KEY,
@@ -191,3 +192,28 @@ def test_no_question_is_in_the_file(file: Path) -> None:
     assert "Alice" not in text
     for line in text.splitlines():
         json.loads(line)
+
+
+def test_what_was_used_outlasts_processes_and_other_attempts(file: Path) -> None:
+    first = ClientState(RecordDict(), file, SEARCH_1)
+    first.use(Amounts(queries=5, tokens=50, cost=0.5, seconds=2, asked=5))
+    first.use(Amounts(queries=-1, tokens=-10))
+    first.end(first.cache())
+    killed = ClientState(RecordDict(), file, SEARCH_2)
+    assert killed.used_in_run == Amounts(4, 40, 0.5, 2, 5)
+    assert killed.used_in_step == Amounts()
+    killed.use(Amounts(queries=3, tokens=30, cost=0.25, seconds=1, asked=3))
+
+    for _ in range(2):  # reading does not change it
+        again = ClientState(RecordDict(), file, SEARCH_2)
+        assert again.used_in_run == Amounts(4, 70, 0.75, 3, 8)
+        assert again.used_in_step == Amounts(0, 30, 0.25, 0, 3)
+    again.use(Amounts(queries=3, seconds=1))
+    flower = RecordDict()
+    again = ClientState(flower, file, SEARCH_2)
+    again.use(Amounts(queries=3, tokens=1, seconds=1))
+    again.end(again.cache())
+    later = ClientState(RecordDict(), file, step(2, "score"))
+    assert later.used_in_run == Amounts(7, 71, 0.75, 5, 8)
+    # On another disk, Flower's state knows the same.
+    assert ClientState(flower, None, step(2, "score")).used_in_run == later.used_in_run

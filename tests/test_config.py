@@ -196,3 +196,55 @@ def test_a_secret_in_the_settings_is_refused_and_not_repeated(settings: dict[str
         RunConfig.from_run_config(REMOTE | settings)
     assert "secret" not in str(caught.value)
     assert "endpoint" in str(caught.value) or "api-key-env" in str(caught.value)
+
+
+PRICED = REMOTE | {"price-per-million-input": 1.0}
+WRITER = {
+    "proposer": "prompt-generator",
+    "generator-endpoint": "http://127.0.0.1:8080/v1",
+    "generator-model": "some-writer",
+}
+
+
+def test_limits_and_a_prompt_generator() -> None:
+    limits = {f"{kind}-per-{span}": 5 for kind in ("cost", "tokens") for span in ("round", "run")}
+    RunConfig.from_run_config(PRICED | limits)
+    RunConfig.from_run_config(WRITER | limits | {"generator-price-per-million-output": 2.0})
+    RunConfig.from_run_config({"queries-per-run": 5, "seconds-per-round": 2, "seconds-per-run": 9})
+    RunConfig.from_run_config({"proposer": "prompt-generator"})
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"cost-per-run": -1.0}, "cost-per-run = -1.0: input should be greater than or equal to 0"),
+        ({"tokens-per-round": 0.5}, "tokens-per-round = 0.5: input should be a valid integer"),
+        ({"tokens-per-run": 9}, "tokens-per-run = 9: is for a model behind an endpoint"),
+        (REMOTE | {"cost-per-round": 0.5}, "cost-per-round = 0.5: without price-per-million-input"),
+        (
+            {"seconds-per-round": 5, "privacy": "exponential"},
+            "seconds-per-round = 5.0: with privacy = 'exponential' only queries-per-round is kept",
+        ),
+        ({"generator-model": "m"}, "generator-model = 'm': is for proposer = 'prompt-generator'"),
+        (
+            {"proposer": "prompt-generator", "generator-model": "m"},
+            "generator-model = 'm': needs a generator-endpoint",
+        ),
+        (WRITER | {"generator-model": ""}, "generator-model = '': the model's name at"),
+        (WRITER | {"generator-endpoint": "host"}, "generator-endpoint = 'host': a URL that begins"),
+        (
+            {"proposer": "prompt-generator", "privacy": "exponential"},
+            "proposer = 'prompt-generator': privacy = 'exponential' would not use it",
+        ),
+        (WRITER | {"generator-key-env": "sk-secret"}, "generator-key-env: the name of an"),
+        ({"generator-key-env": "sk-secret"}, "generator-key-env: is for proposer ="),
+    ],
+)
+def test_limits_and_generators_that_could_not_be_kept(
+    settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        RunConfig.from_run_config(settings)
+    assert str(caught.value).startswith(message)
+    assert "\n" not in str(caught.value)
+    assert "secret" not in str(caught.value)

@@ -4,6 +4,11 @@ import numpy as np
 import pytest
 import torch
 
+from feddtpt_flwr import models
+from feddtpt_flwr.assets import embedded_language_model
+from feddtpt_flwr.config import RunConfig
+from feddtpt_flwr.data import Task
+from feddtpt_flwr.language_model.weights import load_causal_lm
 from feddtpt_flwr.masked_lm import CausalInfiller, HuggingFaceMaskedLM, MaskedLM
 from feddtpt_flwr.memory import Memory
 from feddtpt_flwr.vocabulary import Vocabulary
@@ -182,3 +187,29 @@ def test_bert_embeds_every_token(bert: HuggingFaceMaskedLM) -> None:
     np.testing.assert_allclose(embedded[2], alone, atol=1e-5)
     other = bert.embed([np.array(bert.vocabulary.encode("bad film !"))])[0]
     assert not np.allclose(other[1], alone[1]), "the context counts"
+
+
+def test_a_causal_language_model_fills_gaps_as_the_embedded_one_does(
+    infiller: CausalInfiller, task: Task, tiny_bert: Path, tmp_path: Path
+) -> None:
+    """By a file, and by a folder whose weights are random."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    infiller_tokenizer = load_causal_lm("embedded", "cpu", "float32")[1]
+    infiller_tokenizer.save_pretrained(tmp_path)
+    size = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2}
+    sizes = LlamaConfig(vocab_size=len(infiller.vocabulary), num_hidden_layers=1, **size)
+    LlamaForCausalLM(sizes).save_pretrained(tmp_path)
+    settings = {"dtype": "float32", "device": "cpu"}
+    made = {
+        name: models.masked_lm(RunConfig.from_run_config({**settings, "masked-lm": name}), task)
+        for name in (str(embedded_language_model()), str(tmp_path), str(tiny_bert))
+    }
+    file, folder, bert = made.values()
+    assert isinstance(bert, HuggingFaceMaskedLM)
+    for model in (file, folder):
+        assert isinstance(model, CausalInfiller)
+        assert model.vocabulary.fingerprint == infiller.vocabulary.fingerprint
+        assert len(gap(model, "Classify this", "review")) == 16
+    sides = [(encode(infiller.vocabulary, "Is it"), encode(infiller.vocabulary, "or not?"))]
+    assert file.fill(sides)[0].tokens.tolist() == infiller.fill(sides)[0].tokens.tolist()

@@ -111,6 +111,18 @@ NODES_OWN: dict[str, Any] = {
     "dtype": "float32",
     "train-file": "/data/public.csv",
     "queries-per-round": 25,
+    "generator-endpoint": "http://node/v1",
+    "generator-model": "there",
+    "generator-key-env": "NODE_WRITER_KEY",
+    "generator-price-per-million-input": 2.5,
+    "generator-price-per-million-output": 3.5,
+    "tokens-per-round": 5000,
+    "cost-per-round": 0.5,
+    "seconds-per-round": 60.0,
+    "queries-per-run": 500,
+    "tokens-per-run": 50_000,
+    "cost-per-run": 2.5,
+    "seconds-per-run": 600.0,
 }
 
 
@@ -121,6 +133,10 @@ def test_what_a_node_may_replace(key: str) -> None:
         "endpoint": "http://runs/v1",
         "masked-lm": "runs",
         "masked-lm-endpoint": "http://runs",
+        "proposer": "prompt-generator",
+        "generator-endpoint": "http://runs/v1",
+        "generator-model": "runs",
+        "price-per-million-input": 1.0,
     }
     config = NodeConfig.read(run_config, {**PARTS, key: NODES_OWN[key]})
     assert config.run.to_run_config()[key] == NODES_OWN[key] != run_config.get(key)

@@ -23,10 +23,13 @@ from strategies.wire import (
     COMPLETION_TOKENS_KEY,
     COST_KEY,
     FAILURE_KEY,
+    GENERATOR_KEYS,
+    LIMIT_KEY,
     PROMPT_TOKENS_KEY,
     QUERIES_KEY,
     ROUND_KEY,
     UNPARSED_KEY,
+    USED_UP_KEY,
 )
 
 SEED, LEARNED = "Judge this review.", "Is this film good?"
@@ -356,3 +359,40 @@ def test_models_are_told_apart_if_there_are_several(
     table = recorder.close()
     assert "large: 75.0% of 4" in table
     assert "small: 25.0% of 4" in table
+
+
+def test_what_a_generator_used_and_what_limits_ended(
+    tmp_path: Path,
+    task: Task,
+    vocabulary: Vocabulary,
+    language_model: LocalLanguageModel,
+    test_set: tuple[Example, ...],
+    warned: list[str],
+) -> None:
+    recorder = Recorder(
+        RunConfig.from_run_config({"proposer": "prompt-generator"}),
+        task,
+        vocabulary,
+        Evaluator(language_model, task, QueryBudget(100)),
+        test_set,
+        RunFolder(tmp_path, "run"),
+        language_model.name,
+    )
+    recorder.evaluate(0, arrays(vocabulary, SEED), {})
+    used = dict.fromkeys(GENERATOR_KEYS, 3)
+    searched = search_metrics("a", **used, **{LIMIT_KEY: "cost-per-round"})
+    _, sent_back = search_metrics("b", **{QUERIES_KEY: 0, USED_UP_KEY: "cost-per-run"})
+    del sent_back["accuracy"]
+    assert recorder.fit_metrics([searched, (10, sent_back)])["accuracy"] == 0.5
+    assert warned == []
+    recorder.round(settled(vocabulary, SEED))
+    recorder.ended_early()
+    a, b = (line for line in history(recorder) if line["event"] == "search")
+    assert (a[LIMIT_KEY], b[USED_UP_KEY]) == ("cost-per-round", "cost-per-run")
+    (line,) = (line for line in history(recorder) if line["event"] == "round")
+    assert {key: line[key] for key in GENERATOR_KEYS} == used
+    assert history(recorder)[-1]["event"] == "used-up"
+    table = recorder.close()
+    assert "3 requests, 3 + 3 tokens read + written, cost 3.0000" in table
+    assert "3 times the masked LM proposed in its place" in table
+    assert "after 0 of 3 rounds: every client has used up" in table

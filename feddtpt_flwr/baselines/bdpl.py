@@ -116,6 +116,8 @@ class PolicyGradientSearch:
                 best = max(first, self._measure(learned), key=lambda p: p.accuracy)
         except ModelError as error:
             failure = error
+        except BudgetExhaustedError:
+            pass  # answers cost more than those before them
         return SearchResult(best.tokens, best.accuracy, first.accuracy, (), num_trials, failure)
 
     def _affordable(self) -> bool:

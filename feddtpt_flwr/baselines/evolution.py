@@ -88,6 +88,8 @@ class EvolutionSearch:
                 population = sorted(population, key=lambda p: -p.accuracy)[:size]
         except ModelError as error:
             failure = error
+        except BudgetExhaustedError:
+            pass  # answers cost more than those before them
         best = population[0]
         return SearchResult(best.tokens, best.accuracy, first.accuracy, (), len(tried) - 1, failure)
 

@@ -58,6 +58,17 @@ def load_causal_lm(model: str, device: str, dtype: str) -> tuple[Any, Any]:
     return read_causal_lm(model, device, dtype)
 
 
+def is_causal(model: str) -> bool:
+    """Return whether a hub name, a folder or a file is a causal language model's, as it says."""
+    from transformers import AutoConfig
+
+    if Path(model).suffix == ".gguf":
+        return True
+    architectures = getattr(AutoConfig.from_pretrained(model), "architectures", None) or []
+    # GPT-2 is older than the naming.
+    return any(name.endswith("ForCausalLM") or name == "GPT2LMHeadModel" for name in architectures)
+
+
 def read_causal_lm(model: str, device: str, dtype: str) -> tuple[Any, Any]:
     """Read a causal language model and its tokenizer: a copy that may be changed.
 

@@ -31,6 +31,7 @@ from strategies.wire import (
     FAILURE_KEY,
     FROM_ARCHIVE_KEY,
     GAIN_KEY,
+    GENERATOR_KEYS,
     MODEL_KEY,
     PROMPT_TOKENS_KEY,
     QUERIES_KEY,
@@ -60,6 +61,7 @@ _SUMMED = (
     PROMPT_TOKENS_KEY,
     COMPLETION_TOKENS_KEY,
     COST_KEY,
+    *GENERATOR_KEYS,
 )
 
 

@@ -1,0 +1,58 @@
+"""What a client may use for one message, by the settings and by what it has used in the run."""
+
+from math import inf
+
+from feddtpt_flwr import models
+from feddtpt_flwr.budget import Amounts, ClientBudget, Span
+from feddtpt_flwr.client_state import ClientState
+from feddtpt_flwr.config import RunConfig
+
+
+def search_budget(config: RunConfig, state: ClientState, num_own: int) -> ClientBudget:
+    """Return the budget of one search.
+
+    Parameters
+    ----------
+    config : RunConfig
+        Its limits.
+    state : ClientState
+        What was used before; it is told what is used from now on.
+    num_own : int
+        Private examples on which the round's prompts will be compared.
+    """
+    this_round = Amounts(
+        queries=inf,  # the budget's own
+        tokens=config.tokens_per_round or inf,
+        cost=config.cost_per_round or inf,
+        seconds=config.seconds_per_round or inf,
+    )
+    # What a search finds is worth nothing if nobody can compare it.
+    run = _run(config, state, reserve=num_compared(config) * num_own)
+    return ClientBudget(
+        config.queries_per_round,
+        Span("round", this_round, state.used_in_step),
+        run,
+        tariff=models.tariff(config),
+        on_use=state.use,
+    )
+
+
+def scoring_budget(config: RunConfig, state: ClientState, queries: int) -> ClientBudget:
+    """Return the budget for comparing prompts in at most so many ``queries``."""
+    run = _run(config, state)
+    return ClientBudget(queries, run, tariff=models.tariff(config), on_use=state.use)
+
+
+def num_compared(config: RunConfig) -> int:
+    """Return how many prompts a client compares in a round, at most."""
+    return config.race_candidates + 1 if config.guard else 1
+
+
+def _run(config: RunConfig, state: ClientState, reserve: int = 0) -> Span:
+    limits = Amounts(
+        queries=config.queries_per_run or inf,
+        tokens=config.tokens_per_run or inf,
+        cost=config.cost_per_run or inf,
+        seconds=config.seconds_per_run or inf,
+    )
+    return Span("run", limits, state.used_in_run, reserve)

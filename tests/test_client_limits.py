@@ -1,0 +1,201 @@
+"""One client with the real small model behind a real server, and each of the limits."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.common import RecordDict
+
+from feddtpt_flwr import __version__, models
+from feddtpt_flwr.client_app import PromptTuningClient
+from feddtpt_flwr.client_limits import num_compared
+from feddtpt_flwr.client_state import RUN_KEY, VERSION_KEY
+from feddtpt_flwr.config import RunConfig
+from feddtpt_flwr.data import ClientData, Example
+from feddtpt_flwr.vocabulary import Vocabulary
+from strategies.wire import (
+    COMPLETION_TOKENS_KEY,
+    COST_KEY,
+    FAILURE_KEY,
+    GAIN_KEY,
+    LIMIT_KEY,
+    PROMPT_TOKENS_KEY,
+    QUERIES_KEY,
+    ROUND_KEY,
+    SCORED_KEY,
+    USED_UP_KEY,
+)
+from tests.conftest import ENDPOINT_KEY
+
+START = "Movie review."
+OWN, PUBLIC = 8, 2
+EXAMPLES = 6 + PUBLIC
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("FEDDTPT_CACHE", str(tmp_path))
+    monkeypatch.setenv("TEST_ENDPOINT_KEY", ENDPOINT_KEY)
+    monkeypatch.setattr(models, "answer_store", lambda _: None)  # so that every answer is paid for
+    return tmp_path
+
+
+@pytest.fixture
+def start(vocabulary: Vocabulary) -> list[Any]:
+    return [np.array(vocabulary.encode(START), dtype=np.int64)]
+
+
+class Node:
+    """A node of a deployment: a process for each message, and the disk alone remembers."""
+
+    def __init__(self, url: str, examples: tuple[Example, ...], **limits: float) -> None:
+        self.config = RunConfig.from_run_config(
+            {
+                "queries-per-round": 40,
+                "seed-prompt": START,
+                "max-prompt-tokens": 8,
+                "race-candidates": 1,
+                "dtype": "float32",
+                "device": "cpu",
+                "endpoint": url,
+                "language-model": "smollm2",
+                "api-key-env": "TEST_ENDPOINT_KEY",
+                "constrain": "grammar",
+                "price-per-million-input": 1.0,
+                "price-per-million-output": 2.0,
+                **{name.replace("_", "-"): value for name, value in limits.items()},
+            }
+        )
+        self.examples = examples
+        self.reports: list[dict[str, Any]] = []
+
+    def client(self) -> PromptTuningClient:
+        data = ClientData(train=self.examples[:6], validation=self.examples[6:OWN])
+        public = self.examples[OWN : OWN + PUBLIC]
+        return PromptTuningClient("0", data, public, self.config, RecordDict())
+
+    def message(self, server_round: int) -> dict[str, Any]:
+        return {ROUND_KEY: server_round, RUN_KEY: "run", VERSION_KEY: __version__}
+
+    def fit(self, prompts: list[Any], server_round: int = 1) -> tuple[list[Any], dict[str, Any]]:
+        arrays, _, metrics = self.client().fit(prompts, self.message(server_round))
+        self.reports.append(metrics)
+        return arrays, metrics
+
+    def evaluate(self, prompts: list[Any], server_round: int = 1) -> dict[str, Any]:
+        _, _, metrics = self.client().evaluate(prompts, self.message(server_round))
+        self.reports.append(metrics)
+        return metrics
+
+    def used(self, *keys: str) -> float:
+        return sum(float(report[key]) for report in self.reports for key in keys)
+
+
+TOKENS = (PROMPT_TOKENS_KEY, COMPLETION_TOKENS_KEY)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize(
+    ("limit", "value", "keys"),
+    [("tokens_per_round", 1000, TOKENS), ("cost_per_round", 0.001, (COST_KEY,))],
+)
+def test_a_search_ends_at_its_limit_with_the_best_so_far(
+    limit: str,
+    value: float,
+    keys: tuple[str, ...],
+    endpoint: str,
+    start: list[Any],
+    short_reviews: tuple[Example, ...],
+) -> None:
+    node = Node(endpoint, short_reviews, **{limit: value})
+    (tokens,), metrics = node.fit(start)
+    assert metrics[LIMIT_KEY] == limit.replace("_", "-")
+    used = node.used(*keys)
+    assert used <= value
+    assert metrics[QUERIES_KEY] < 40, "it was not the queries that ended it"
+    # A change on all examples would not have fitted with all that has to be booked for it.
+    assert used + EXAMPLES * used / metrics[QUERIES_KEY] > 0.8 * value
+    assert 1 <= len(tokens) <= 8
+    assert float(metrics["accuracy"]) >= float(metrics["accuracy"]) - float(metrics[GAIN_KEY])
+    assert metrics["trials"] > 0
+    assert FAILURE_KEY not in metrics
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("folder")
+def test_a_search_ends_in_time(
+    endpoint: str, start: list[Any], short_reviews: tuple[Example, ...]
+) -> None:
+    node = Node(endpoint, short_reviews, seconds_per_round=1.5, queries_per_round=100_000)
+    _, metrics = node.fit(start)
+    assert metrics[LIMIT_KEY] == "seconds-per-round"
+    assert 0 < metrics[QUERIES_KEY] < 100_000
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize(
+    ("limit", "value", "keys"),
+    [
+        ("queries_per_run", 70, (QUERIES_KEY,)),
+        ("cost_per_run", 0.0026, (COST_KEY,)),
+    ],
+)
+def test_a_run_limit_holds_over_processes_and_scorings(
+    limit: str,
+    value: float,
+    keys: tuple[str, ...],
+    endpoint: str,
+    start: list[Any],
+    short_reviews: tuple[Example, ...],
+) -> None:
+    node = Node(endpoint, short_reviews, **{limit: value})
+    prompts, metrics = node.fit(start)
+    scored = node.evaluate([*start, *prompts])
+    assert scored[SCORED_KEY] == OWN, "the search left enough to compare what it found"
+    rounds = 1
+    while USED_UP_KEY not in metrics:
+        rounds += 1
+        assert rounds < 9
+        prompts, metrics = node.fit(start, rounds)
+        assert node.used(*keys) <= value
+        # What a round compares is new to it: a prompt of another client.
+        node.evaluate([*start, np.array([100 + rounds, 200 + rounds])], rounds)
+        assert node.used(*keys) <= value
+    assert rounds > 1
+    assert metrics[USED_UP_KEY] == limit.replace("_", "-")
+    assert metrics[QUERIES_KEY] == metrics["requests"] == 0
+    assert prompts[0].tolist() == start[0].tolist(), "it sends back what it was sent"
+    assert metrics[GAIN_KEY] == 0
+    # It still compares what others found until that is too much as well.
+    for number in range(9):
+        scored = node.evaluate([np.array([300 + number, 400 + number])], rounds + 1 + number)
+        if FAILURE_KEY in scored:
+            break
+    assert SCORED_KEY not in scored
+    assert limit.replace("_", "-") in scored[FAILURE_KEY]
+    assert node.used(*keys) <= value
+    assert num_compared(node.config) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("folder")
+def test_a_killed_search_has_used_what_it_paid_for(
+    endpoint: str,
+    start: list[Any],
+    short_reviews: tuple[Example, ...],
+) -> None:
+    whole = Node(endpoint, short_reviews, tokens_per_run=4000)
+    whole.fit(start)
+    node = Node(endpoint, short_reviews, tokens_per_run=4000)
+    # The same message again, with another attempt's answers and tokens on disk.
+    node.fit(start)
+    assert node.used(*TOKENS) == 0, "it finds every answer"
+    assert node.used(QUERIES_KEY) == whole.used(QUERIES_KEY), "which count as queries again"
+    node.fit(start, 2)
+    assert whole.used(*TOKENS) + node.used(*TOKENS) <= 4000
+    state = node.client()._recall(node.message(3), "search")
+    assert state.used_in_run.tokens == whole.used(*TOKENS) + node.used(*TOKENS)
+    assert state.used_in_run.queries == node.used(QUERIES_KEY)
