@@ -19,6 +19,7 @@ from simulations import (
     deployment,
     fedpit,
     privacy,
+    robustness,
     runner,
     scaling,
     seeds,
@@ -210,6 +211,15 @@ def run_privacy(
 ) -> None:
     """Measure what uploads give away of private texts, with and without each defence."""
     typer.echo(privacy.run(seed or list(range(5)), folder))
+
+
+@app.command("robustness")
+def run_robustness(
+    seed: Annotated[list[int] | None, typer.Option(help="A seed; give two or more.")] = None,
+    folder: Annotated[Path, typer.Option(help="Where the table goes.")] = seeds.RESULTS,
+) -> None:
+    """Measure what bad clients do to the learned prompt; missing runs only."""
+    typer.echo(robustness.run(seed or list(range(5)), folder))
 
 
 @app.command("seeds")

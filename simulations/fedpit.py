@@ -3,12 +3,8 @@
 python -m simulations fedpit
 """
 
-import json
-import os
-import platform
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
+from simulations import kept_runs
 from simulations.fedpit_federation import Federation, Measured
 
 SETTINGS: dict[str, Any] = {
@@ -105,37 +102,28 @@ def run(methods: Sequence[str], seeds: Sequence[int], folder: Path) -> str:
         If ``fedpit.json`` holds runs of other settings.
     """
     file = folder / "fedpit.json"
-    outcomes = read(file)
+    settings = {
+        name: {**SETTINGS, **method.settings, "clients": method.num_clients}
+        for name, method in METHODS.items()
+    }
+    kept = kept_runs.read(file, settings)
     for seed in seeds:
-        if all(seed in outcomes.get(name, {}) for name in methods):
+        missing = [name for name in methods if seed not in kept.setdefault(name, {})]
+        if not missing:
             continue
         federation = Federation({**SETTINGS, "seed": seed})
-        for name in methods:
-            if seed not in outcomes.setdefault(name, {}):
-                outcomes[name][seed] = run_once(federation, METHODS[name])
-                _write(file, outcomes)
-                (folder / "fedpit.md").write_text(table(outcomes), encoding="utf-8")
+        for name in missing:
+            kept[name][seed] = asdict(run_once(federation, METHODS[name]))
+            kept_runs.write(file, settings, kept)
+            (folder / "fedpit.md").write_text(table(_outcomes(kept)), encoding="utf-8")
+    outcomes = _outcomes(kept)
     _plot(outcomes, folder / "fedpit.png")
     return table(outcomes)
 
 
-def read(file: Path) -> dict[str, dict[int, Outcome]]:
-    """Return the runs that a file of results holds, by method and seed; none if it is not there.
-
-    Raises
-    ------
-    ValueError
-        If they were made with other settings.
-    """
-    if not file.exists():
-        return {}
-    content = json.loads(file.read_text(encoding="utf-8"))
-    for name in content["runs"]:
-        if content["settings"] != SETTINGS or content["methods"][name] != asdict(METHODS[name]):
-            raise ValueError(f"{file} holds runs of other settings; move it away to begin anew")
+def _outcomes(kept: kept_runs.Runs) -> dict[str, dict[int, Outcome]]:
     return {
-        name: {int(seed): Outcome(**outcome) for seed, outcome in runs.items()}
-        for name, runs in content["runs"].items()
+        name: {seed: Outcome(**run) for seed, run in runs.items()} for name, runs in kept.items()
     }
 
 
@@ -214,25 +202,6 @@ def _bounds(values: NDArray[np.float64]) -> tuple[float, float, float]:
         return mean, mean, mean
     low, high = stats.t.interval(0.95, len(values) - 1, mean, stats.sem(values))
     return mean, float(low), float(high)
-
-
-def _write(file: Path, outcomes: dict[str, dict[int, Outcome]]) -> None:
-    content = {
-        "date": datetime.now(UTC).date().isoformat(),
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}, Python "
-        f"{platform.python_version()}",
-        "settings": SETTINGS,
-        "methods": {name: asdict(method) for name, method in METHODS.items()},
-        "runs": {
-            name: {seed: asdict(outcome) for seed, outcome in sorted(runs.items())}
-            for name, runs in outcomes.items()
-        },
-    }
-    file.parent.mkdir(parents=True, exist_ok=True)
-    # All or nothing: what was run must outlive a crash while it is written down.
-    temporary = file.with_suffix(".tmp")
-    temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(file)
 
 
 def _plot(outcomes: dict[str, dict[int, Outcome]], file: Path) -> None:

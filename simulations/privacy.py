@@ -6,35 +6,24 @@ The rounds are those of the app, with the same clients and the same server steps
 that keeps every upload, also those that no candidate was made of.
 """
 
-import json
-import os
-import platform
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from flwr.client import NumPyClient
-from flwr.common import NDArrays, RecordDict, Scalar
 from numpy.typing import NDArray
 from scipy import stats
 
 from feddtpt_flwr import models
-from feddtpt_flwr.client_app import plain_client
 from feddtpt_flwr.config import RunConfig
-from feddtpt_flwr.data import ClientData, Example, FederatedData, Task
-from feddtpt_flwr.evaluation import Evaluator, QueryBudget
-from feddtpt_flwr.experiment import load_data, load_task, readability, seed_tokens
-from feddtpt_flwr.node import Node
-from feddtpt_flwr.privacy.clients import OWN_ACCURACY_KEY, protected
+from feddtpt_flwr.data import ClientData, Example, Task
+from feddtpt_flwr.experiment import load_data, load_task
+from feddtpt_flwr.privacy.clients import OWN_ACCURACY_KEY
+from simulations import kept_runs
 from simulations.leakage import Leakage, Upload, measure
-from strategies.rounds import Rounds
-from strategies.settings import RoundSettings
-from strategies.wire import QUERIES_KEY, ROUND_KEY, Reply
+from simulations.local_federation import Federation
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "none": {},
@@ -106,86 +95,9 @@ def plant(data: ClientData, task: Task, canaries: Sequence[str]) -> ClientData:
     return ClientData(train=planted(data.train), validation=planted(data.validation))
 
 
-class Federation:
-    """A federation in this process: clients, their states, and the rounds."""
-
-    def __init__(self, config: RunConfig, data: FederatedData) -> None:
-        self._config = config
-        self._task = load_task(config)
-        self._data = data
-        self._vocabulary = models.masked_lm(config, self._task).vocabulary
-        self._states = [RecordDict() for _ in data.clients]
-        self._rounds = Rounds(
-            RoundSettings(
-                embed_fn=models.token_embedder(config, self._task).embed,
-                vocabulary_size=len(self._vocabulary),
-                vocabulary=self._vocabulary.fingerprint,
-                max_tokens=config.max_prompt_tokens,
-                aggregation=config.aggregation,
-                min_samples=config.min_samples or None,
-                guard=config.guard,
-                race_candidates=config.race_candidates,
-                admissible=readability(config, self._task),
-            ),
-            seed_tokens(config, self._task, self._vocabulary),
-            central=lambda *_: None,
-        )
-        self.uploads: list[Upload] = []
-        self.queries = 0
-        self.own_accuracies: list[float] = []
-
-    @property
-    def prompt(self) -> str:
-        """The global prompt."""
-        return self._vocabulary.decode(self._rounds.prompt)
-
-    def round(self, number: int) -> None:
-        """Let the clients search and compare, and settle the next global prompt."""
-        self._rounds.begin_round(number)
-        sent = self._rounds.prompt
-        replies, self.own_accuracies = [], []
-        for index in range(len(self._states)):
-            arrays, num_examples, metrics = self._client(index).fit(
-                [np.array(sent)], {ROUND_KEY: number}
-            )
-            replies.append(self._reply(index, arrays, num_examples, metrics))
-            # The changes that led to the prompt are sent along, also what was changed again.
-            changes = json.loads(str(metrics.get("accepted", "[]")))
-            tried = " ".join(change["after"] for change in changes)
-            self.uploads += [
-                Upload(
-                    str(index), self.prompt, f"{self._vocabulary.decode(array.tolist())} {tried}"
-                )
-                for array in arrays
-            ]
-            if OWN_ACCURACY_KEY in metrics:
-                self.own_accuracies.append(float(metrics[OWN_ACCURACY_KEY]))
-        self._rounds.read_uploads(number, replies, 0)
-        candidates = [np.array(tokens) for tokens in self._rounds.propose()]
-        if len(candidates) > 1:
-            counts = []
-            for index in range(len(self._states)):
-                _, num_examples, metrics = self._client(index).evaluate(
-                    candidates, {ROUND_KEY: number}
-                )
-                counts.append(self._reply(index, [], num_examples, metrics))
-            self._rounds.read_scores(counts, 0)
-        self._rounds.decide()
-
-    def _client(self, index: int) -> NumPyClient:
-        node = Node(str(index), self._config, self._data.clients[index], self._data.public)
-        return protected(node, self._states[index], plain_client)
-
-    def _reply(
-        self, index: int, arrays: NDArrays, num_examples: int, metrics: Mapping[str, Scalar]
-    ) -> Reply:
-        self.queries += int(metrics[QUERIES_KEY])
-        return Reply(str(index), tuple(map(_as_bytes, arrays)), metrics, num_examples)
-
-
-def run_once(variant: str, seed: int, settings: Mapping[str, Any] = SETTINGS) -> Outcome:
+def run_once(settings: Mapping[str, Any], seed: int) -> Outcome:
     """Run a federation with canaries in its private texts."""
-    config = RunConfig.from_run_config({**settings, **VARIANTS[variant], "seed": seed})
+    config = RunConfig.from_run_config({**settings, "seed": seed})
     task = load_task(config)
     data = load_data(config, NUM_CLIENTS)
     clients = tuple(
@@ -193,14 +105,14 @@ def run_once(variant: str, seed: int, settings: Mapping[str, Any] = SETTINGS) ->
         for client, canaries in zip(data.clients, CANARIES, strict=True)
     )
     federation = Federation(config, replace(data, clients=clients))
-    model = models.language_model(config)
+    models.language_model(config)
     first, start = federation.prompt, time.monotonic()
     for number in range(1, config.num_server_rounds + 1):
         federation.round(number)
     seconds = time.monotonic() - start
-    evaluator = Evaluator(model, task, QueryBudget(2 * len(data.test)))
-    correct = evaluator.correct_all([first, federation.prompt], data.test).mean(axis=1)
-    own = federation.own_accuracies
+    seed_accuracy, accuracy = federation.accuracy(first, federation.prompt)
+    own = [float(m[OWN_ACCURACY_KEY]) for m in federation.metrics if OWN_ACCURACY_KEY in m]
+    uploads = [Upload(u.client, u.sent, f"{u.prompt} {u.tried}") for u in federation.uploads]
     texts = {
         str(i): [e.input for e in (*client.train, *client.validation)]
         for i, client in enumerate(clients)
@@ -208,9 +120,9 @@ def run_once(variant: str, seed: int, settings: Mapping[str, Any] = SETTINGS) ->
     public = [*(e.input for e in data.public), task.compose(""), *task.answers, first]
     canaries = {str(i): words for i, words in enumerate(CANARIES)}
     return Outcome(
-        leakage=measure(federation.uploads, texts, public, canaries),
-        seed_accuracy=float(correct[0]),
-        accuracy=float(correct[1]),
+        leakage=measure(uploads, texts, public, canaries),
+        seed_accuracy=seed_accuracy,
+        accuracy=accuracy,
         own_accuracy=float(np.mean(own)) if own else None,
         queries=federation.queries,
         seconds=round(seconds, 1),
@@ -222,7 +134,7 @@ def run(
     seeds: Sequence[int],
     folder: Path,
     variants: Sequence[str] = tuple(VARIANTS),
-    settings: Mapping[str, Any] = SETTINGS,
+    common: Mapping[str, Any] = SETTINGS,
 ) -> str:
     """Run every variant under every seed; write ``privacy.json`` and ``privacy.md`` to ``folder``.
 
@@ -232,41 +144,25 @@ def run(
     -------
     str
         The table, over all that was run.
+
+    Raises
+    ------
+    ValueError
+        If ``privacy.json`` holds runs of other settings.
     """
     file = folder / "privacy.json"
-    results: dict[str, dict[str, Any]] = {}
-    if file.exists():
-        known = json.loads(file.read_text(encoding="utf-8"))
-        if known["settings"] == dict(settings):
-            results = known["runs"]
-    folder.mkdir(parents=True, exist_ok=True)
+    settings = {name: {**common, **differs} for name, differs in VARIANTS.items()}
+    results = kept_runs.read(file, settings)
     for seed in seeds:
         for variant in variants:
-            if str(seed) in results.get(variant, {}):
-                continue
-            outcome = run_once(variant, seed, settings)
-            results.setdefault(variant, {})[str(seed)] = asdict(outcome)
-            _write(file, results, settings)
-            text = _table(results)
-            file.with_suffix(".md").write_text(text, encoding="utf-8")
+            if seed not in results.setdefault(variant, {}):
+                results[variant][seed] = asdict(run_once(settings[variant], seed))
+                kept_runs.write(file, settings, results)
+                file.with_suffix(".md").write_text(_table(results), encoding="utf-8")
     return _table(results)
 
 
-def _write(
-    file: Path, results: Mapping[str, Mapping[str, Any]], settings: Mapping[str, Any]
-) -> None:
-    content = {
-        "date": datetime.now(UTC).date().isoformat(),
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}, Python "
-        f"{platform.python_version()}",
-        "clients": NUM_CLIENTS,
-        "settings": dict(settings),
-        "runs": {name: results[name] for name in VARIANTS if name in results},
-    }
-    file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
-def _table(results: Mapping[str, Mapping[str, Any]]) -> str:
+def _table(results: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> str:
     lines = [
         "# What uploads give away",
         "",
@@ -280,8 +176,9 @@ def _table(results: Mapping[str, Mapping[str, Any]]) -> str:
         "| held-out accuracy | 95 % | own prompt, on validation | queries | seconds |",
         "|" + "---|" * 16,
     ]
-    for variant in filter(results.__contains__, VARIANTS):
-        runs = results[variant]
+    for variant in VARIANTS:
+        if not (runs := results.get(variant)):
+            continue
         leakages = [Leakage(**run["leakage"]) for run in runs.values()]
         total = sum(leakages, Leakage())
         leaks = np.array([leak for each in leakages if (leak := each.leak()) is not None])
@@ -312,9 +209,3 @@ def _interval(values: NDArray[np.float64]) -> str:
         return ""
     low, high = stats.t.interval(0.95, len(values) - 1, values.mean(), stats.sem(values))
     return f"{low:.3f} to {high:.3f}"
-
-
-def _as_bytes(array: NDArray[Any]) -> bytes:
-    buffer = BytesIO()
-    np.save(buffer, array, allow_pickle=False)
-    return buffer.getvalue()

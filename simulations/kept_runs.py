@@ -1,0 +1,58 @@
+"""Finished runs of a comparison, kept in a JSON file so that none is done twice."""
+
+import json
+import os
+import platform
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+Runs = dict[str, dict[int, dict[str, Any]]]
+"""What each run gave, by variant and seed."""
+
+
+def read(file: Path, settings: Mapping[str, Mapping[str, Any]]) -> Runs:
+    """Return the runs that a file holds; none if it is not there.
+
+    Parameters
+    ----------
+    file : Path
+        What `write` wrote.
+    settings : Mapping[str, Mapping[str, Any]]
+        All settings of each variant.
+
+    Raises
+    ------
+    ValueError
+        If they were made with other settings: they cannot stand in one table with new ones.
+    """
+    if not file.exists():
+        return {}
+    content = json.loads(file.read_text(encoding="utf-8"))
+    for variant in content["runs"]:
+        if content["settings"].get(variant) != settings.get(variant):
+            raise ValueError(
+                f"{file} holds runs of other settings for {variant!r}; move it away to begin anew"
+            )
+    return {
+        variant: {int(seed): run for seed, run in runs.items()}
+        for variant, runs in content["runs"].items()
+    }
+
+
+def write(file: Path, settings: Mapping[str, Mapping[str, Any]], runs: Runs) -> None:
+    """Write all runs, the machine and the date; the file is whole at any time."""
+    content = {
+        "date": datetime.now(UTC).date().isoformat(),
+        "machine": f"{os.cpu_count()} cores, {platform.machine()}, Python "
+        f"{platform.python_version()}",
+        "settings": {variant: settings[variant] for variant in settings if variant in runs},
+        "runs": {
+            variant: dict(sorted(runs[variant].items())) for variant in settings if variant in runs
+        },
+    }
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_suffix(".tmp")
+    temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    temporary.replace(file)

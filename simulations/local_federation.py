@@ -1,0 +1,189 @@
+"""A federation in one process: the app's clients and rounds, without Flower between them.
+
+It keeps every upload, also those that no candidate was made of, and lets a client be replaced.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from typing import Any, Protocol
+
+import numpy as np
+from flwr.client import NumPyClient
+from flwr.common import NDArrays, RecordDict, Scalar
+from numpy.typing import NDArray
+
+from feddtpt_flwr import models
+from feddtpt_flwr.client_app import plain_client
+from feddtpt_flwr.config import RunConfig
+from feddtpt_flwr.data import FederatedData
+from feddtpt_flwr.evaluation import Evaluator, QueryBudget
+from feddtpt_flwr.experiment import load_task, readability, seed_tokens
+from feddtpt_flwr.node import Node
+from feddtpt_flwr.privacy.clients import protected
+from strategies.rounds import Rounds
+from strategies.settings import RoundSettings
+from strategies.wire import QUERIES_KEY, ROUND_KEY, Reply
+
+Answer = tuple[NDArrays, int, Mapping[str, Scalar]]
+"""Arrays, number of examples and metrics, as a NumPyClient's ``fit`` returns them."""
+
+
+class Client(Protocol):
+    """Answers both messages of a round."""
+
+    def search(self, prompt: NDArray[np.int64], server_round: int) -> Answer:
+        """Return what is uploaded after a search from the global prompt."""
+        ...
+
+    def score(self, candidates: Sequence[NDArray[np.int64]], server_round: int) -> Answer:
+        """Return counts for every candidate, and no arrays."""
+        ...
+
+
+class HonestClient:
+    """The app's client, protected as the run's ``privacy`` says.
+
+    Parameters
+    ----------
+    node : Node
+        Its data and settings.
+    """
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._state = RecordDict()
+
+    def search(self, prompt: NDArray[np.int64], server_round: int) -> Answer:
+        """Search from the global prompt."""
+        return self._client().fit([prompt], {ROUND_KEY: server_round})
+
+    def score(self, candidates: Sequence[NDArray[np.int64]], server_round: int) -> Answer:
+        """Count right answers on the private examples."""
+        _, number, metrics = self._client().evaluate(list(candidates), {ROUND_KEY: server_round})
+        return [], number, metrics
+
+    def _client(self) -> NumPyClient:
+        return protected(self._node, self._state, plain_client)
+
+
+@dataclass(frozen=True)
+class Sent:
+    """One client's upload of a round.
+
+    Attributes
+    ----------
+    client : str
+        Its name.
+    sent, prompt : str
+        The prompt that it was sent and the one that came back.
+    tried : str
+        What the changes that led there put in; also what was changed again.
+    """
+
+    client: str
+    sent: str
+    prompt: str
+    tried: str
+
+
+class Federation:
+    """Clients, their states, and the rounds.
+
+    Parameters
+    ----------
+    config : RunConfig
+        Settings of the run.
+    data : FederatedData
+        Everybody's examples.
+    clients : Callable[[Node], Client]
+        Makes each client.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        data: FederatedData,
+        clients: Callable[[Node], Client] = HonestClient,
+    ) -> None:
+        self._config = config
+        self._task = load_task(config)
+        self._test = data.test
+        self._vocabulary = models.masked_lm(config, self._task).vocabulary
+        self._clients = [
+            clients(Node(str(index), config, own, data.public))
+            for index, own in enumerate(data.clients)
+        ]
+        self._rounds = Rounds(
+            RoundSettings(
+                embed_fn=models.token_embedder(config, self._task).embed,
+                vocabulary_size=len(self._vocabulary),
+                vocabulary=self._vocabulary.fingerprint,
+                max_tokens=config.max_prompt_tokens,
+                aggregation=config.aggregation,
+                min_samples=config.min_samples or None,
+                guard=config.guard,
+                race_candidates=config.race_candidates,
+                admissible=readability(config, self._task),
+            ),
+            seed_tokens(config, self._task, self._vocabulary),
+            central=lambda *_: None,
+        )
+        self.uploads: list[Sent] = []
+        self.queries = 0
+        self.metrics: list[Mapping[str, Scalar]] = []
+
+    @property
+    def prompt(self) -> str:
+        """The global prompt."""
+        return self._vocabulary.decode(self._rounds.prompt)
+
+    def accuracy(self, *prompts: str) -> list[float]:
+        """Return the held-out accuracy of each prompt, in [0, 1]; not among the queries."""
+        evaluator = Evaluator(
+            models.language_model(self._config),
+            self._task,
+            QueryBudget(len(prompts) * len(self._test)),
+        )
+        return [float(a) for a in evaluator.correct_all(prompts, self._test).mean(axis=1)]
+
+    def round(self, number: int) -> None:
+        """Let the clients search and compare, and settle the next global prompt.
+
+        What they reported with their searches is in ``metrics`` afterwards.
+        """
+        self._rounds.begin_round(number)
+        sent = np.array(self._rounds.prompt)
+        replies, self.metrics = [], []
+        for index, client in enumerate(self._clients):
+            answer = client.search(sent, number)
+            arrays, _, metrics = answer
+            replies.append(self._reply(index, answer))
+            self.metrics.append(metrics)
+            changes = json.loads(str(metrics.get("accepted", "[]")))
+            tried = " ".join(change["after"] for change in changes)
+            self.uploads += [
+                Sent(str(index), self.prompt, self._vocabulary.decode(array.tolist()), tried)
+                for array in arrays
+            ]
+        self._rounds.read_uploads(number, replies, 0)
+        candidates = [np.array(tokens) for tokens in self._rounds.propose()]
+        if len(candidates) > 1:
+            counts = [
+                self._reply(index, client.score(candidates, number))
+                for index, client in enumerate(self._clients)
+            ]
+            self._rounds.read_scores(counts, 0)
+        self._rounds.decide()
+
+    def _reply(self, index: int, answer: Answer) -> Reply:
+        arrays, num_examples, metrics = answer
+        self.queries += int(metrics.get(QUERIES_KEY, 0))
+        return Reply(str(index), tuple(map(_as_bytes, arrays)), metrics, num_examples)
+
+
+def _as_bytes(array: NDArray[Any]) -> bytes:
+    buffer = BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    return buffer.getvalue()

@@ -1,0 +1,188 @@
+"""What three bad clients of ten do to the learned prompt, with and without the guard.
+
+python -m simulations robustness
+
+A bad client uploads random tokens, claims that they answer everything, and gives random counts when
+prompts are compared.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flwr.common import Scalar
+from numpy.typing import NDArray
+
+from feddtpt_flwr import models
+from feddtpt_flwr.config import RunConfig
+from feddtpt_flwr.experiment import load_data, load_task
+from feddtpt_flwr.node import Node
+from simulations import kept_runs
+from simulations.intervals import Mean, mean, paired
+from simulations.local_federation import Answer, Client, Federation, HonestClient
+from strategies.wire import ACCURACY_KEY, GAIN_KEY, SCORED_KEY, VOCABULARY_KEY, correct_key
+
+NUM_CLIENTS = 10
+BAD = ("0", "3", "6")
+SETTINGS: dict[str, Any] = {
+    "num-server-rounds": 2,
+    "k-shot": 8,
+    "public-per-class": 4,
+    "queries-per-round": 150,
+    "test-size": 400,
+}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "clean": {"bad": 0, "guard": True},
+    "bad": {"bad": len(BAD), "guard": True},
+    "clean, no guard": {"bad": 0, "guard": False},
+    "bad, no guard": {"bad": len(BAD), "guard": False},
+}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one run gave; accuracies in [0, 1], of held-out examples.
+
+    Attributes
+    ----------
+    seed_accuracy, accuracy : float
+        Of the seed prompt and of the learned one.
+    queries : int
+        Of all clients.
+    seconds : float
+        Of the rounds.
+    prompt : str
+        The learned one.
+    """
+
+    seed_accuracy: float
+    accuracy: float
+    queries: int
+    seconds: float
+    prompt: str
+
+
+class BadClient:
+    """Asks nothing and lies.
+
+    Parameters
+    ----------
+    node : Node
+        Whose place it takes.
+    """
+
+    def __init__(self, node: Node) -> None:
+        self._vocabulary = models.masked_lm(node.config, load_task(node.config)).vocabulary
+        self._rng = np.random.default_rng([node.config.seed, int(node.name)])
+        self._number = len(node.data.train) + len(node.data.validation)
+
+    def search(self, prompt: NDArray[np.int64], server_round: int) -> Answer:
+        """Return as many random tokens as the prompt has."""
+        tokens = self._rng.integers(len(self._vocabulary), size=len(prompt))
+        claims: dict[str, Scalar] = {
+            GAIN_KEY: 1.0,
+            ACCURACY_KEY: 1.0,
+            VOCABULARY_KEY: self._vocabulary.fingerprint,
+        }
+        return [tokens], self._number, claims
+
+    def score(self, candidates: Sequence[NDArray[np.int64]], server_round: int) -> Answer:
+        """Return random counts."""
+        counts = {
+            correct_key(i): int(self._rng.integers(self._number + 1))
+            for i in range(len(candidates))
+        }
+        return [], self._number, {SCORED_KEY: self._number, **counts}
+
+
+def run_once(settings: Mapping[str, Any], seed: int) -> Outcome:
+    """Run one federation."""
+    bad = BAD[: settings["bad"]]
+    given = {key: value for key, value in settings.items() if key != "bad"}
+    config = RunConfig.from_run_config({**given, "seed": seed})
+
+    def client(node: Node) -> Client:
+        return BadClient(node) if node.name in bad else HonestClient(node)
+
+    federation = Federation(config, load_data(config, NUM_CLIENTS), client)
+    models.language_model(config)
+    first, start = federation.prompt, time.monotonic()
+    for number in range(1, config.num_server_rounds + 1):
+        federation.round(number)
+    seconds = time.monotonic() - start
+    seed_accuracy, accuracy = federation.accuracy(first, federation.prompt)
+    return Outcome(
+        seed_accuracy, accuracy, federation.queries, round(seconds, 1), federation.prompt
+    )
+
+
+def run(
+    seeds: Sequence[int],
+    folder: Path,
+    common: Mapping[str, Any] = SETTINGS,
+    variants: Sequence[str] = tuple(VARIANTS),
+) -> str:
+    """Run what is missing; write ``robustness.json`` and ``robustness.md`` to ``folder``.
+
+    Returns
+    -------
+    str
+        The table, over all that was run.
+
+    Raises
+    ------
+    ValueError
+        If ``robustness.json`` holds runs of other settings.
+    """
+    file = folder / "robustness.json"
+    settings = {name: {**common, **differs} for name, differs in VARIANTS.items()}
+    kept = kept_runs.read(file, settings)
+    for seed in seeds:
+        for variant in variants:
+            if seed not in kept.setdefault(variant, {}):
+                kept[variant][seed] = asdict(run_once(settings[variant], seed))
+                kept_runs.write(file, settings, kept)
+                file.with_suffix(".md").write_text(table(kept, common), encoding="utf-8")
+    return table(kept, common)
+
+
+def table(kept: kept_runs.Runs, common: Mapping[str, Any]) -> str:
+    """Return accuracies over seeds, and what bad clients and a missing guard change."""
+    shown = " ".join(f"{key}={value}" for key, value in common.items())
+    lines = [
+        "# Bad clients",
+        "",
+        f"`python -m simulations robustness`: {NUM_CLIENTS} clients on rotten_tomatoes, "
+        f"SmolLM2-135M-Instruct; in the rows with bad clients, {len(BAD)} of them upload random "
+        "tokens, claim that these are always right, and answer the guard with random counts. Means over seeds "
+        "with 95 % bootstrap intervals; differences are of the same seeds. Settings: "
+        f"`{shown}`, otherwise the defaults. The runs by seed and their date are in "
+        "`robustness.json`.",
+        "",
+        "| run | seeds | held-out accuracy | difference to clean, with the guard | queries |",
+        "|---|---|---|---|---|",
+    ]
+    accuracy = {
+        variant: {seed: float(run["accuracy"]) for seed, run in runs.items()}
+        for variant, runs in kept.items()
+    }
+    for variant in VARIANTS:
+        if not (of_seeds := accuracy.get(variant)):
+            continue
+        queries = np.mean([run["queries"] for run in kept[variant].values()])
+        difference = paired(of_seeds, accuracy.get("clean", {}))
+        lines.append(
+            f"| {variant} | {len(of_seeds)} | {_shown(mean(np.array(list(of_seeds.values()))))} "
+            f"| {'' if variant == 'clean' or difference is None else _shown(difference, sign='+')} "
+            f"| {queries:,.0f} |"
+        )
+    first = [run["seed_accuracy"] for runs in kept.values() for run in runs.values()]
+    lines += ["", f"The seed prompt has an accuracy of {np.mean(first):.3f}.", ""]
+    return "\n".join(lines)
+
+
+def _shown(value: Mean, sign: str = "") -> str:
+    return f"{value.value:{sign}.3f} [{value.low:{sign}.3f}, {value.high:{sign}.3f}]"
