@@ -158,8 +158,8 @@ def table(kept: kept_runs.Runs, common: Mapping[str, Any]) -> str:
         f"`python -m simulations robustness`: {NUM_CLIENTS} clients on rotten_tomatoes, "
         f"SmolLM2-135M-Instruct; in the rows with bad clients, {len(BAD)} of them upload random "
         "tokens, claim that these are always right, and answer the guard with random counts. "
-        "Means over seeds with 95 % bootstrap intervals; differences are of the same seeds. Settings: "
-        f"`{shown}`, otherwise the defaults. The runs by seed and their date are in "
+        "Means over seeds with 95 % bootstrap intervals; differences are of the same seeds. "
+        f"Settings: `{shown}`, otherwise the defaults. The runs by seed and their date are in "
         "`robustness.json`.",
         "",
         "| run | seeds | held-out accuracy | difference to clean, with the guard | queries |",
