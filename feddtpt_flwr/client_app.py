@@ -1,9 +1,7 @@
 """The client: a Flower NumPyClient around the prompt search."""
 
-import json
 from collections.abc import Mapping, Sequence
-from logging import ERROR, INFO
-from typing import Any
+from logging import INFO
 
 import numpy as np
 from flwr.client import Client, NumPyClient
@@ -14,12 +12,12 @@ from feddtpt_flwr import __version__, logs, models
 from feddtpt_flwr.assets import cache_folder
 from feddtpt_flwr.budget import ClientBudget
 from feddtpt_flwr.client_limits import scoring_budget, search_budget
+from feddtpt_flwr.client_report import counted, described, refusal, unchanged, written
 from feddtpt_flwr.client_state import RUN_KEY, VERSION_KEY, ClientState, Phase, state_file, step
 from feddtpt_flwr.config import RunConfig
 from feddtpt_flwr.data import ClientData, Example
 from feddtpt_flwr.evaluation import BudgetExhaustedError, Evaluator, stratified_order
 from feddtpt_flwr.experiment import load_task
-from feddtpt_flwr.feedback import Trial
 from feddtpt_flwr.generator import Writer
 from feddtpt_flwr.language_model import ModelError
 from feddtpt_flwr.node import Node, NodeConfig, load_node
@@ -27,25 +25,10 @@ from feddtpt_flwr.privacy.clients import protected
 from feddtpt_flwr.searches import SearchParts, build_search
 from strategies.candidates import Tokens
 from strategies.wire import (
-    CLIENT_KEY,
-    COMPLETION_TOKENS_KEY,
-    COST_KEY,
-    FAILURE_KEY,
-    FROM_ARCHIVE_KEY,
     GAIN_KEY,
-    GENERATOR_COMPLETION_TOKENS_KEY,
-    GENERATOR_COST_KEY,
-    GENERATOR_FALLBACKS_KEY,
-    GENERATOR_PROMPT_TOKENS_KEY,
-    GENERATOR_REQUESTS_KEY,
     LIMIT_KEY,
-    MODEL_KEY,
-    PROMPT_TOKENS_KEY,
-    QUERIES_KEY,
     ROUND_KEY,
     SCORED_KEY,
-    UNPARSED_KEY,
-    USED_UP_KEY,
     VOCABULARY_KEY,
     correct_key,
     read_prompt,
@@ -99,19 +82,20 @@ class PromptTuningClient(NumPyClient):
         server_round = int(config[ROUND_KEY])
         logs.add(round=server_round)
         if reason := self._mismatch(config):
-            return [], 0, self._refusal(config, reason)
+            return [], 0, refusal(self._name, config, reason)
         tokens = self._read(parameters)[0]
         rng = np.random.default_rng([self._config.seed, server_round, _stream(self._name)])
         examples = stratified_order([*self._data.train, *self._public], rng)
         state = self._recall(config, "search")
+        vocabulary: dict[str, Scalar] = {VOCABULARY_KEY: self._vocabulary.fingerprint}
         num_own = len(self._data.train) + len(self._data.validation)
         budget = search_budget(self._config, state, num_own)
         evaluator = self._evaluator(budget, state)
         if budget.left < len(examples) and budget.tightest.endswith("-per-run"):
             log(INFO, "client %s: %s is used up", self._name, budget.tightest)
             state.end(evaluator.cache)
-            metrics = self._report(config, evaluator, None)
-            return parameters, len(examples), metrics | self._unchanged(budget.tightest)
+            metrics = self._counted(config, evaluator) | unchanged(budget.tightest)
+            return parameters, len(examples), metrics | vocabulary
 
         def progress(accuracy: float, what: str) -> None:
             log(
@@ -146,19 +130,19 @@ class PromptTuningClient(NumPyClient):
         except ModelError as error:
             budget.tell()
             state.end(evaluator.cache)
-            return [], 0, self._report(config, evaluator, error) | self._writing(writer)
+            return [], 0, self._counted(config, evaluator, error) | self._written(writer)
         progress(result.accuracy, f"done, {result.num_trials} changes tried")
         budget.tell()
         state.end(evaluator.cache)
         before = result.start_accuracy if accuracy is None else accuracy
         metrics = {
-            **self._report(config, evaluator, result.failure),
-            **self._writing(writer),
-            VOCABULARY_KEY: self._vocabulary.fingerprint,
+            **self._counted(config, evaluator, result.failure),
+            **self._written(writer),
+            **vocabulary,
             GAIN_KEY: result.accuracy - before,
             "accuracy": result.accuracy,
             "trials": result.num_trials,
-            "accepted": json.dumps([self._describe(trial) for trial in result.accepted]),
+            "accepted": described(result.accepted, self._vocabulary),
         }
         if budget.left < len(examples) and budget.tightest:
             metrics[LIMIT_KEY] = budget.tightest
@@ -176,7 +160,7 @@ class PromptTuningClient(NumPyClient):
         """
         logs.add(round=int(config[ROUND_KEY]))
         if reason := self._mismatch(config):
-            return 1.0, 0, self._refusal(config, reason)
+            return 1.0, 0, refusal(self._name, config, reason)
         prompts = self._read(parameters)
         validation = self._data.validation
         examples = [*validation, *self._data.train]
@@ -187,7 +171,7 @@ class PromptTuningClient(NumPyClient):
         try:
             correct = evaluator.correct_all(texts, examples)
         except (ModelError, BudgetExhaustedError) as error:
-            return 1.0, 0, self._report(config, evaluator, error)
+            return 1.0, 0, self._counted(config, evaluator, error)
         finally:
             budget.tell()
             state.end(evaluator.cache)
@@ -195,59 +179,22 @@ class PromptTuningClient(NumPyClient):
         metrics: dict[str, Scalar] = {
             correct_key(index): int(answers.sum()) for index, answers in enumerate(correct)
         }
-        metrics |= self._report(config, evaluator, None) | {
+        metrics |= self._counted(config, evaluator) | {
             SCORED_KEY: len(examples),
             "accuracy": accuracy,
         }
         return 1.0 - accuracy, len(validation), metrics
 
-    def _report(
-        self, config: Mapping[str, Scalar], evaluator: Evaluator, failure: Exception | None
+    def _counted(
+        self,
+        config: Mapping[str, Scalar],
+        evaluator: Evaluator,
+        failure: Exception | None = None,
     ) -> dict[str, Scalar]:
-        """Return what every answer to the server tells: who asked how much, and what went wrong."""
-        report: dict[str, Scalar] = {
-            CLIENT_KEY: self._name,
-            ROUND_KEY: int(config[ROUND_KEY]),
-            MODEL_KEY: models.black_box(self._config),
-            QUERIES_KEY: evaluator.budget.used,
-            FROM_ARCHIVE_KEY: evaluator.from_archive,
-            UNPARSED_KEY: evaluator.unparsed,
-        }
-        if usage := evaluator.usage:
-            report |= {
-                "requests": usage.requests,
-                "retries": usage.retries,
-                PROMPT_TOKENS_KEY: usage.prompt_tokens,
-                COMPLETION_TOKENS_KEY: usage.completion_tokens,
-                COST_KEY: models.prices(self._config).cost(usage),
-            }
-        if failure:
-            log(ERROR, "client %s: %s", self._name, failure)
-            report[FAILURE_KEY] = str(failure)
-        return report
+        return counted(self._name, config, self._config, evaluator, failure)
 
-    def _writing(self, writer: Writer | None) -> dict[str, Scalar]:
-        """Return what the language model that writes prompts has used, if there is one."""
-        if writer is None:
-            return {}
-        used = writer.usage
-        return {
-            GENERATOR_REQUESTS_KEY: writer.requests,
-            GENERATOR_FALLBACKS_KEY: writer.fallbacks,
-            GENERATOR_PROMPT_TOKENS_KEY: used.prompt_tokens,
-            GENERATOR_COMPLETION_TOKENS_KEY: used.completion_tokens,
-            GENERATOR_COST_KEY: models.prices(models.generator_settings(self._config)).cost(used),
-        }
-
-    def _unchanged(self, limit: str) -> dict[str, Scalar]:
-        """Return what else the server is told of a search that the run's ``limit`` forbids."""
-        return {
-            VOCABULARY_KEY: self._vocabulary.fingerprint,
-            GAIN_KEY: 0.0,
-            "trials": 0,
-            "accepted": "[]",
-            USED_UP_KEY: limit,
-        }
+    def _written(self, writer: Writer | None) -> dict[str, Scalar]:
+        return {} if writer is None else written(writer, self._config)
 
     def _read(self, parameters: NDArrays) -> list[Tokens]:
         return [
@@ -258,15 +205,6 @@ class PromptTuningClient(NumPyClient):
             )
             for array in parameters
         ]
-
-    def _describe(self, trial: Trial) -> dict[str, Any]:
-        return {
-            "position": trial.position,
-            "operator": trial.operator,
-            "before": self._vocabulary.decode(trial.before),
-            "after": self._vocabulary.decode(trial.after),
-            "accuracy": trial.accuracy,
-        }
 
     def _mismatch(self, config: Mapping[str, Scalar]) -> str:
         """Return why nothing that this node finds could be shared with the server, if so."""
@@ -282,16 +220,6 @@ class PromptTuningClient(NumPyClient):
                 "same version"
             )
         return ""
-
-    def _refusal(self, config: Mapping[str, Scalar], reason: str) -> dict[str, Scalar]:
-        """Return what the server is told by a node that has asked nothing."""
-        log(ERROR, "client %s: %s", self._name, reason)
-        return {
-            CLIENT_KEY: self._name,
-            ROUND_KEY: int(config[ROUND_KEY]),
-            QUERIES_KEY: 0,
-            FAILURE_KEY: reason,
-        }
 
     def _start(
         self,
