@@ -1,0 +1,121 @@
+"""What a client tells the server besides its prompt: numbers, reasons, and the changes it made."""
+
+import json
+from collections.abc import Mapping, Sequence
+from logging import ERROR
+
+from flwr.common import Scalar, log
+
+from feddtpt_flwr import models
+from feddtpt_flwr.config import RunConfig
+from feddtpt_flwr.evaluation import Evaluator
+from feddtpt_flwr.feedback import Trial
+from feddtpt_flwr.generator import Writer
+from feddtpt_flwr.vocabulary import Vocabulary
+from strategies.wire import (
+    CLIENT_KEY,
+    COMPLETION_TOKENS_KEY,
+    COST_KEY,
+    FAILURE_KEY,
+    FROM_ARCHIVE_KEY,
+    GAIN_KEY,
+    GENERATOR_COMPLETION_TOKENS_KEY,
+    GENERATOR_COST_KEY,
+    GENERATOR_FALLBACKS_KEY,
+    GENERATOR_PROMPT_TOKENS_KEY,
+    GENERATOR_REQUESTS_KEY,
+    MODEL_KEY,
+    PROMPT_TOKENS_KEY,
+    QUERIES_KEY,
+    ROUND_KEY,
+    UNPARSED_KEY,
+    USED_UP_KEY,
+)
+
+
+def counted(
+    name: str,
+    told: Mapping[str, Scalar],
+    config: RunConfig,
+    evaluator: Evaluator,
+    failure: Exception | None,
+) -> dict[str, Scalar]:
+    """Return what every answer to the server tells: who asked how much, and what went wrong.
+
+    Parameters
+    ----------
+    name : str
+        The client.
+    told : Mapping[str, Scalar]
+        The message's configuration.
+    config : RunConfig
+        Settings of the run on this node.
+    evaluator : Evaluator
+        Which asked.
+    failure : Exception, optional
+        What ended it early; it is logged.
+    """
+    report: dict[str, Scalar] = {
+        CLIENT_KEY: name,
+        ROUND_KEY: int(told[ROUND_KEY]),
+        MODEL_KEY: models.black_box(config),
+        QUERIES_KEY: evaluator.budget.used,
+        FROM_ARCHIVE_KEY: evaluator.from_archive,
+        UNPARSED_KEY: evaluator.unparsed,
+    }
+    if usage := evaluator.usage:
+        report |= {
+            "requests": usage.requests,
+            "retries": usage.retries,
+            PROMPT_TOKENS_KEY: usage.prompt_tokens,
+            COMPLETION_TOKENS_KEY: usage.completion_tokens,
+            COST_KEY: models.prices(config).cost(usage),
+        }
+    if failure:
+        log(ERROR, "client %s: %s", name, failure)
+        report[FAILURE_KEY] = str(failure)
+    return report
+
+
+def written(writer: Writer, config: RunConfig) -> dict[str, Scalar]:
+    """Return what the language model that writes prompts has used."""
+    used = writer.usage
+    return {
+        GENERATOR_REQUESTS_KEY: writer.requests,
+        GENERATOR_FALLBACKS_KEY: writer.fallbacks,
+        GENERATOR_PROMPT_TOKENS_KEY: used.prompt_tokens,
+        GENERATOR_COMPLETION_TOKENS_KEY: used.completion_tokens,
+        GENERATOR_COST_KEY: models.prices(models.generator_settings(config)).cost(used),
+    }
+
+
+def unchanged(limit: str) -> dict[str, Scalar]:
+    """Return what else the server is told of a search that a limit of the run forbids."""
+    return {GAIN_KEY: 0.0, "trials": 0, "accepted": "[]", USED_UP_KEY: limit}
+
+
+def refusal(name: str, told: Mapping[str, Scalar], reason: str) -> dict[str, Scalar]:
+    """Return what the server is told by a node that has asked nothing; log it."""
+    log(ERROR, "client %s: %s", name, reason)
+    return {
+        CLIENT_KEY: name,
+        ROUND_KEY: int(told[ROUND_KEY]),
+        QUERIES_KEY: 0,
+        FAILURE_KEY: reason,
+    }
+
+
+def described(trials: Sequence[Trial], vocabulary: Vocabulary) -> str:
+    """Return accepted changes as JSON, tokens as text."""
+    return json.dumps(
+        [
+            {
+                "position": trial.position,
+                "operator": trial.operator,
+                "before": vocabulary.decode(trial.before),
+                "after": vocabulary.decode(trial.after),
+                "accuracy": trial.accuracy,
+            }
+            for trial in trials
+        ]
+    )
