@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from feddtpt_flwr.config import LIMITS, ConfigError, RunConfig
+from feddtpt_flwr.config import ConfigError, RunConfig
+from feddtpt_flwr.config_rules import LIMITS, kebab
 from feddtpt_flwr.data import ClientData, Example
 from feddtpt_flwr.data.own import OwnFile, split_own
 from feddtpt_flwr.experiment import load_data, load_task
@@ -33,7 +34,7 @@ OVERRIDES = (
     "dtype",
     "train-file",
     "queries-per-round",
-    *(name.replace("_", "-") for name in LIMITS),
+    *map(kebab, LIMITS),
 )
 """Settings of the run that a node config may replace for its node: where its models and the public
 set's file are, and how much it may be asked and spend."""

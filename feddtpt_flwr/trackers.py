@@ -8,7 +8,8 @@ from logging import WARNING, getLogger
 from pathlib import Path
 from typing import Any, Protocol
 
-from feddtpt_flwr.config import ConfigError, RunConfig, tracker_names
+from feddtpt_flwr.config import ConfigError, RunConfig
+from feddtpt_flwr.config_rules import tracker_names
 
 _PACKAGES = {"tensorboard": "tensorboard", "mlflow": "mlflow"}
 _log = getLogger("flwr")

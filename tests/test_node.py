@@ -79,7 +79,7 @@ def test_the_run_data_may_lie_in_the_apps_folder(
 ) -> None:
     """What Flower packs is on every node, wherever the node was started."""
     folder = tmp_path / "app"
-    (folder / "feddtpt_flwr").mkdir(parents=True)
+    folder.mkdir()
     lines = [f'{{"sentence": "text {i}", "label": {i % 2}}}' for i in range(40)]
     (folder / "public.jsonl").write_text("\n".join(lines), encoding="utf-8")
     (folder / "task.toml").write_text(
@@ -87,7 +87,7 @@ def test_the_run_data_may_lie_in_the_apps_folder(
         'labels = [0, 1]\nanswers = ["no", "yes"]\nseed_prompt = "Say."\n',
         encoding="utf-8",
     )
-    monkeypatch.setattr("feddtpt_flwr.experiment.__file__", str(folder / "feddtpt_flwr" / "x.py"))
+    monkeypatch.setattr("feddtpt_flwr.app_files._APP", folder)
     settings = {"task": "task.toml", "data-source": "files", "train-file": "public.jsonl"}
     config = RunConfig.from_run_config({**OWN, **settings, "test-size": 0, "public-per-class": 2})
     assert len(load_public(config)[0]) == 4

@@ -7,14 +7,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from feddtpt_flwr.assets import EMBEDDED
 from feddtpt_flwr.config import ConfigError, Dtype
+from feddtpt_flwr.config_rules import kebab
 from feddtpt_flwr.data import Partition
 from strategies.adapters import WireDtype
 
 DEFAULT_TASK = "drug_reviews"
-
-
-def _kebab(name: str) -> str:
-    return name.replace("_", "-")
 
 
 class FedPITConfig(BaseModel):
@@ -86,7 +83,7 @@ class FedPITConfig(BaseModel):
     """
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, alias_generator=_kebab, populate_by_name=True
+        frozen=True, extra="forbid", strict=True, alias_generator=kebab, populate_by_name=True
     )
 
     num_server_rounds: int = Field(3, ge=1)
@@ -158,6 +155,6 @@ class FedPITConfig(BaseModel):
 def _explain(error: Any) -> str:
     key, value = ".".join(map(str, error["loc"])), error["input"]
     if error["type"] == "extra_forbidden":
-        known = ", ".join(_kebab(name) for name in FedPITConfig.model_fields)
+        known = ", ".join(kebab(name) for name in FedPITConfig.model_fields)
         return f"unknown configuration key {key!r} (= {value!r}); keys: {known}"
     return f"{key} = {value!r}: {error['msg'][0].lower()}{error['msg'][1:]}"
