@@ -166,15 +166,18 @@ def _table(results: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> str:
     lines = [
         "# What uploads give away",
         "",
-        f"{NUM_CLIENTS} clients on rotten_tomatoes, with canaries in all private texts. A word is "
+        f"`python -m simulations privacy`: {NUM_CLIENTS} clients on rotten_tomatoes, SmolLM2-135M-"
+        "Instruct, with canaries in all private texts. Settings, runs by seed and their date are "
+        "in `privacy.json`. The first rows have no defence, and differ in what proposes. A word is "
         "new if the prompt that was sent did not have it; by chance it is also in another client's "
         "texts. Leak is the difference of the two shares; words of one client only, and parts of "
         "them, are counted the same way. Intervals are over seeds (95 %, t).",
         "",
         "| privacy | seeds | uploads | new words | in own texts | in another's | leak | 95 % "
         "| only in own / another's | part of such a word, own / another's | canaries "
-        "| held-out accuracy | 95 % | own prompt, on validation | queries | seconds |",
-        "|" + "---|" * 16,
+        "| held-out accuracy | 95 % | minus none, within seeds | 95 % "
+        "| own prompt, on validation | queries | seconds |",
+        "|" + "---|" * 18,
     ]
     for variant in VARIANTS:
         if not (runs := results.get(variant)):
@@ -191,6 +194,7 @@ def _table(results: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> str:
             f"| {_interval(leaks)} | {total.own_only:.0f} / {total.others_only:.1f} "
             f"| {total.own_parts:.0f} / {total.others_parts:.1f} | {total.canaries} "
             f"| {accuracy.mean():.3f} | {_interval(accuracy)} "
+            f"| {'|' if variant == 'none' else _difference(runs, results.get('none', {}))} "
             f"| {f'{np.mean(own):.3f}' if own else ''} "
             f"| {np.mean([run['queries'] for run in runs.values()]):,.0f} "
             f"| {np.mean([run['seconds'] for run in runs.values()]):.0f} |"
@@ -198,6 +202,17 @@ def _table(results: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> str:
     seed_prompt = [run["seed_accuracy"] for runs in results.values() for run in runs.values()]
     lines += ["", f"The seed prompt has an accuracy of {np.mean(seed_prompt):.3f}.", ""]
     return "\n".join(lines)
+
+
+def _difference(
+    runs: Mapping[int, Mapping[str, Any]], plain: Mapping[int, Mapping[str, Any]]
+) -> str:
+    """Return two cells: the mean difference in accuracy of the same seeds, and its interval."""
+    seeds = runs.keys() & plain.keys()
+    if not seeds:
+        return "|"
+    values = np.array([runs[seed]["accuracy"] - plain[seed]["accuracy"] for seed in seeds])
+    return f"{values.mean():+.3f} | {_interval(values)}"
 
 
 def _share(count: float, total: int) -> str:
