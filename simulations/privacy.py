@@ -29,6 +29,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "none": {},
     "none, without feedback": {"feedback": False},
     "none, random tokens": {"proposer": "random"},
+    "none, prompt generator": {"proposer": "prompt-generator"},
     "public-tokens": {"privacy": "public-tokens"},
     "synthetic": {"privacy": "synthetic"},
     "exponential": {"privacy": "exponential"},
