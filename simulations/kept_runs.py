@@ -3,7 +3,7 @@
 import json
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -56,3 +56,46 @@ def write(file: Path, settings: Mapping[str, Mapping[str, Any]], runs: Runs) -> 
     temporary = file.with_suffix(".tmp")
     temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     temporary.replace(file)
+
+
+def complete(
+    file: Path,
+    settings: Mapping[str, Mapping[str, Any]],
+    variants: Sequence[str],
+    seeds: Sequence[int],
+    run_once: Callable[[Mapping[str, Any], int], dict[str, Any]],
+    table: Callable[[Runs], str],
+) -> str:
+    """Run what is missing, one seed after the other; keep every run and the table at once.
+
+    Parameters
+    ----------
+    file : Path
+        Where the runs are kept; the table is written beside it, as ``.md``.
+    settings : Mapping[str, Mapping[str, Any]]
+        All settings of each variant.
+    variants, seeds : Sequence
+        What to run.
+    run_once : Callable[[Mapping[str, Any], int], dict[str, Any]]
+        Settings and seed to what a run gave.
+    table : Callable[[Runs], str]
+        All runs that there are to their table.
+
+    Returns
+    -------
+    str
+        The table.
+
+    Raises
+    ------
+    ValueError
+        If the file holds runs of other settings.
+    """
+    runs = read(file, settings)
+    for seed in seeds:
+        for variant in variants:
+            if seed not in runs.setdefault(variant, {}):
+                runs[variant][seed] = run_once(settings[variant], seed)
+                write(file, settings, runs)
+                file.with_suffix(".md").write_text(table(runs), encoding="utf-8")
+    return table(runs)

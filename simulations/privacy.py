@@ -151,19 +151,18 @@ def run(
     ValueError
         If ``privacy.json`` holds runs of other settings.
     """
-    file = folder / "privacy.json"
     settings = {name: {**common, **differs} for name, differs in VARIANTS.items()}
-    results = kept_runs.read(file, settings)
-    for seed in seeds:
-        for variant in variants:
-            if seed not in results.setdefault(variant, {}):
-                results[variant][seed] = asdict(run_once(settings[variant], seed))
-                kept_runs.write(file, settings, results)
-                file.with_suffix(".md").write_text(_table(results), encoding="utf-8")
-    return _table(results)
+    return kept_runs.complete(
+        folder / "privacy.json",
+        settings,
+        variants,
+        seeds,
+        lambda *of: asdict(run_once(*of)),
+        _table,
+    )
 
 
-def _table(results: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> str:
+def _table(results: kept_runs.Runs) -> str:
     lines = [
         "# What uploads give away",
         "",

@@ -137,16 +137,15 @@ def run(
     ValueError
         If ``robustness.json`` holds runs of other settings.
     """
-    file = folder / "robustness.json"
     settings = {name: {**common, **differs} for name, differs in VARIANTS.items()}
-    kept = kept_runs.read(file, settings)
-    for seed in seeds:
-        for variant in variants:
-            if seed not in kept.setdefault(variant, {}):
-                kept[variant][seed] = asdict(run_once(settings[variant], seed))
-                kept_runs.write(file, settings, kept)
-                file.with_suffix(".md").write_text(table(kept, common), encoding="utf-8")
-    return table(kept, common)
+    return kept_runs.complete(
+        folder / "robustness.json",
+        settings,
+        variants,
+        seeds,
+        lambda *of: asdict(run_once(*of)),
+        lambda runs: table(runs, common),
+    )
 
 
 def table(kept: kept_runs.Runs, common: Mapping[str, Any]) -> str:
