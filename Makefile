@@ -19,7 +19,7 @@ demo: $(INSTALLED)
 	$(BIN)/feddtpt-flwr simulate $(ARGS)
 
 test: check
-	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .
