@@ -8,7 +8,7 @@ from flwr.common import log
 from flwr.server import Server, SimpleClientManager
 from flwr.server.strategy import Strategy
 
-from strategies.wire import USED_UP_KEY
+from strategies.wire import used_up
 
 
 class RoundServer(Server):
@@ -48,7 +48,7 @@ class RoundServer(Server):
         result = super().fit_round(server_round, timeout)
         if result is not None:
             for client, reply in result[2][0]:
-                if USED_UP_KEY in reply.metrics:
+                if used_up(reply.metrics):
                     self._used_up.add(client.cid)
         return result
 

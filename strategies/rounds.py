@@ -26,13 +26,13 @@ from strategies.candidates import (
 )
 from strategies.settings import RoundSettings
 from strategies.wire import (
-    USED_UP_KEY,
     VOCABULARY_KEY,
     Reply,
     UploadError,
     failure,
     read_scores,
     read_upload,
+    used_up,
 )
 
 CentralFn = Callable[[int, Tokens], Mapping[str, Any] | None]
@@ -207,15 +207,15 @@ class Rounds:
             failures.
         """
         self._number = self.number(server_round)
-        valid, failed, used_up = [], [], 0
+        valid, failed, num_used_up = [], [], 0
         self._uploads = []
         for index, reply in enumerate(replies):
             self._num_bytes += reply.num_bytes
-            if limit := reply.metrics.get(USED_UP_KEY):
+            if limit := used_up(reply.metrics):
                 # The prompt that it was sent says nothing about its examples.
                 self._warn("client %s searches no more: %s is used up", reply.client, limit)
                 failed.append(index)
-                used_up += 1
+                num_used_up += 1
                 continue
             if reason := failure(reply.metrics):
                 self._warn("the search of client %s ended early: %s", reply.client, reason)
@@ -235,7 +235,7 @@ class Rounds:
                 continue
             valid.append(index)
             self._uploads.append(upload)
-        self._failures = lost + len(replies) - len(valid) - used_up
+        self._failures = lost + len(replies) - len(valid) - num_used_up
         return valid, failed
 
     def propose(self) -> tuple[Tokens, ...]:

@@ -112,7 +112,17 @@ def payload_bytes(tensors: Sequence[bytes], values: Mapping[str, Any]) -> int:
 
 def failure(metrics: Mapping[str, Any]) -> str:
     """Return what a client says went wrong, in one short line; empty if nothing did."""
-    return " ".join(str(metrics.get(FAILURE_KEY, "")).split())[:300]
+    return _line(metrics.get(FAILURE_KEY, ""))
+
+
+def used_up(metrics: Mapping[str, Any]) -> str:
+    """Return the limit that a client says it has used up, in one short line; empty if none."""
+    return _line(metrics.get(USED_UP_KEY, ""))
+
+
+def _line(value: Any) -> str:
+    # Clients may send anything, and this goes into logs.
+    return " ".join(str(value).split())[:300]
 
 
 def read_prompt(array: NDArray[Any], *, vocabulary_size: int, max_tokens: int) -> Tokens:
