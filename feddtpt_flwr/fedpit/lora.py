@@ -122,12 +122,17 @@ class AdaptedModel:
         OSError
             If there is no adapter.
         ValueError
-            If it is of another model or rank, or scaled in another way.
+            If it is of another model or rank, scaled in another way, or damaged.
         """
         from peft import LoraConfig
+        from safetensors import SafetensorError
         from safetensors.numpy import load_file
 
-        weights = load_file(folder / "adapter_model.safetensors")
+        file = folder / "adapter_model.safetensors"
+        try:
+            weights = load_file(file)
+        except SafetensorError as error:
+            raise ValueError(f"{file} is damaged: {error}") from None
         config, own = LoraConfig.from_pretrained(str(folder)), self._peft.peft_config["default"]
         if (config.r, config.lora_alpha) != (own.r, own.lora_alpha):
             raise ValueError(

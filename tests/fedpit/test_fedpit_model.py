@@ -68,6 +68,9 @@ def test_an_adapter_of_another_scale_is_refused(model: AdaptedModel, tmp_path: P
     config.write_text(config.read_text().replace('"lora_alpha": 8', '"lora_alpha": 16'))
     with pytest.raises(ValueError, match="rank 4 and alpha 16, 4 and 8 are needed"):
         model.read(tmp_path)
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"not weights")
+    with pytest.raises(ValueError, match="is damaged"):
+        model.read(tmp_path)
 
 
 def test_training_lowers_the_loss_and_loading_undoes_it(
