@@ -108,7 +108,7 @@ def run_once(settings: Mapping[str, Any], seed: int) -> Outcome:
         return BadClient(node) if node.name in bad else HonestClient(node)
 
     federation = Federation(config, load_data(config, NUM_CLIENTS), client)
-    models.language_model(config)
+    models.language_model(config)  # loaded before the clock starts
     first, start = federation.prompt, time.monotonic()
     for number in range(1, config.num_server_rounds + 1):
         federation.round(number)
