@@ -120,9 +120,11 @@ class Deployment:
         """Return a run's status at its end, or what it is when the time is over."""
         deadline = time.monotonic() + timeout
         while not (status := self.status(run_id)).startswith("finished"):
-            if time.monotonic() > deadline:
+            if (left := deadline - time.monotonic()) <= 0:
                 return status
-            time.sleep(1)
+            # The log ends with the run. To ask for its status means to load all of Flower.
+            with suppress(subprocess.TimeoutExpired):
+                self._call(["log", run_id, CONNECTION, "--stream"], left)
         return status
 
     def run_log(self, run_id: str) -> str:
@@ -178,13 +180,15 @@ class Deployment:
             raise RuntimeError(f"flwr {arguments[0]} failed: {done.stdout}{done.stderr}")
         return answer
 
-    def _call(self, arguments: list[str]) -> "subprocess.CompletedProcess[str]":
+    def _call(
+        self, arguments: list[str], timeout: float = 120
+    ) -> "subprocess.CompletedProcess[str]":
         return subprocess.run(
             [_program("flwr"), *arguments],
             env=self._environment("superlink"),
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=timeout,
         )
 
 

@@ -1,7 +1,7 @@
 """FedDTPT for ``flwr.server``: ``fit`` and ``evaluate``."""
 
 from collections.abc import Callable, Mapping, Sequence
-from logging import WARNING
+from logging import INFO, WARNING
 from typing import Any
 
 import numpy as np
@@ -87,7 +87,8 @@ class FedDTPT(FedAvg):
     min_fit_clients, min_evaluate_clients : int, optional
         As in `FedAvg`; and with fewer usable uploads, or counts, the prompt stays. Default to 2.
     min_available_clients : int, optional
-        As in `FedAvg`. Defaults to 2.
+        As in `FedAvg`, but for the search alone: it is not waited for a client that leaves before
+        the candidates are scored, since the others have paid for their searches. Defaults to 2.
     evaluate_fn : EvaluateFn, optional
         Central evaluation of the global prompt, called for round 0 and for every settled prompt.
     on_fit_config_fn, on_evaluate_config_fn : Callable[[int], dict[str, Scalar]], optional
@@ -215,6 +216,10 @@ class FedDTPT(FedAvg):
         self._round_metrics = {}
         # Flower's server still holds the candidates of the round before, not the settled prompt.
         chosen = _to_parameters([self.prompt])
+        if (connected := client_manager.num_available()) < self.min_available_clients:
+            # Flower waits without a word, for up to a day.
+            needed = self.min_available_clients
+            log(INFO, "round %d waits: %d of %d clients connected", number, connected, needed)
         instructions = super().configure_fit(number, chosen, client_manager)
         for _, instruction in instructions:
             instruction.config = {**instruction.config, **self._rounds.config(), ROUND_KEY: number}
@@ -245,6 +250,11 @@ class FedDTPT(FedAvg):
         if not self._rounds.settings.guard:
             metrics = {**metrics, **self._take_round_metrics()}
         return _to_parameters(prompts), metrics
+
+    def num_evaluation_clients(self, num_available_clients: int) -> tuple[int, int]:
+        """Return how many clients score candidates, and how many of them to wait for."""
+        sample_size, _ = super().num_evaluation_clients(num_available_clients)
+        return sample_size, self.min_evaluate_clients
 
     def configure_evaluate(
         self, server_round: int, parameters: Parameters, client_manager: ClientManager

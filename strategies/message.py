@@ -5,12 +5,15 @@ from logging import INFO, WARNING
 from typing import Any
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.common import log
 from flwr.serverapp import Grid
 from flwr.serverapp.exception import InconsistentMessageReplies
 from flwr.serverapp.strategy import FedAvg, Result
-from flwr.serverapp.strategy.strategy_utils import validate_message_reply_consistency
+from flwr.serverapp.strategy.strategy_utils import (
+    sample_nodes,
+    validate_message_reply_consistency,
+)
 
 from strategies.aggregation import Method
 from strategies.by_model import ChooseFor
@@ -76,7 +79,8 @@ class FedDTPT(FedAvg):
     min_evaluate_nodes : int (default: 2)
         As in `FedAvg`; and with fewer usable counts the prompt stays.
     min_available_nodes : int (default: 2)
-        Minimum number of total nodes in the system.
+        Minimum number of total nodes in the system for a search to begin. It is not waited for a
+        node that leaves before the candidates are scored: the others have paid for their searches.
     weighted_by_key : str (default: "num-examples")
         The key within each MetricRecord whose value is used as the weight when computing weighted
         averages for MetricRecords. Token ids are not averaged: see `client_weights`.
@@ -295,9 +299,17 @@ class FedDTPT(FedAvg):
     ) -> Iterable[Message]:
         """Send the candidates to the nodes that score them."""
         self._rounds.expect(_to_arrays(arrays))
+        if self.fraction_evaluate == 0:
+            return []
+        # As `FedAvg.configure_evaluate`, which waits for `min_available_nodes`.
+        share = int(len(list(grid.get_node_ids())) * self.fraction_evaluate)
+        sample_size = max(share, self.min_evaluate_nodes)
+        nodes, connected = sample_nodes(grid, self.min_evaluate_nodes, sample_size)
+        log(INFO, "configure_evaluate: Sampled %s nodes (out of %s)", len(nodes), len(connected))
         config.update(self._rounds.config())
-        number = self._rounds.number(server_round)
-        return self._sent(super().configure_evaluate(number, arrays, config, grid))
+        config["server-round"] = self._rounds.number(server_round)
+        record = RecordDict({self.arrayrecord_key: arrays, self.configrecord_key: config})
+        return self._sent(self._construct_messages(record, nodes, MessageType.EVALUATE))
 
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]

@@ -127,6 +127,7 @@ def test_a_round_goes_on_without_nodes_that_cannot_take_part(
     assert searches["west"]["queries"] == searches["east"]["queries"] == 0
     (settled,) = [line for line in history(folder) if line["event"] == "round"]
     assert settled["failures"] >= 3
-    assert "may have expired due to its TTL" in log
+    # Flower gives a silent node up for the one reason or the other, whichever comes first.
+    assert "may have expired due to its TTL" in log or "Node Unavailable" in log
     assert "wrong-key" not in log
     assert json.loads((folder / "prompt.json").read_text(encoding="utf-8"))["rounds"] == 1

@@ -352,6 +352,20 @@ def test_the_candidates_are_sent_to_be_counted() -> None:
         assert instruction.config == {"extra": 1, ROUND_KEY: 1, VOCABULARY_KEY: "abc"}
 
 
+def test_the_count_does_not_wait_for_a_client_that_has_left() -> None:
+    server = Server(min_available_clients=4)
+    assert len(server.strategy.configure_fit(1, server.start(), manager(4))) == 4
+    candidates = server.fit(*uploads(A, B), failures=2)
+    sent = ndarrays_to_parameters([np.array(tokens) for tokens in candidates])
+    assert len(server.strategy.configure_evaluate(1, sent, manager(3))) == 3
+
+
+def test_a_round_that_waits_for_clients_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    server = Server(min_available_clients=4)
+    server.strategy.configure_fit(1, server.start(), manager(3))
+    assert "round 1 waits: 3 of 4 clients connected" in caplog.text
+
+
 @pytest.mark.parametrize(("fraction", "clients"), [(1.0, 10), (0.5, 5), (0.01, 1)])
 def test_a_fraction_of_the_clients_searches(fraction: float, clients: int) -> None:
     server = Server(fraction_fit=fraction)

@@ -224,6 +224,13 @@ def test_one_node_cannot_outvote_the_others_by_a_number() -> None:
     assert server.strategy.prompt == A
 
 
+def test_the_count_does_not_wait_for_a_node_that_has_left() -> None:
+    server = Server(min_available_nodes=3)
+    candidates = server.train(*uploads(A, B), nodes=3)
+    server.score(scores(candidates, {B: 9}), scores(candidates, {B: 9}))
+    assert server.strategy.prompt == B
+
+
 @pytest.mark.parametrize("replies", [0, 1, 2])
 def test_without_enough_counts_the_prompt_stays(replies: int) -> None:
     server = Server(min_evaluate_nodes=3)
