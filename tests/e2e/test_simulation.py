@@ -159,13 +159,3 @@ def test_the_closing_table_is_shown(run: Run) -> None:
     assert run.prompt["prompt"] in run.output
     assert f"accuracy on {TEST_SIZE} held-out examples" in run.output
     assert f"{run.prompt['queries']:,}" in run.output
-
-
-def test_a_run_that_fails_says_why(embedded_assets: None, tmp_path: Path) -> None:
-    done = simulate(REPOSITORY, "-c", f'k-shot=5000 run-folder="{tmp_path / "runs"}"')
-    output = done.stdout + done.stderr
-    assert done.returncode == 1, output
-    assert "DataError: class 'negative': 40008 training examples are needed" in output
-    assert "lower num-clients, k-shot or public-per-class" in output
-    assert "the run ended as" in output
-    assert not (tmp_path / "runs").exists(), "nothing is left of a run that never began"
