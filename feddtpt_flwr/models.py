@@ -181,8 +181,8 @@ def _api_key(variable: str) -> str:
     key = os.environ.get(variable, "").strip()
     if not (key.isascii() and key.isprintable()):
         raise ConfigError(
-            f"api-key-env = {variable!r}: the key in this variable holds characters that no HTTP "
-            "header can; printable ASCII is allowed"
+            f"environment variable {variable}: the key in it holds characters that no HTTP header "
+            "can; printable ASCII is allowed"
         )
     return key
 

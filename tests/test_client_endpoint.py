@@ -142,7 +142,7 @@ def test_a_key_that_no_header_can_hold_is_refused_and_not_repeated(
     if sent:
         models.ready_language_model(config(proxy))
         return
-    with pytest.raises(ConfigError, match="api-key-env = 'TEST_ENDPOINT_KEY': the key") as caught:
+    with pytest.raises(ConfigError, match="variable TEST_ENDPOINT_KEY: the key") as caught:
         models.ready_language_model(config(proxy))
     assert "cret" not in str(caught.value)
     assert not proxy.probes

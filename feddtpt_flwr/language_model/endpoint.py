@@ -165,7 +165,10 @@ class Endpoint:
             raise FatalModelError(f"{message}: it sends to another address; set endpoint to that")
         reason = _WHY_FATAL.get(status, "not understood")
         if status in (401, 403) and not self._key:
-            reason = "a key is needed, and the variable that api-key-env names is not set"
+            reason = (
+                "a key is needed, and the variable that api-key-env (for a prompt generator "
+                "generator-key-env) names is not set"
+            )
         raise FatalModelError(f"{message}: model {self._model!r}: {reason}")
 
     def _without_key(self, text: str) -> str:

@@ -1,7 +1,6 @@
 """Small deployments that something happens to: their app, data, models and settings."""
 
 import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,11 +9,11 @@ import pytest
 
 from feddtpt_flwr.data import Example
 from tests.conftest import ENDPOINT_KEY
+from tests.e2e.copies import copy_app
 from tests.fill_mask_server import FillMaskService
 from tests.language_model import fault_proxy as faults
 from tests.language_model.fault_proxy import FaultProxy
 
-REPOSITORY = Path(__file__).parents[2]
 QUERIES = 12
 
 
@@ -36,12 +35,7 @@ def proxy(endpoint: str) -> Iterator[FaultProxy]:
 @pytest.fixture(scope="module")
 def app(short_reviews: tuple[Example, ...], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The app with its held-out examples beside it, as Flower packs them."""
-    folder = tmp_path_factory.mktemp("app")
-    for name in ("feddtpt_flwr", "strategies"):
-        ignored = shutil.ignore_patterns("__pycache__")
-        shutil.copytree(REPOSITORY / name, folder / name, ignore=ignored)
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(REPOSITORY / name, folder / name)
+    folder = copy_app(tmp_path_factory.mktemp("app"))
     write(folder / "test.jsonl", short_reviews[:20])
     write(folder / "public.jsonl", short_reviews[60:80])
     return folder

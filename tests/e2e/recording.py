@@ -1,7 +1,6 @@
 """Everything that a ClientApp receives and sends, written down byte for byte."""
 
 import json
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,8 @@ from flwr.app import ArrayRecord, RecordDict
 from flwr.common.serde import recorddict_from_proto
 from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict
 
-REPOSITORY = Path(__file__).parents[2]
+from tests.e2e.copies import copy_app
+
 VARIABLE = "RECORDED_MESSAGES"
 
 MOD = f"""
@@ -52,11 +52,7 @@ class Recorded:
 
 def recording_app(folder: Path) -> Path:
     """Return a copy of the app that records its clients' messages."""
-    for name in ("feddtpt_flwr", "strategies"):
-        ignored = shutil.ignore_patterns("__pycache__")
-        shutil.copytree(REPOSITORY / name, folder / name, ignore=ignored)
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(REPOSITORY / name, folder / name)
+    copy_app(folder)
     with (folder / "feddtpt_flwr" / "client_app.py").open("a", encoding="utf-8") as file:
         file.write(MOD)
     return folder

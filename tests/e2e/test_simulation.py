@@ -1,6 +1,5 @@
 import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -13,7 +12,8 @@ from typing import Any
 
 import pytest
 
-REPOSITORY = Path(__file__).parents[2]
+from tests.e2e.copies import copy_app
+
 CLIENTS, QUERIES, TEST_SIZE = 2, 40, 20
 FLOWER_LOCAL_PORTS = (39091, 39093)  # where a plain `flwr run` finds or starts its SuperLink
 
@@ -32,12 +32,7 @@ def simulate(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.fixture(scope="module")
 def app_copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The checkout's app in another place and under another version, to tell whose code runs."""
-    folder = tmp_path_factory.mktemp("app")
-    for name in ("feddtpt_flwr", "strategies"):
-        ignored = shutil.ignore_patterns("__pycache__")
-        shutil.copytree(REPOSITORY / name, folder / name, ignore=ignored)
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(REPOSITORY / name, folder / name)
+    folder = copy_app(tmp_path_factory.mktemp("app"))
     init = folder / "feddtpt_flwr" / "__init__.py"
     text = init.read_text(encoding="utf-8")
     changed = text.replace('__version__ = "', '__version__ = "copied-')

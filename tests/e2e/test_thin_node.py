@@ -19,10 +19,10 @@ import tomli_w
 from feddtpt_flwr.data import Example
 from feddtpt_flwr.private_flower import _free_port, _wait_until_up
 from simulations.llama_server import llama_server
+from tests.e2e.copies import REPOSITORY, copy_app
 from tests.e2e.document import Machine, blocks
 from tests.fill_mask_server import FillMaskService
 
-REPOSITORY = Path(__file__).parents[2]
 COMMANDS = blocks(REPOSITORY / "docs" / "deploy.md", "On several machines")
 CERTIFICATES, SUPERLINK, INSTALL, NODE_KEYS, REGISTER, CHECK, SUPERNODE, RUN = COMMANDS
 KEYS = {"THIN_LLM_KEY": "llm-secret-7", "THIN_FILL_KEY": ""}
@@ -34,11 +34,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def thin_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The environment that the document makes on a node."""
-    folder = tmp_path_factory.mktemp("thin")
-    for name in ("feddtpt_flwr", "strategies", "simulations"):
-        shutil.copytree(REPOSITORY / name, folder / name)
-    for name in ("pyproject.toml", "README.md", "LICENSE", "requirements-node.txt"):
-        shutil.copy(REPOSITORY / name, folder / name)
+    folder = copy_app(tmp_path_factory.mktemp("thin"), "simulations", "requirements-node.txt")
     Machine(folder, folder, {}, {}).run(INSTALL, timeout=600)
     return folder / "node" / "bin" / "python"
 
@@ -57,12 +53,7 @@ def test_a_nodes_environment_is_thin(thin_python: Path) -> None:
 @pytest.fixture(scope="module")
 def app(reviews: tuple[Example, ...], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The app with the public set and the held-out examples beside it, as Flower packs them."""
-    folder = tmp_path_factory.mktemp("app")
-    for name in ("feddtpt_flwr", "strategies"):
-        ignored = shutil.ignore_patterns("__pycache__")
-        shutil.copytree(REPOSITORY / name, folder / name, ignore=ignored)
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(REPOSITORY / name, folder / name)
+    folder = copy_app(tmp_path_factory.mktemp("app"))
     for name, examples in (("public", reviews[:40]), ("test", reviews[40:80])):
         lines = [json.dumps({"text": sentence(e), "label": e.label}) for e in examples]
         (folder / f"{name}.jsonl").write_text("\n".join(lines), encoding="utf-8")
