@@ -18,6 +18,7 @@ from simulations import clusters, figures
 from simulations.figures import Drawing
 from simulations.grid import Grid, read_grid
 from simulations.outcome import Outcome, Results, write_atomically
+from simulations.perplexity import perplexity_table
 from simulations.prompts import Piece, highlight
 from simulations.suite import Suite
 from simulations.tables import Table, all_tables, transfer_table
@@ -80,6 +81,8 @@ def collect(suite: Suite, results: Results) -> Content:
     tables = all_tables(grid)
     if suite.transfer:
         tables.append(transfer_table(grid, known_transfer(grid, results)))
+    if table := perplexity_table(grid):
+        tables.append(table)
     now = datetime.now(UTC).date().isoformat()
     cores = f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}"
     return Content(

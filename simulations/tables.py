@@ -71,7 +71,7 @@ def accuracy_tables(grid: Grid) -> Iterator[Table]:
             row = [_accuracy(cell.seed_accuracy, cell, notes) for cell in cells]
             means = [_task_mean(cells, seed_prompt=True)] * (len(tasks) > 1)
             rows.append([name, *row, *means])
-        for name, method, budget in _variants(grid):
+        for name, method, budget in variants(grid):
             cells = [
                 grid.cell(
                     models=model, partitions=partition, tasks=t, methods=method, budgets=budget
@@ -101,7 +101,7 @@ def paired_tables(grid: Grid) -> Iterator[Table]:
     tasks = grid.labels("tasks")
     for model, partition in _slices(grid):
         rows = []
-        for name, method, budget in _variants(grid):
+        for name, method, budget in variants(grid):
             if method == grid.compare:
                 continue
             row = [name]
@@ -128,7 +128,7 @@ def cost_table(grid: Grid) -> Table:
     rows = []
     several = len(_slices(grid)) > 1
     for model, partition in _slices(grid):
-        for name, method, budget in _variants(grid):
+        for name, method, budget in variants(grid):
             place = {"models": model, "partitions": partition, "methods": method, "budgets": budget}
             cells = [grid.cell(**place, tasks=task) for task in grid.labels("tasks")]
             runs = [outcome for cell in cells for outcome in cell.outcomes.values()]
@@ -195,15 +195,15 @@ def _slices(grid: Grid) -> list[tuple[str, str]]:
     return list(product(grid.labels("models"), grid.labels("partitions")))
 
 
-def _variants(grid: Grid) -> list[tuple[str, str, str]]:
+def variants(grid: Grid) -> list[tuple[str, str, str]]:
     """Return name, method and budget of every row."""
-    variants = []
+    rows = []
     for method, budget in product(grid.labels("methods"), grid.labels("budgets")):
         name = grid.suite.what("methods", method) or "FedDTPT"
         if len(grid.labels("budgets")) > 1:
             name += f", {grid.suite.what('budgets', budget)}"
-        variants.append((name, method, budget))
-    return variants
+        rows.append((name, method, budget))
+    return rows
 
 
 def _seed_prompts(grid: Grid) -> list[tuple[str, str]]:

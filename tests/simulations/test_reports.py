@@ -12,7 +12,8 @@ from simulations.clusters import token_map
 from simulations.figures import curves
 from simulations.grid import read_grid
 from simulations.intervals import mean, paired
-from simulations.outcome import Results
+from simulations.outcome import Outcome, Results
+from simulations.perplexity import perplexities, perplexity_table
 from simulations.prompts import highlight
 from simulations.report import write_report
 from simulations.suite import Suite
@@ -212,3 +213,26 @@ def test_the_map_shows_what_the_strategy_sees(
     assert tokens.weights.sum() == pytest.approx(
         sum(len(vocabulary.encode(text)) for text in texts)
     ), "each prompt's weights are on average one"
+
+
+@pytest.mark.slow
+def test_what_reads_like_language_has_a_low_perplexity(
+    embedded_assets: None, vocabulary: Vocabulary, tmp_path: Path
+) -> None:
+    suite, results = write_suite(tmp_path), Results(tmp_path / "runs")
+    salad = "film good Is? this"
+    for method, text in (("full", "Was this film good?"), ("blind", salad)):
+        job = suite.jobs(["one", method])[0]
+        write_run(results, job, [0.5, 0.6], prompt=text, tokens=vocabulary.encode(text))
+    table = perplexity_table(read_grid(suite, results))
+    assert table is not None
+    (_, seed, learned), (_, same, mixed) = table.rows
+    assert table.rows[0][0] == "the full method"
+    assert table.rows[1][0] == "without feedback <b>"
+    outcome = results.read(suite.jobs(["one", "full"])[0])
+    assert isinstance(outcome, Outcome)
+    before, after = perplexities(outcome)
+    assert seed == same == f"{before:,.0f}"
+    assert before > 1
+    assert float(mixed.replace(",", "")) > 3 * float(learned.replace(",", ""))
+    assert learned == f"{after:,.0f}"

@@ -42,6 +42,7 @@ def write_run(
     accuracies: Sequence[float],
     *,
     prompt: str = "Is this film good?",
+    tokens: Sequence[int] = (1, 2, 3, 4, 5),
     uploads: Sequence[Sequence[int]] = (),
 ) -> Outcome:
     """Write a completed run with the accuracies of the start and of every round."""
@@ -57,14 +58,14 @@ def write_run(
                 "queries": 100 * number,
                 "accuracy": accuracy,
                 "bytes": 1000 * number,
-                "uploads": [list(tokens) for tokens in uploads],
+                "uploads": [list(upload) for upload in uploads],
             }
         )
     lines = "".join(json.dumps(event) + "\n" for event in events)
     (folder / "history.jsonl").write_text(lines, encoding="utf-8")
     learned = {
         "prompt": prompt,
-        "tokens": [1, 2, 3, 4, 5],
+        "tokens": list(tokens),
         "seed-prompt": "Was this film good?",
         "queries": 100 * (len(accuracies) - 1),
         "held-out-accuracy": {
