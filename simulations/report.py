@@ -1,15 +1,16 @@
 """A suite's report: Markdown with figures, and one HTML page that holds everything."""
 
+import json
 import os
 import platform
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from io import StringIO
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from feddtpt_flwr.assets import AssetError
 from feddtpt_flwr.config import ConfigError
@@ -20,7 +21,7 @@ from simulations.grid import Grid, read_grid
 from simulations.outcome import Outcome, Results, write_atomically
 from simulations.perplexity import perplexity_table
 from simulations.prompts import Piece, highlight
-from simulations.suite import Suite
+from simulations.suite import AXES, Suite
 from simulations.tables import Table, all_tables, transfer_table
 from simulations.transfer import known_transfer
 
@@ -42,6 +43,10 @@ class PromptPair:
     accuracy_after: float
 
 
+Run = dict[str, Any]
+"""A run's place in the suite, and what it gave."""
+
+
 @dataclass(frozen=True)
 class Content:
     """All that a report shows."""
@@ -54,10 +59,13 @@ class Content:
     drawings: list[Drawing]
     maps: list[Drawing]
     prompts: list[PromptPair]
+    runs: list[Run]
 
 
 def write_report(suite: Suite, results: Results, folder: Path) -> Path:
     """Write ``report.md``, ``report.html`` and every figure as PNG and SVG to ``folder``.
+
+    Beside the folder, under its name, is a JSON file with all runs.
 
     Returns
     -------
@@ -70,6 +78,7 @@ def write_report(suite: Suite, results: Results, folder: Path) -> Path:
         drawing.figure.savefig(folder / f"{drawing.name}.png", dpi=120)
         write_atomically(folder / f"{drawing.name}.svg", svg(drawing.figure))
     write_atomically(folder / "report.md", markdown(content))
+    write_atomically(folder.with_name(f"{folder.name}.json"), runs_json(content))
     page = folder / "report.html"
     write_atomically(page, html(content))
     return page
@@ -94,6 +103,7 @@ def collect(suite: Suite, results: Results) -> Content:
         list(figures.curves(grid)),
         list(_token_maps(grid)),
         list(_prompts(grid)),
+        list(_runs(grid)),
     )
 
 
@@ -130,6 +140,12 @@ def markdown(content: Content) -> str:
             ).markdown()
         )
     return "\n".join(lines)
+
+
+def runs_json(content: Content) -> str:
+    """Return every completed run, for other tables than the report's."""
+    head = {"suite": content.suite.name, "made": content.made, "wanted": content.num_wanted}
+    return json.dumps({**head, "runs": content.runs}, indent=1) + "\n"
 
 
 def html(content: Content) -> str:
@@ -185,6 +201,14 @@ def _prompts(grid: Grid) -> Iterator[PromptPair]:
     for cell in grid.cells.values():
         for seed, outcome in sorted(cell.outcomes.items()):
             yield _pair(" / ".join([*filter(None, cell.labels), f"seed {seed}"]), outcome)
+
+
+def _runs(grid: Grid) -> Iterator[Run]:
+    for cell in grid.cells.values():
+        place = {axis: label for axis, label in zip(AXES, cell.labels, strict=True) if label}
+        for seed, outcome in sorted(cell.outcomes.items()):
+            given = {key: value for key, value in asdict(outcome).items() if key != "folder"}
+            yield {**place, "seed": seed, **given}
 
 
 def _pair(run: str, outcome: Outcome) -> PromptPair:

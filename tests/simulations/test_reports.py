@@ -1,5 +1,6 @@
 """What tables, figures and pages say about runs with known figures."""
 
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -185,6 +186,10 @@ def test_the_markdown_shows_figures_that_are_there(
     assert (folder / images[0]).read_bytes()[:4] == b"\x89PNG"
     assert (folder / "accuracy-one.svg").read_text(encoding="utf-8").startswith("<svg")
     assert "| one / full / seed 0 | **Was** this film good? | **Is** this film good? |" in text
+    runs = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))["runs"]
+    assert [run["accuracy"] for run in runs if run["methods"] == "full"] == [*FULL.values()]
+    assert runs[0]["curve"] == [[0, 0.5], [100, 0.6], [200, FULL[0]]]
+    assert runs[-1] | {"tasks": "one", "methods": "blind", "seed": 1} == runs[-1]
     again = write_report(*written, tmp_path / "again")
     assert again.read_bytes() == (folder / "report.html").read_bytes(), "the same every time"
 
