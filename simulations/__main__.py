@@ -17,6 +17,7 @@ from simulations import (
     bench_labels,
     bench_message,
     deployment,
+    federation,
     fedpit,
     privacy,
     robustness,
@@ -211,6 +212,15 @@ def run_privacy(
 ) -> None:
     """Measure what uploads give away of private texts, with and without each defence."""
     typer.echo(privacy.run(seed or list(range(5)), folder))
+
+
+@app.command("federation")
+def run_federation(
+    seed: Annotated[list[int] | None, typer.Option(help="A seed; give two or more.")] = None,
+    folder: Annotated[Path, typer.Option(help="Where the table goes.")] = seeds.RESULTS,
+) -> None:
+    """Compare a federation with its members and with all data in one place; missing runs only."""
+    typer.echo(federation.run(seed or list(range(5)), folder))
 
 
 @app.command("robustness")

@@ -3,10 +3,14 @@
 import json
 import os
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+
+from simulations.intervals import Mean, mean, paired
 
 Runs = dict[str, dict[int, dict[str, Any]]]
 """What each run gave, by variant and seed."""
@@ -99,3 +103,44 @@ def complete(
                 write(file, settings, runs)
                 file.with_suffix(".md").write_text(table(runs), encoding="utf-8")
     return table(runs)
+
+
+def accuracy_rows(
+    kept: Runs, variants: Iterable[str], base: str, difference: str = "difference"
+) -> list[str]:
+    """Return a Markdown table of held-out accuracy, and of the seed prompt's below it.
+
+    Parameters
+    ----------
+    kept : Runs
+        Each with ``accuracy``, ``seed_accuracy`` and ``queries``.
+    variants : Iterable[str]
+        A row for each that has runs.
+    base : str
+        What the others are compared with, seed by seed.
+    difference : str
+        Heading of that column.
+    """
+    lines = [
+        f"| run | seeds | held-out accuracy | {difference} | queries |",
+        "|---|---|---|---|---|",
+    ]
+    accuracy = {
+        variant: {seed: float(run["accuracy"]) for seed, run in runs.items()}
+        for variant, runs in kept.items()
+    }
+    shown = [variant for variant in variants if accuracy.get(variant)]
+    for variant in shown:
+        of_seeds = accuracy[variant]
+        queries = np.mean([run["queries"] for run in kept[variant].values()])
+        against = None if variant == base else paired(of_seeds, accuracy.get(base, {}))
+        lines.append(
+            f"| {variant} | {len(of_seeds)} | {_shown(mean(np.array([*of_seeds.values()])))} "
+            f"| {'' if against is None else _shown(against, sign='+')} | {queries:,.0f} |"
+        )
+    first = [run["seed_accuracy"] for variant in shown for run in kept[variant].values()]
+    return [*lines, "", f"The seed prompt has an accuracy of {np.mean(first):.3f}."]
+
+
+def _shown(value: Mean, sign: str = "") -> str:
+    return f"{value.value:{sign}.3f} [{value.low:{sign}.3f}, {value.high:{sign}.3f}]"

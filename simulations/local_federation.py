@@ -4,6 +4,7 @@ It keeps every upload, also those that no candidate was made of, and lets a clie
 """
 
 import json
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
@@ -187,3 +188,48 @@ def _as_bytes(array: NDArray[Any]) -> bytes:
     buffer = BytesIO()
     np.save(buffer, array, allow_pickle=False)
     return buffer.getvalue()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one run gave; accuracies in [0, 1], of held-out examples.
+
+    Attributes
+    ----------
+    seed_accuracy, accuracy : float
+        Of the seed prompt and of the learned one.
+    queries : int
+        Of all clients.
+    seconds : float
+        Of the rounds.
+    prompt : str
+        The learned one.
+    """
+
+    seed_accuracy: float
+    accuracy: float
+    queries: int
+    seconds: float
+    prompt: str
+
+
+def run_rounds(
+    config: RunConfig, data: FederatedData, clients: Callable[[Node], Client] = HonestClient
+) -> Outcome:
+    """Run all rounds of a federation.
+
+    Parameters
+    ----------
+    config, data, clients
+        As of `Federation`.
+    """
+    federation = Federation(config, data, clients)
+    models.language_model(config)  # loaded before the clock starts
+    first, start = federation.prompt, time.monotonic()
+    for number in range(1, config.num_server_rounds + 1):
+        federation.round(number)
+    seconds = time.monotonic() - start
+    seed_accuracy, accuracy = federation.accuracy(first, federation.prompt)
+    return Outcome(
+        seed_accuracy, accuracy, federation.queries, round(seconds, 1), federation.prompt
+    )

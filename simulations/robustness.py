@@ -6,9 +6,8 @@ A bad client uploads random tokens, claims that they answer everything, and give
 prompts are compared.
 """
 
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +20,8 @@ from feddtpt_flwr.config import RunConfig
 from feddtpt_flwr.experiment import load_data, load_task
 from feddtpt_flwr.node import Node
 from simulations import kept_runs
-from simulations.intervals import Mean, mean, paired
-from simulations.local_federation import Answer, Client, Federation, HonestClient
+from simulations.kept_runs import accuracy_rows
+from simulations.local_federation import Answer, Client, HonestClient, Outcome, run_rounds
 from strategies.wire import ACCURACY_KEY, GAIN_KEY, SCORED_KEY, VOCABULARY_KEY, correct_key
 
 NUM_CLIENTS = 10
@@ -40,29 +39,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "clean, no guard": {"bad": 0, "guard": False},
     "bad, no guard": {"bad": len(BAD), "guard": False},
 }
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What one run gave; accuracies in [0, 1], of held-out examples.
-
-    Attributes
-    ----------
-    seed_accuracy, accuracy : float
-        Of the seed prompt and of the learned one.
-    queries : int
-        Of all clients.
-    seconds : float
-        Of the rounds.
-    prompt : str
-        The learned one.
-    """
-
-    seed_accuracy: float
-    accuracy: float
-    queries: int
-    seconds: float
-    prompt: str
 
 
 class BadClient:
@@ -107,16 +83,7 @@ def run_once(settings: Mapping[str, Any], seed: int) -> Outcome:
     def client(node: Node) -> Client:
         return BadClient(node) if node.name in bad else HonestClient(node)
 
-    federation = Federation(config, load_data(config, NUM_CLIENTS), client)
-    models.language_model(config)  # loaded before the clock starts
-    first, start = federation.prompt, time.monotonic()
-    for number in range(1, config.num_server_rounds + 1):
-        federation.round(number)
-    seconds = time.monotonic() - start
-    seed_accuracy, accuracy = federation.accuracy(first, federation.prompt)
-    return Outcome(
-        seed_accuracy, accuracy, federation.queries, round(seconds, 1), federation.prompt
-    )
+    return run_rounds(config, load_data(config, NUM_CLIENTS), client)
 
 
 def run(
@@ -161,27 +128,7 @@ def table(kept: kept_runs.Runs, common: Mapping[str, Any]) -> str:
         f"Settings: `{shown}`, otherwise the defaults. The runs by seed and their date are in "
         "`robustness.json`.",
         "",
-        "| run | seeds | held-out accuracy | difference to clean, with the guard | queries |",
-        "|---|---|---|---|---|",
+        *accuracy_rows(kept, VARIANTS, "clean", "difference to clean, with the guard"),
+        "",
     ]
-    accuracy = {
-        variant: {seed: float(run["accuracy"]) for seed, run in runs.items()}
-        for variant, runs in kept.items()
-    }
-    for variant in VARIANTS:
-        if not (of_seeds := accuracy.get(variant)):
-            continue
-        queries = np.mean([run["queries"] for run in kept[variant].values()])
-        difference = paired(of_seeds, accuracy.get("clean", {}))
-        lines.append(
-            f"| {variant} | {len(of_seeds)} | {_shown(mean(np.array(list(of_seeds.values()))))} "
-            f"| {'' if variant == 'clean' or difference is None else _shown(difference, sign='+')} "
-            f"| {queries:,.0f} |"
-        )
-    first = [run["seed_accuracy"] for runs in kept.values() for run in runs.values()]
-    lines += ["", f"The seed prompt has an accuracy of {np.mean(first):.3f}.", ""]
     return "\n".join(lines)
-
-
-def _shown(value: Mean, sign: str = "") -> str:
-    return f"{value.value:{sign}.3f} [{value.low:{sign}.3f}, {value.high:{sign}.3f}]"
