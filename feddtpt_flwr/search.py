@@ -161,7 +161,8 @@ class PromptSearch:
     def run(self, start: Tokens, feedback: Feedback) -> SearchResult:
         """Search from ``start`` until the budget is used up; add every trial to ``feedback``.
 
-        The result is never worse than ``start`` on the examples. If the black box fails, the search
+        With every answer right it ends as well, since no change could show that it helps. The
+        result is never worse than ``start`` on the examples. If the black box fails, the search
         ends with the best prompt so far.
 
         Raises
@@ -177,7 +178,10 @@ class PromptSearch:
         num_trials, tried, waiting = 0, {start}, list[Edit]()
         failure = None
         try:
-            while edits := self._propose(best.tokens, waiting, tried, feedback):
+            # With every answer right there is nothing to win: the examples are used up.
+            while not best.correct.all() and (
+                edits := self._propose(best.tokens, waiting, tried, feedback)
+            ):
                 edits, waiting = edits[: self._width], edits[self._width :]
                 raced = self._race(best, edits)
                 tried |= {runner.edit.apply(best.tokens) for runner in raced}

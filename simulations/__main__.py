@@ -20,7 +20,6 @@ from simulations import (
     federation,
     fedpit,
     privacy,
-    robustness,
     runner,
     scaling,
     seeds,
@@ -219,17 +218,8 @@ def run_federation(
     seed: Annotated[list[int] | None, typer.Option(help="A seed; give two or more.")] = None,
     folder: Annotated[Path, typer.Option(help="Where the table goes.")] = seeds.RESULTS,
 ) -> None:
-    """Compare a federation with its members and with all data in one place; missing runs only."""
+    """Compare a federation with its members, rivals and bad clients; missing runs only."""
     typer.echo(federation.run(seed or list(range(5)), folder))
-
-
-@app.command("robustness")
-def run_robustness(
-    seed: Annotated[list[int] | None, typer.Option(help="A seed; give two or more.")] = None,
-    folder: Annotated[Path, typer.Option(help="Where the table goes.")] = seeds.RESULTS,
-) -> None:
-    """Measure what bad clients do to the learned prompt; missing runs only."""
-    typer.echo(robustness.run(seed or list(range(5)), folder))
 
 
 @app.command("seeds")

@@ -1,6 +1,9 @@
 """What a federation is worth: against its members, its rivals, and all data in one place.
 
 python -m simulations federation
+
+And what bad clients do to it: they upload random tokens, claim that these answer everything, and
+give random counts when prompts are compared.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,9 +15,11 @@ from typing import Any
 from feddtpt_flwr.config import RunConfig
 from feddtpt_flwr.data import ClientData, FederatedData
 from feddtpt_flwr.experiment import load_data
+from feddtpt_flwr.node import Node
 from simulations import kept_runs
+from simulations.bad_clients import BadClient
 from simulations.kept_runs import accuracy_rows
-from simulations.local_federation import Outcome, run_rounds
+from simulations.local_federation import Client, HonestClient, Outcome, run_rounds
 
 NUM_CLIENTS = 10
 SETTINGS: dict[str, Any] = {
@@ -24,25 +29,49 @@ SETTINGS: dict[str, Any] = {
     "race-candidates": 2,
     "test-size": 400,
 }
-EXAMPLES: dict[str, dict[str, Any]] = {
-    "even labels": {},
-    "uneven labels": {"partition": "dirichlet", "dirichlet-alpha": 0.1},
-}
-"""What each of the clients has."""
+UNEVEN: dict[str, Any] = {"partition": "dirichlet", "dirichlet-alpha": 0.1}
+BAD = ("0", "3", "6")
 
 # All ask about as many queries in all, clients and rounds together.
-METHODS: dict[str, dict[str, Any]] = {
+VARIANTS: dict[str, dict[str, Any]] = {
     "federation": {"queries-per-round": 50},
     "the paper's step": {"queries-per-round": 98, "guard": False},
     "best client": {"queries-per-round": 98, "guard": False, "aggregation": "best"},
     "one client alone": {"queries-per-round": 980, "who": "alone"},
     "all data in one place": {"queries-per-round": 980, "who": "together"},
+    "federation, 3 bad clients": {"queries-per-round": 50, "bad": len(BAD)},
+    "the paper's step, 3 bad clients": {"queries-per-round": 98, "guard": False, "bad": len(BAD)},
+    "federation, uneven labels": {"queries-per-round": 50, **UNEVEN},
+    "one client alone, uneven labels": {"queries-per-round": 980, "who": "alone", **UNEVEN},
 }
-VARIANTS: dict[str, dict[str, Any]] = {
-    f"{examples}: {method}": {**theirs, **ours}
-    for examples, theirs in EXAMPLES.items()
-    for method, ours in METHODS.items()
+"""What differs from `SETTINGS`; and who takes part, and how many are bad."""
+
+TABLES = {
+    "Against its members and rivals": (
+        "one client alone",
+        [
+            "federation",
+            "the paper's step",
+            "best client",
+            "one client alone",
+            "all data in one place",
+        ],
+    ),
+    "Uneven labels": (
+        "one client alone, uneven labels",
+        ["federation, uneven labels", "one client alone, uneven labels"],
+    ),
+    "Bad clients": (
+        "federation",
+        [
+            "federation",
+            "federation, 3 bad clients",
+            "the paper's step",
+            "the paper's step, 3 bad clients",
+        ],
+    ),
 }
+"""Title to what the others are compared with, and the rows."""
 
 
 def who(data: FederatedData, takes_part: str) -> FederatedData:
@@ -57,11 +86,16 @@ def who(data: FederatedData, takes_part: str) -> FederatedData:
 
 
 def run_once(settings: Mapping[str, Any], seed: int) -> Outcome:
-    """Run one method; ``settings`` are the app's and ``who``."""
-    given = {key: value for key, value in settings.items() if key != "who"}
+    """Run one method; ``settings`` are the app's, ``who`` and ``bad``."""
+    given = {key: value for key, value in settings.items() if key not in ("who", "bad")}
     config = RunConfig.from_run_config({**given, "seed": seed})
+    bad = BAD[: settings.get("bad", 0)]
+
+    def client(node: Node) -> Client:
+        return BadClient(node) if node.name in bad else HonestClient(node)
+
     data = load_data(config, NUM_CLIENTS)
-    return run_rounds(config, who(data, settings.get("who", "all")))
+    return run_rounds(config, who(data, settings.get("who", "all")), client)
 
 
 def run(
@@ -93,21 +127,21 @@ def run(
 
 
 def table(kept: kept_runs.Runs, common: Mapping[str, Any]) -> str:
-    """Return a table for each way the examples lie."""
+    """Return all tables that have runs."""
     shown = " ".join(f"{key}={value}" for key, value in common.items())
     lines = [
         "# What a federation is worth",
         "",
         f"`python -m simulations federation`: {NUM_CLIENTS} clients on rotten_tomatoes, "
         "SmolLM2-135M-Instruct, at about the same number of queries in all. *One client alone* is "
-        "the first of the ten. Means over seeds with 95 % bootstrap intervals; differences are of "
-        f"the same seeds. Settings: `{shown}`, otherwise the defaults. The runs by seed and their "
-        "date are in `federation.json`.",
+        "the first of the ten; *uneven labels*: a Dirichlet(0.1) partition; *bad clients* send "
+        "random tokens, claim that these are always right, and compare with random counts. "
+        "Means over seeds with 95 % bootstrap intervals; differences are of the same seeds. "
+        f"Settings: `{shown}`, otherwise the defaults. The runs by seed and their date are in "
+        "`federation.json`.",
     ]
-    for examples in EXAMPLES:
-        rows = [f"{examples}: {method}" for method in METHODS]
+    for title, (base, rows) in TABLES.items():
         if any(kept.get(row) for row in rows):
-            base = f"{examples}: one client alone"
-            lines += ["", f"## {examples[0].upper()}{examples[1:]}", ""]
-            lines += accuracy_rows(kept, rows, base, "difference to one client alone")
+            lines += ["", f"## {title}", ""]
+            lines += accuracy_rows(kept, rows, base, f"difference to {base}")
     return "\n".join([*lines, ""])

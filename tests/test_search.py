@@ -93,6 +93,19 @@ def searching(
 
 
 @pytest.mark.slow
+def test_nothing_is_asked_when_nothing_can_be_won(
+    searching: Searching, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluator = Evaluator(searching.model, searching.task, QueryBudget(NUM_EXAMPLES))
+    right = evaluator.correct(START, searching.examples)
+    answered = [e for e, ok in zip(searching.examples, right, strict=True) if ok]
+    monkeypatch.setattr(searching, "examples", answered)
+    result = searching.run(500)
+    assert searching.evaluator.budget.used == len(answered) > 0
+    assert (result.tokens, result.accuracy, result.num_trials) == (searching.start, 1.0, 0)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1])
 def test_the_result_is_never_worse_on_the_same_examples(seed: int, searching: Searching) -> None:
     before = searching.model.asked

@@ -1,0 +1,82 @@
+"""The comparison of a federation with its members and with bad ones: real models, tiny settings."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from feddtpt_flwr import models
+from feddtpt_flwr.config import RunConfig
+from feddtpt_flwr.experiment import load_data, load_task, seed_tokens
+from feddtpt_flwr.node import Node
+from simulations import federation
+from simulations.bad_clients import BadClient
+from simulations.federation import BAD, NUM_CLIENTS, VARIANTS, who
+
+TINY = {
+    "num-server-rounds": 1,
+    "k-shot": 1,
+    "public-per-class": 1,
+    "race-candidates": 1,
+    "test-size": 4,
+    "seed-prompt": "Movie review.",
+    "dtype": "float32",
+}
+EXAMPLES = 4  # that each client is asked about: one of each class, its own and public
+
+
+def bad_uploads(seed: int) -> list[str]:
+    """What the bad clients upload in the first round."""
+    config = RunConfig.from_run_config({**TINY, "seed": seed})
+    data, task = load_data(config, NUM_CLIENTS), load_task(config)
+    vocabulary = models.masked_lm(config, task).vocabulary
+    prompt = np.array(seed_tokens(config, task, vocabulary))
+    clients = [BadClient(Node(name, config, data.clients[int(name)], data.public)) for name in BAD]
+    uploads = [client.search(prompt, 1)[0][0].tolist() for client in clients]
+    assert all(len(tokens) == len(prompt) for tokens in uploads)
+    return [vocabulary.decode(tokens) for tokens in uploads]
+
+
+@pytest.mark.slow
+def test_runs_and_their_tables(
+    embedded_assets: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone, bad = "one client alone", "federation, 3 bad clients"
+    rows = {"federation": 2 * EXAMPLES, bad: 2 * EXAMPLES, alone: 2 * EXAMPLES}
+    for row, queries in rows.items():
+        monkeypatch.setitem(VARIANTS[row], "queries-per-round", queries)
+    table = federation.run([0], tmp_path, list(rows), TINY)
+    kept = json.loads((tmp_path / "federation.json").read_text(encoding="utf-8"))["runs"]
+    asked = {row: kept[row]["0"]["queries"] for row in rows}
+    assert asked[alone] < asked["federation"] / 5
+    assert asked[bad] < asked["federation"] * 0.85, "they ask nothing"
+    assert kept[bad]["0"]["prompt"] not in bad_uploads(0), "they are outvoted"
+    for row in rows:
+        assert f"| {row} | 1 |" in table
+    assert "## Bad clients" in table
+    assert "## Uneven labels" not in table
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delattr(federation, "run_once")
+        assert federation.run([0], tmp_path, list(rows), TINY) == table
+
+
+def test_runs_of_other_settings_are_not_mixed_in(tmp_path: Path) -> None:
+    file = tmp_path / "federation.json"
+    file.write_text(
+        json.dumps({"settings": {"federation": {"seed": 1}}, "runs": {"federation": {}}})
+    )
+    with pytest.raises(ValueError, match="other settings for 'federation'"):
+        federation.run([], tmp_path, [], TINY)
+
+
+@pytest.mark.slow
+def test_together_they_have_what_each_has_alone(embedded_assets: None) -> None:
+    data = load_data(RunConfig.from_run_config(TINY), NUM_CLIENTS)
+    alone, together = who(data, "alone"), who(data, "together")
+    assert alone.clients == data.clients[:1]
+    (everything,) = together.clients
+    assert everything.train == tuple(e for client in data.clients for e in client.train)
+    assert len(everything.validation) == sum(len(client.validation) for client in data.clients)
+    assert who(data, "all") is data
+    assert alone.test == together.test == data.test
