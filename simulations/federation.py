@@ -35,14 +35,14 @@ BAD = ("0", "3", "6")
 # All ask about as many queries in all, clients and rounds together.
 VARIANTS: dict[str, dict[str, Any]] = {
     "federation": {"queries-per-round": 50},
-    "the paper's step": {"queries-per-round": 98, "guard": False},
-    "best client": {"queries-per-round": 98, "guard": False, "aggregation": "best"},
-    "one client alone": {"queries-per-round": 980, "who": "alone"},
-    "all data in one place": {"queries-per-round": 980, "who": "together"},
+    "the paper's step": {"queries-per-round": 65, "guard": False},
+    "best client": {"queries-per-round": 65, "guard": False, "aggregation": "best"},
+    "one client alone": {"queries-per-round": 650, "who": "alone"},
+    "all data in one place": {"queries-per-round": 650, "who": "together"},
     "federation, 3 bad clients": {"queries-per-round": 50, "bad": len(BAD)},
-    "the paper's step, 3 bad clients": {"queries-per-round": 98, "guard": False, "bad": len(BAD)},
+    "the paper's step, 3 bad clients": {"queries-per-round": 65, "guard": False, "bad": len(BAD)},
     "federation, uneven labels": {"queries-per-round": 50, **UNEVEN},
-    "one client alone, uneven labels": {"queries-per-round": 980, "who": "alone", **UNEVEN},
+    "one client alone, uneven labels": {"queries-per-round": 650, "who": "alone", **UNEVEN},
 }
 """What differs from `SETTINGS`; and who takes part, and how many are bad."""
 
