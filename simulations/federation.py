@@ -12,14 +12,16 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from feddtpt_flwr import models
 from feddtpt_flwr.config import RunConfig
 from feddtpt_flwr.data import ClientData, FederatedData
-from feddtpt_flwr.experiment import load_data
+from feddtpt_flwr.experiment import load_data, load_task
 from feddtpt_flwr.node import Node
 from simulations import kept_runs
 from simulations.bad_clients import BadClient
 from simulations.kept_runs import accuracy_rows
 from simulations.local_federation import Client, HonestClient, Outcome, run_rounds
+from simulations.perplexity import perplexities, typical
 
 NUM_CLIENTS = 10
 SETTINGS: dict[str, Any] = {
@@ -37,6 +39,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "federation": {"queries-per-round": 50},
     "the paper's step": {"queries-per-round": 65, "guard": False},
     "best client": {"queries-per-round": 65, "guard": False, "aggregation": "best"},
+    "the paper's step, weighted by accuracy": {
+        "queries-per-round": 65,
+        "guard": False,
+        "client-weights": "accuracy",
+    },
     "one client alone": {"queries-per-round": 650, "who": "alone"},
     "all data in one place": {"queries-per-round": 650, "who": "together"},
     "federation, 3 bad clients": {"queries-per-round": 50, "bad": len(BAD)},
@@ -44,7 +51,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "federation, uneven labels": {"queries-per-round": 50, **UNEVEN},
     "one client alone, uneven labels": {"queries-per-round": 650, "who": "alone", **UNEVEN},
 }
-"""What differs from `SETTINGS`; and who takes part, and how many are bad."""
+"""What differs from `SETTINGS`; and who takes part, how many are bad, and what tokens weigh by."""
 
 TABLES = {
     "Against its members and rivals": (
@@ -52,6 +59,7 @@ TABLES = {
         [
             "federation",
             "the paper's step",
+            "the paper's step, weighted by accuracy",
             "best client",
             "one client alone",
             "all data in one place",
@@ -86,8 +94,9 @@ def who(data: FederatedData, takes_part: str) -> FederatedData:
 
 
 def run_once(settings: Mapping[str, Any], seed: int) -> Outcome:
-    """Run one method; ``settings`` are the app's, ``who`` and ``bad``."""
-    given = {key: value for key, value in settings.items() if key not in ("who", "bad")}
+    """Run one method; ``settings`` are the app's, ``who``, ``bad`` and ``client-weights``."""
+    own = ("who", "bad", "client-weights")
+    given = {key: value for key, value in settings.items() if key not in own}
     config = RunConfig.from_run_config({**given, "seed": seed})
     bad = BAD[: settings.get("bad", 0)]
 
@@ -95,7 +104,8 @@ def run_once(settings: Mapping[str, Any], seed: int) -> Outcome:
         return BadClient(node) if node.name in bad else HonestClient(node)
 
     data = load_data(config, NUM_CLIENTS)
-    return run_rounds(config, who(data, settings.get("who", "all")), client)
+    weights = settings.get("client-weights", "equal")
+    return run_rounds(config, who(data, settings.get("who", "all")), client, weights)
 
 
 def run(
@@ -136,12 +146,19 @@ def table(kept: kept_runs.Runs, common: Mapping[str, Any]) -> str:
         "SmolLM2-135M-Instruct, at about the same number of queries in all. *One client alone* is "
         "the first of the ten; *uneven labels*: a Dirichlet(0.1) partition; *bad clients* send "
         "random tokens, claim that these are always right, and compare with random counts. "
-        "Means over seeds with 95 % bootstrap intervals; differences are of the same seeds. "
+        "Means over seeds with 95 % bootstrap intervals; differences are of the same seeds; the "
+        "pseudo-perplexity of learned prompts is a geometric mean, by the model that proposed. "
         f"Settings: `{shown}`, otherwise the defaults. The runs by seed and their date are in "
         "`federation.json`.",
     ]
     for title, (base, rows) in TABLES.items():
         if any(kept.get(row) for row in rows):
             lines += ["", f"## {title}", ""]
-            lines += accuracy_rows(kept, rows, base, f"difference to {base}")
+            lines += accuracy_rows(kept, rows, base, f"difference to {base}", _perplexity)
     return "\n".join([*lines, ""])
+
+
+def _perplexity(prompts: Sequence[str]) -> str:
+    config = RunConfig.from_run_config(SETTINGS)
+    vocabulary = models.masked_lm(config, load_task(config)).vocabulary
+    return typical(perplexities(config, [vocabulary.encode(prompt) for prompt in prompts]))

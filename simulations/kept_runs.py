@@ -106,24 +106,30 @@ def complete(
 
 
 def accuracy_rows(
-    kept: Runs, variants: Iterable[str], base: str, difference: str = "difference"
+    kept: Runs,
+    variants: Iterable[str],
+    base: str,
+    difference: str = "difference",
+    reads: Callable[[Sequence[str]], str] = lambda _: "",
 ) -> list[str]:
     """Return a Markdown table of held-out accuracy, and of the seed prompt's below it.
 
     Parameters
     ----------
     kept : Runs
-        Each with ``accuracy``, ``seed_accuracy`` and ``queries``.
+        Each with ``accuracy``, ``seed_accuracy``, ``prompt`` and ``queries``.
     variants : Iterable[str]
         A row for each that has runs.
     base : str
         What the others are compared with, seed by seed.
     difference : str
         Heading of that column.
+    reads : Callable[[Sequence[str]], str]
+        What to say of learned prompts as language, such as their perplexity.
     """
     lines = [
-        f"| run | seeds | held-out accuracy | {difference} | queries |",
-        "|---|---|---|---|---|",
+        f"| run | seeds | held-out accuracy | {difference} | pseudo-perplexity | queries |",
+        "|---|---|---|---|---|---|",
     ]
     accuracy = {
         variant: {seed: float(run["accuracy"]) for seed, run in runs.items()}
@@ -136,7 +142,8 @@ def accuracy_rows(
         against = None if variant == base else paired(of_seeds, accuracy.get(base, {}))
         lines.append(
             f"| {variant} | {len(of_seeds)} | {_shown(mean(np.array([*of_seeds.values()])))} "
-            f"| {'' if against is None else _shown(against, sign='+')} | {queries:,.0f} |"
+            f"| {'' if against is None else _shown(against, sign='+')} "
+            f"| {reads([run['prompt'] for run in kept[variant].values()])} | {queries:,.0f} |"
         )
     first = [run["seed_accuracy"] for variant in shown for run in kept[variant].values()]
     return [*lines, "", f"The seed prompt has an accuracy of {np.mean(first):.3f}."]

@@ -25,7 +25,7 @@ from feddtpt_flwr.node import Node
 from feddtpt_flwr.privacy.clients import protected
 from strategies.rounds import Rounds
 from strategies.settings import RoundSettings
-from strategies.wire import QUERIES_KEY, ROUND_KEY, Reply
+from strategies.wire import QUERIES_KEY, ROUND_KEY, ClientWeights, Reply
 
 Answer = tuple[NDArrays, int, Mapping[str, Scalar]]
 """Arrays, number of examples and metrics, as a NumPyClient's ``fit`` returns them."""
@@ -100,6 +100,8 @@ class Federation:
         Everybody's examples.
     clients : Callable[[Node], Client]
         Makes each client.
+    client_weights : ClientWeights
+        As of `strategies.feddtpt.FedDTPT`.
     """
 
     def __init__(
@@ -107,6 +109,7 @@ class Federation:
         config: RunConfig,
         data: FederatedData,
         clients: Callable[[Node], Client] = HonestClient,
+        client_weights: ClientWeights = "equal",
     ) -> None:
         self._config = config
         self._task = load_task(config)
@@ -124,6 +127,7 @@ class Federation:
                 max_tokens=config.max_prompt_tokens,
                 aggregation=config.aggregation,
                 min_samples=config.min_samples or None,
+                client_weights=client_weights,
                 guard=config.guard,
                 race_candidates=config.race_candidates,
                 admissible=readability(config, self._task),
@@ -214,16 +218,19 @@ class Outcome:
 
 
 def run_rounds(
-    config: RunConfig, data: FederatedData, clients: Callable[[Node], Client] = HonestClient
+    config: RunConfig,
+    data: FederatedData,
+    clients: Callable[[Node], Client] = HonestClient,
+    client_weights: ClientWeights = "equal",
 ) -> Outcome:
     """Run all rounds of a federation.
 
     Parameters
     ----------
-    config, data, clients
+    config, data, clients, client_weights
         As of `Federation`.
     """
-    federation = Federation(config, data, clients)
+    federation = Federation(config, data, clients, client_weights)
     models.language_model(config)  # loaded before the clock starts
     first, start = federation.prompt, time.monotonic()
     for number in range(1, config.num_server_rounds + 1):

@@ -8,17 +8,18 @@ import numpy as np
 
 from feddtpt_flwr import models
 from feddtpt_flwr.assets import AssetError
-from feddtpt_flwr.config import ConfigError
+from feddtpt_flwr.config import ConfigError, RunConfig
 from feddtpt_flwr.data import DataError
 from feddtpt_flwr.experiment import load_task, seed_tokens
 from feddtpt_flwr.readability import per_token
 from simulations.grid import Grid
 from simulations.outcome import Outcome
 from simulations.tables import Table, variants
+from strategies.candidates import Tokens
 
 
-def perplexities(outcome: Outcome) -> tuple[float, float]:
-    """Return the pseudo-perplexity of a run's seed prompt and of its learned prompt.
+def perplexities(config: RunConfig, prompts: Sequence[Tokens]) -> list[float]:
+    """Return the pseudo-perplexity of prompts by a run's masked language model.
 
     It is the exponential of the mean negative log-likelihood per token, each token given all others
     (Salazar et al., 2020, arXiv 1910.14659); of a causal model, given those before it.
@@ -28,13 +29,18 @@ def perplexities(outcome: Outcome) -> tuple[float, float]:
     ConfigError, DataError, AssetError
         If the run's models are not on this machine.
     """
+    masked_lm = models.masked_lm(config, load_task(config))
+    return [float(value) for value in np.exp(-per_token(masked_lm, prompts))]
+
+
+def before_and_after(outcome: Outcome) -> tuple[float, float]:
+    """Return the pseudo-perplexity of a run's seed prompt and of its learned prompt."""
     config = outcome.config
     task = load_task(config)
-    masked_lm = models.masked_lm(config, task)
     learned = json.loads((outcome.folder / "prompt.json").read_text(encoding="utf-8"))["tokens"]
-    prompts = [seed_tokens(config, task, masked_lm.vocabulary), tuple(learned)]
-    before, after = np.exp(-per_token(masked_lm, prompts))
-    return float(before), float(after)
+    vocabulary = models.masked_lm(config, task).vocabulary
+    before, after = perplexities(config, [seed_tokens(config, task, vocabulary), tuple(learned)])
+    return before, after
 
 
 def perplexity_table(grid: Grid) -> Table | None:
@@ -50,12 +56,12 @@ def perplexity_table(grid: Grid) -> Table | None:
         ]
         outcomes = [outcome for cell in cells for outcome in cell.outcomes.values()]
         try:
-            found = [perplexities(outcome) for outcome in outcomes]
+            found = [before_and_after(outcome) for outcome in outcomes]
         except (ConfigError, DataError, AssetError):
             continue  # its models are on another machine
         if found:
             before, after = zip(*found, strict=True)
-            rows.append([name, _typical(before), _typical(after)])
+            rows.append([name, typical(before), typical(after)])
     if not rows:
         return None
     return Table(
@@ -69,5 +75,6 @@ def perplexity_table(grid: Grid) -> Table | None:
     )
 
 
-def _typical(values: Sequence[float]) -> str:
+def typical(values: Sequence[float]) -> str:
+    """Return the geometric mean as text."""
     return f"{np.exp(np.mean(np.log(values))):,.0f}"

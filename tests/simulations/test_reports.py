@@ -14,7 +14,7 @@ from simulations.figures import curves
 from simulations.grid import read_grid
 from simulations.intervals import mean, paired
 from simulations.outcome import Outcome, Results
-from simulations.perplexity import perplexities, perplexity_table
+from simulations.perplexity import before_and_after, perplexity_table
 from simulations.prompts import highlight
 from simulations.report import write_report
 from simulations.suite import Suite
@@ -236,7 +236,7 @@ def test_what_reads_like_language_has_a_low_perplexity(
     assert table.rows[1][0] == "without feedback <b>"
     outcome = results.read(suite.jobs(["one", "full"])[0])
     assert isinstance(outcome, Outcome)
-    before, after = perplexities(outcome)
+    before, after = before_and_after(outcome)
     assert seed == same == f"{before:,.0f}"
     assert before > 1
     assert float(mixed.replace(",", "")) > 3 * float(learned.replace(",", ""))
