@@ -17,6 +17,7 @@ from feddtpt_flwr.language_model import LanguageModel
 from feddtpt_flwr.language_model.api import ApiLanguageModel
 from feddtpt_flwr.language_model.constraints import JSON_TOKENS, PREFERENCE
 from feddtpt_flwr.language_model.local import LocalLanguageModel
+from feddtpt_flwr.language_model.remembering import RememberingLanguageModel
 from feddtpt_flwr.language_model.usage import Prices
 from feddtpt_flwr.language_model.weights import is_causal, resolve_device
 from feddtpt_flwr.masked_lm import (
@@ -214,7 +215,8 @@ def _answer_store(size_mib: int) -> AnswerStore:
 
 @cache
 def _language_model(model: str, chat: bool, device: str, dtype: str) -> LanguageModel:
-    return LocalLanguageModel(model, chat=chat, device=device, dtype=dtype)
+    local = LocalLanguageModel(model, chat=chat, device=device, dtype=dtype)
+    return RememberingLanguageModel(local)
 
 
 @cache
