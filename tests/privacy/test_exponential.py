@@ -7,6 +7,9 @@ import pytest
 
 pytest.importorskip("opendp")
 
+from dp_accounting.pld import privacy_loss_distribution as pld
+from dp_accounting.pld.common import DifferentialPrivacyParameters
+
 from feddtpt_flwr.config import ConfigError, RunConfig
 from feddtpt_flwr.data import Example, Task
 from feddtpt_flwr.evaluation import Evaluator, QueryBudget
@@ -125,3 +128,18 @@ def test_a_bad_epsilon_is_named() -> None:
     for value in values:
         with pytest.raises(ConfigError, match="epsilon = "):
             RunConfig.from_run_config({"privacy": "exponential", "epsilon": value})
+
+
+@pytest.mark.parametrize("num_rounds", [1, 3, 10])
+def test_the_sum_of_epsilons_is_what_an_accountant_finds(num_rounds: int) -> None:
+    config = RunConfig.from_run_config({"privacy": "exponential", "epsilon": 0.8})
+    total = num_rounds * 0.8
+    assert total_epsilon(config, num_rounds) == pytest.approx(total)
+    composed = None
+    for share in shares(0.8):
+        loss = pld.from_privacy_parameters(DifferentialPrivacyParameters(share, 0.0))
+        rounds = loss.self_compose(num_rounds)
+        composed = rounds if composed is None else composed.compose(rounds)
+    assert composed is not None
+    found = composed.get_epsilon_for_delta(1e-9)
+    assert 0.99 * total < found <= total + 1e-3
