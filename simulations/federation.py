@@ -48,6 +48,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "all data in one place": {"queries-per-round": 650, "who": "together"},
     "federation, 3 bad clients": {"queries-per-round": 50, "bad": len(BAD)},
     "the paper's step, 3 bad clients": {"queries-per-round": 65, "guard": False, "bad": len(BAD)},
+    "federation, in a chat": {"queries-per-round": 50, "chat": True},
+    "one client alone, in a chat": {"queries-per-round": 650, "who": "alone", "chat": True},
     "federation, uneven labels": {"queries-per-round": 50, **UNEVEN},
     "one client alone, uneven labels": {"queries-per-round": 650, "who": "alone", **UNEVEN},
 }
@@ -64,6 +66,10 @@ TABLES = {
             "one client alone",
             "all data in one place",
         ],
+    ),
+    "The model asked in a chat": (
+        "one client alone, in a chat",
+        ["federation, in a chat", "one client alone, in a chat"],
     ),
     "Uneven labels": (
         "one client alone, uneven labels",
@@ -144,7 +150,8 @@ def table(kept: kept_runs.Runs, common: Mapping[str, Any]) -> str:
         "",
         f"`python -m simulations federation`: {NUM_CLIENTS} clients on rotten_tomatoes, "
         "SmolLM2-135M-Instruct, at about the same number of queries in all. *One client alone* is "
-        "the first of the ten; *uneven labels*: a Dirichlet(0.1) partition; *bad clients* send "
+        "the first of the ten; *in a chat*: by the model's chat template, not as plain text to go on "
+        "with; *uneven labels*: a Dirichlet(0.1) partition; *bad clients* send "
         "random tokens, claim that these are always right, and compare with random counts. "
         "Means over seeds with 95 % bootstrap intervals; differences are of the same seeds; the "
         "pseudo-perplexity of learned prompts is a geometric mean, by the model that proposed. "
