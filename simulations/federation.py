@@ -150,9 +150,8 @@ def table(kept: kept_runs.Runs, common: Mapping[str, Any]) -> str:
         "",
         f"`python -m simulations federation`: {NUM_CLIENTS} clients on rotten_tomatoes, "
         "SmolLM2-135M-Instruct, at about the same number of queries in all. *One client alone* is "
-        "the first of the ten; *in a chat*: by the model's chat template, not as plain text to go on "
-        "with; *uneven labels*: a Dirichlet(0.1) partition; *bad clients* send "
-        "random tokens, claim that these are always right, and compare with random counts. "
+        "the first of the ten; *in a chat*: by the model's chat template instead of as plain text; "
+        "*uneven labels*: a Dirichlet(0.1) partition; *bad clients* send random tokens, claim that these are always right, and compare with random counts. "
         "Means over seeds with 95 % bootstrap intervals; differences are of the same seeds; the "
         "pseudo-perplexity of learned prompts is a geometric mean, by the model that proposed. "
         f"Settings: `{shown}`, otherwise the defaults. The runs by seed and their date are in "
