@@ -1,9 +1,13 @@
-"""Copies of the checkout, for tests that put files beside the app or change it."""
+"""How tests run the app, and copies of it to put files beside or to change."""
 
+import os
 import shutil
 from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[2]
+
+# Few clients are done before a second process has loaded its models.
+ONE_PROCESS = ("--cpus-per-client", str(os.cpu_count() or 1))
 
 
 def copy_app(folder: Path, *others: str) -> Path:

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from tests.conftest import ENDPOINT_KEY
+from tests.e2e.copies import ONE_PROCESS, REPOSITORY
 from tests.language_model import fault_proxy as faults
 from tests.language_model.fault_proxy import FaultProxy
 
-REPOSITORY = Path(__file__).parents[2]
 CLIENTS, QUERIES, TEST_SIZE = 2, 16, 4
 KEY_NAME = "E2E_ENDPOINT_KEY"
 
@@ -46,7 +46,8 @@ def command(proxy: FaultProxy, runs: Path, **settings: Any) -> list[str]:
     }
     text = " ".join(f"{key}={json.dumps(value)}" for key, value in config.items())
     program = str(Path(sys.executable).parent / "feddtpt-flwr")
-    return [program, "simulate", str(REPOSITORY), "--num-clients", str(CLIENTS), "-c", text]
+    arguments = ["--num-clients", str(CLIENTS), *ONE_PROCESS]
+    return [program, "simulate", str(REPOSITORY), *arguments, "-c", text]
 
 
 def environment(cache: Path, **variables: str) -> dict[str, str]:

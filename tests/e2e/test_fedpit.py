@@ -13,8 +13,8 @@ import pytest
 
 from feddtpt_flwr.fedpit.instructions import InstructionData
 from feddtpt_flwr.fedpit.tasks import drug_reviews
+from tests.e2e.copies import ONE_PROCESS, REPOSITORY
 
-REPOSITORY = Path(__file__).parents[2]
 CLIENTS, EXAMPLES, TEST_SIZE = 2, 4, 8
 
 pytestmark = pytest.mark.slow
@@ -40,7 +40,7 @@ def drugs() -> InstructionData:
 def run(embedded_assets: None, tmp_path_factory: pytest.TempPathFactory) -> Run:
     parent = tmp_path_factory.mktemp("runs")
     command = [str(Path(sys.executable).parent / "feddtpt-flwr"), "simulate", str(REPOSITORY)]
-    command += ["--app", "fedpit", "--num-clients", str(CLIENTS), "-c"]
+    command += ["--app", "fedpit", "--num-clients", str(CLIENTS), *ONE_PROCESS, "-c"]
     command += [
         f"num-server-rounds=1 examples-per-client={EXAMPLES} test-size={TEST_SIZE} lora-rank=4 "
         "num-candidates=3 num-selected=2 num-demonstrations=3 max-instruction-tokens=40 "

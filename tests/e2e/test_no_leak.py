@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from feddtpt_flwr.data import Example
+from tests.e2e.copies import ONE_PROCESS
 from tests.e2e.recording import VARIABLE, Recorded, recorded, recording_app
 
 CANARY = "qzvx"  # begins everything that must not be let out
@@ -41,7 +42,7 @@ def run(reviews: tuple[Example, ...], tmp_path_factory: pytest.TempPathFactory) 
     table.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     command = [str(Path(sys.executable).parent / "feddtpt-flwr"), "simulate"]
     app = recording_app(folder / "app")
-    command += [str(app), "--num-clients", str(CLIENTS)]
+    command += [str(app), "--num-clients", str(CLIENTS), *ONE_PROCESS]
     settings = (
         f"num-server-rounds=1 k-shot=2 public-per-class=2 test-size=10 "
         f"queries-per-round={QUERIES} seed-prompt='Movie review.' trackers='tensorboard' "

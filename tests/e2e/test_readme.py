@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-REPOSITORY = Path(__file__).parents[2]
+from tests.e2e.copies import ONE_PROCESS, REPOSITORY
+
 COMPONENTS = {
     "message": ("my_app.server_app:app", "my_app.client_app:app"),
     "legacy": ("my_app.legacy_server_app:app", "feddtpt_flwr.client_app:app"),
@@ -63,7 +64,7 @@ max-prompt-tokens = 8
     command = [str(Path(sys.executable).parent / "feddtpt-flwr"), "simulate", str(tmp_path)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
     done = subprocess.run(
-        [*command, "--num-clients", "2"],
+        [*command, "--num-clients", "2", *ONE_PROCESS],
         env=environment,
         capture_output=True,
         text=True,
