@@ -37,23 +37,13 @@ def main(grid: Grid, context: Context) -> None:
     config = RunConfig.from_run_config(context.run_config)
     saved = Checkpoint.read(Path(config.resume)) if config.resume else None
     run = build(config, _wait_for_clients(grid, config), saved)
-    begun = run.rounds
 
-    def completed(server_round: int) -> None:
-        # A prompt that nobody was left to score is settled in the next round, as the strategy does.
-        if run.rounds == begun + server_round:
-            run.save()
+    def drive(server: RoundServer, num_rounds: int) -> None:
+        timeout = config.round_timeout or None
+        rounds = ServerConfig(num_rounds=num_rounds, round_timeout=timeout)
+        start_grid(grid=grid, server=server, config=rounds)
 
-    if left := config.num_server_rounds - begun:
-        server = RoundServer(run.strategy, completed)
-        start_grid(
-            grid=grid,
-            server=server,
-            config=ServerConfig(num_rounds=left, round_timeout=config.round_timeout or None),
-        )
-        if server.over:
-            run.recorder.ended_early()
-    logs.show(run.recorder.close())
+    logs.show(conduct(run, drive))
 
 
 @dataclass(frozen=True)
@@ -99,6 +89,36 @@ class Run:
             history_lines=self.folder.num_events,
         )
         self.folder.write_checkpoint(checkpoint.to_json())
+
+
+def conduct(run: Run, drive: Callable[[RoundServer, int], None]) -> str:
+    """Let a run go through the rounds it lacks, with a checkpoint after each.
+
+    Parameters
+    ----------
+    run : Run
+        As `build` made it.
+    drive : Callable[[RoundServer, int], None]
+        Lets a server do so many rounds with the clients.
+
+    Returns
+    -------
+    str
+        The closing table.
+    """
+    begun = run.rounds
+
+    def completed(server_round: int) -> None:
+        # A prompt that nobody was left to score is settled in the next round, as the strategy does.
+        if run.rounds == begun + server_round:
+            run.save()
+
+    if left := run.config.num_server_rounds - begun:
+        server = RoundServer(run.strategy, completed)
+        drive(server, left)
+        if server.over:
+            run.recorder.ended_early()
+    return run.recorder.close()
 
 
 def build(config: RunConfig, num_clients: int, saved: Checkpoint | None = None) -> Run:

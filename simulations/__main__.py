@@ -128,6 +128,9 @@ def run_suite(
     only: Annotated[
         list[str] | None, typer.Option(help="A label that runs must have; give one or more.")
     ] = None,
+    in_process: Annotated[
+        bool, typer.Option("--in-process", help="Do without SuperLink and Ray: less time.")
+    ] = False,
     folder: Annotated[Path, typer.Option(help="Where run folders go.")] = RUNS,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be run.")] = False,
 ) -> None:
@@ -146,7 +149,9 @@ def run_suite(
             for why, number in sorted(Counter(left.impossible.values()).items()):
                 console.print(f"- {number}: {why}", markup=False, highlight=False)
             return
-        left = runner.run_suite(suite, results, only=only or (), jobs=jobs, console=console)
+        left = runner.run_suite(
+            suite, results, only=only or (), jobs=jobs, in_process=in_process, console=console
+        )
         if suite.transfer:
             transfer(suite, results, lambda line: console.print(line, markup=False))
     except (SuiteError, DataError) as error:

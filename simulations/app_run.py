@@ -49,9 +49,7 @@ def start_run(
     In ``folder`` it leaves its run folder, ``settings.toml`` and ``run.log``. Whoever sends the
     process SIGTERM ends the run.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    file = folder / "settings.toml"
-    file.write_text(tomli_w.dumps({**settings, "run-folder": str(folder)}), encoding="utf-8")
+    file = write_settings(folder, settings)
     if baseline:
         command = [sys.executable, "-m", "simulations.soft_prompts", baseline, str(file)]
     else:
@@ -74,6 +72,14 @@ def start_run(
             stderr=subprocess.STDOUT,
             start_new_session=True,  # Ctrl-C is for the suite, which then ends its runs
         )
+
+
+def write_settings(folder: Path, settings: Mapping[str, Value]) -> Path:
+    """Write ``settings.toml`` for a run whose run folder will be in ``folder``; return it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "settings.toml"
+    file.write_text(tomli_w.dumps({**settings, "run-folder": str(folder)}), encoding="utf-8")
+    return file
 
 
 def why_it_failed(log: str) -> str:

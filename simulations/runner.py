@@ -4,12 +4,13 @@ import signal
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import mkdtemp
 from threading import Event, Lock
+from typing import Any
 
 from rich.console import Console
 from rich.progress import (
@@ -21,10 +22,11 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from simulations.app_run import Cores, start_run, why_it_failed
+from simulations.app_run import Cores, start_run, why_it_failed, write_settings
+from simulations.in_process import Worker
 from simulations.obstacles import obstacle
 from simulations.outcome import Failure, Outcome, Results, read_outcome
-from simulations.suite import Job, Suite
+from simulations.suite import Job, Suite, Value
 
 TERMINATE_SECONDS = 30.0
 """How long a run may take to end when it is told to."""
@@ -68,6 +70,7 @@ def run_suite(
     *,
     only: Sequence[str] = (),
     jobs: int = 1,
+    in_process: bool = False,
     console: Console | None = None,
     after: Callable[[Job], None] = lambda _: None,
 ) -> Plan:
@@ -83,6 +86,8 @@ def run_suite(
         Labels that a run must all have.
     jobs : int
         Runs at the same time.
+    in_process : bool
+        Whether to do without SuperLink and Ray (see `simulations.in_process`).
     console : Console, optional
         Where progress is shown.
     after : Callable[[Job], None], optional
@@ -111,7 +116,7 @@ def run_suite(
         TextColumn("left:"),
         TimeRemainingColumn(),
     )
-    processes = _Processes()
+    processes = _Processes(in_process)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     # One estimate over many runs: each takes minutes.
     with Progress(*columns, console=console, speed_estimate_period=36_000) as progress:
@@ -130,18 +135,47 @@ def run_suite(
                     after(job)
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
-                processes.stop()
                 raise
+            finally:
+                processes.stop()
     return plan(wanted, results)
 
 
 class _Processes:
-    """The runs at work, so that all of them can be ended."""
+    """The runs at work, so that all of them can be ended; in processes of their own, or workers.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    in_process : bool
+        Whether there are workers.
+    """
+
+    def __init__(self, in_process: bool) -> None:
         self._lock = Lock()
-        self._running: set[subprocess.Popen[bytes]] = set()
+        self._running: set[subprocess.Popen[Any]] = set()
+        self._idle: list[Worker] = []
+        self._in_process = in_process
         self.stopping = Event()
+
+    def run(self, folder: Path, settings: Mapping[str, Value], job: Job, cores: Cores) -> int:
+        """Run a job; return its exit status."""
+        if job.baseline:
+            alone = Cores(1, cores.clients * cores.threads)
+            return self.wait_for(
+                lambda: start_run(folder, settings, job.num_clients, alone, job.baseline)
+            )
+        if not self._in_process:
+            return self.wait_for(lambda: start_run(folder, settings, job.num_clients, cores))
+        write_settings(folder, settings)
+        with self._lock:
+            if self.stopping.is_set():
+                return -1
+            worker = self._idle.pop() if self._idle else Worker(cores.clients * cores.threads)
+            self._running.add(worker.process)
+        status = worker.run(folder, job.num_clients)
+        with self._lock:
+            self._idle.append(worker)
+        return status
 
     def wait_for(self, start: Callable[[], "subprocess.Popen[bytes]"]) -> int:
         """Start a process and return its exit status."""
@@ -179,10 +213,7 @@ def _run(job: Job, results: Results, cores: Cores, processes: _Processes) -> Out
     folder.chmod(0o755)
     settings = {**dict(job.settings), "seed": job.seed}
     start = time.monotonic()
-    cores = Cores(1, cores.clients * cores.threads) if job.baseline else cores
-    status = processes.wait_for(
-        lambda: start_run(folder, settings, job.num_clients, cores, job.baseline)
-    )
+    status = processes.run(folder, settings, job, cores)
     seconds = round(time.monotonic() - start, 1)
     if processes.stopping.is_set():
         return Failure("stopped")

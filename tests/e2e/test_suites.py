@@ -122,6 +122,19 @@ def test_each_run_keeps_its_result_and_its_folder(tiny: Tiny) -> None:
         assert f"{model}/full/seed0 on {other}: " in tiny.output
 
 
+def test_without_flowers_processes_a_run_is_the_same(tiny: Tiny, tmp_path: Path) -> None:
+    command = tiny.command("run", "--folder", str(tmp_path), "--in-process", "--only", "plain")
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    same = ("prompt", "tokens", "queries", "held-out-accuracy", "seed-prompt")
+    learned = []
+    for runs in (tiny.runs, tmp_path):
+        (file,) = (runs / "tiny" / "plain").glob("**/prompt.json")
+        learned.append(json.loads(file.read_text(encoding="utf-8")))
+    assert {key: learned[0][key] for key in same} == {key: learned[1][key] for key in same}
+    assert (file.parents[1] / "run.log").read_text(encoding="utf-8")
+
+
 def test_what_is_complete_is_not_run_again(tiny: Tiny) -> None:
     before = {path: path.stat().st_mtime_ns for path in tiny.runs.rglob("*") if path.is_file()}
     third = tiny.start()
