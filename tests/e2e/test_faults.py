@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from simulations.local_deployment import Deployment, deployment, wait_until
-from tests.e2e.conftest import deployment_keys, history, rounds_done
+from tests.e2e.conftest import QUERIES, deployment_keys, history, rounds_done
 from tests.fill_mask_server import FillMaskService
 from tests.language_model import fault_proxy as faults
 from tests.language_model.fault_proxy import Body, FaultProxy, Response
@@ -64,6 +64,8 @@ def test_a_run_that_was_killed_goes_on_to_the_same_end(
     proxy: FaultProxy,
 ) -> None:
     """SuperLink, ServerApp and one SuperNode are killed in the middle of round 2's searches."""
+    # With so many examples there is something left to win in round 2.
+    settings = {**settings, "k-shot": 4, "queries-per-round": 3 * QUERIES}
     runs = Path(settings["run-folder"])
     running.run(app, settings)
     # Nothing slower in between: round 2 has few questions.
