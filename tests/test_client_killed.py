@@ -33,7 +33,7 @@ from strategies.wire import (
 START = "Movie review."
 CONFIG = RunConfig.from_run_config(
     {
-        "queries-per-round": 60,
+        "queries-per-round": 90,
         "seed-prompt": START,
         "max-prompt-tokens": 8,
         "dtype": "float32",
@@ -79,8 +79,8 @@ def start(vocabulary: Vocabulary) -> list[Any]:
 
 def client(examples: tuple[Example, ...]) -> PromptTuningClient:
     """A new process on the same node: Flower hands on nothing of one that was killed."""
-    data = ClientData(train=examples[:6], validation=examples[6:8])
-    return PromptTuningClient("north", data, examples[8:10], CONFIG, RecordDict())
+    data = ClientData(train=examples[:12], validation=examples[12:14])
+    return PromptTuningClient("north", data, examples[14:16], CONFIG, RecordDict())
 
 
 def message(run: str, server_round: int = 1) -> dict[str, Any]:
@@ -124,7 +124,7 @@ def test_what_a_killed_search_had_found_is_not_lost(
     killed.feedback.record(change)
 
     _, _, metrics = client(short_reviews).fit(start, message("run", 2))
-    examples = [*short_reviews[:6], *short_reviews[8:10]]
+    examples = [*short_reviews[:12], *short_reviews[14:16]]
     ours, theirs = (
         Evaluator(language_model, task, QueryBudget(100)).correct(
             vocabulary.decode(tokens), examples

@@ -35,7 +35,7 @@ prompt = np.array(client._vocabulary.encode("Movie review."))
 _, _, searched = client.fit([prompt], {"server-round": 1})
 _, _, scored = client.evaluate([prompt], {"server-round": 1})
 assert "failure" not in searched and "failure" not in scored, (searched, scored)
-assert searched["requests"] > 0 and searched["trials"] > 0 and scored["num-scored"] == 8
+assert searched["requests"] > 0 and searched["trials"] > 0 and scored["num-scored"] == 16
 """
 
 
@@ -82,9 +82,9 @@ def test_messages_of_a_node_with_services_import_no_model_library(
     with llama_server() as endpoint:
         run_config = {
             "clients": "own-data",
-            "k-shot": 2,
+            "k-shot": 4,
             "public-per-class": 0,
-            "queries-per-round": 12,
+            "queries-per-round": 24,
             "max-fluency-loss": 50.0,
             "seed-prompt": "Movie review.",
             "endpoint": endpoint,
