@@ -29,7 +29,7 @@ check: $(INSTALLED)
 $(INSTALLED): pyproject.toml requirements-embedded.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip  # the one that Python brings takes three times as long
+	$(BIN)/python -m pip install --quiet --upgrade pip  # the one that Python brings resolves slowly
 	$(BIN)/python -m pip install --editable '.[dev]'
 	$(BIN)/python -m pip install --no-deps --require-hashes -r requirements-embedded.txt
 	touch $@

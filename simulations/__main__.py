@@ -129,7 +129,7 @@ def run_suite(
         list[str] | None, typer.Option(help="A label that runs must have; give one or more.")
     ] = None,
     in_process: Annotated[
-        bool, typer.Option("--in-process", help="Do without SuperLink and Ray: less time.")
+        bool, typer.Option("--in-process", help="Do without SuperLink and Ray.")
     ] = False,
     folder: Annotated[Path, typer.Option(help="Where run folders go.")] = RUNS,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be run.")] = False,

@@ -20,7 +20,7 @@ from feddtpt_flwr.node import Node
 from simulations import kept_runs
 from simulations.bad_clients import BadClient
 from simulations.kept_runs import accuracy_rows
-from simulations.local_federation import Client, HonestClient, Outcome, run_rounds
+from simulations.local_federation import Client, Federation, HonestClient, Outcome
 from simulations.perplexity import perplexities, typical
 
 NUM_CLIENTS = 10
@@ -111,7 +111,7 @@ def run_once(settings: Mapping[str, Any], seed: int) -> Outcome:
 
     data = load_data(config, NUM_CLIENTS)
     weights = settings.get("client-weights", "equal")
-    return run_rounds(config, who(data, settings.get("who", "all")), client, weights)
+    return Federation(config, who(data, settings.get("who", "all")), client, weights).run()
 
 
 def run(
@@ -149,8 +149,8 @@ def table(kept: kept_runs.Runs, common: Mapping[str, Any]) -> str:
         "# What a federation is worth",
         "",
         f"`python -m simulations federation`: {NUM_CLIENTS} clients on rotten_tomatoes, "
-        "SmolLM2-135M-Instruct, at about the same number of queries in all. *One client alone* is "
-        "the first of the ten; *in a chat*: by the model's chat template instead of as plain text; "
+        "SmolLM2-135M-Instruct, with about the same number of queries to spend. *One client alone* "
+        "is the first of the ten; *in a chat*: by the model's chat template, not as plain text; "
         "*uneven labels*: a Dirichlet(0.1) partition; *bad clients* send random tokens, claim "
         "that these are always right, and compare with random counts. "
         "Means over seeds with 95 % bootstrap intervals; differences are of the same seeds; the "

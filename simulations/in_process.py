@@ -127,6 +127,7 @@ class Worker:
         int
             0 if all went well.
         """
+        (folder / "run.log").touch()  # also if the process has died
         order = {"folder": str(folder), "num-clients": num_clients}
         try:
             self._orders.write(json.dumps(order) + "\n")

@@ -132,7 +132,7 @@ def accuracy_rows(
         "|---|---|---|---|---|---|",
     ]
     accuracy = {
-        variant: {seed: float(run["accuracy"]) for seed, run in runs.items()}
+        variant: {seed: float(run["accuracy"]) for seed, run in sorted(runs.items())}
         for variant, runs in kept.items()
     }
     shown = [variant for variant in variants if accuracy.get(variant)]

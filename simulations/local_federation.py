@@ -89,6 +89,29 @@ class Sent:
     tried: str
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """What one run gave; accuracies in [0, 1], of held-out examples.
+
+    Attributes
+    ----------
+    seed_accuracy, accuracy : float
+        Of the seed prompt and of the learned one.
+    queries : int
+        Of all clients.
+    seconds : float
+        Of the rounds.
+    prompt : str
+        The learned one.
+    """
+
+    seed_accuracy: float
+    accuracy: float
+    queries: int
+    seconds: float
+    prompt: str
+
+
 class Federation:
     """Clients, their states, and the rounds.
 
@@ -153,6 +176,16 @@ class Federation:
         )
         return [float(a) for a in evaluator.correct_all(prompts, self._test).mean(axis=1)]
 
+    def run(self) -> Outcome:
+        """Run all rounds, and measure the prompt before and after."""
+        models.language_model(self._config)  # loaded before the clock starts
+        first, start = self.prompt, time.monotonic()
+        for number in range(1, self._config.num_server_rounds + 1):
+            self.round(number)
+        seconds = time.monotonic() - start
+        seed_accuracy, accuracy = self.accuracy(first, self.prompt)
+        return Outcome(seed_accuracy, accuracy, self.queries, round(seconds, 1), self.prompt)
+
     def round(self, number: int) -> None:
         """Let the clients search and compare, and settle the next global prompt.
 
@@ -192,51 +225,3 @@ def _as_bytes(array: NDArray[Any]) -> bytes:
     buffer = BytesIO()
     np.save(buffer, array, allow_pickle=False)
     return buffer.getvalue()
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What one run gave; accuracies in [0, 1], of held-out examples.
-
-    Attributes
-    ----------
-    seed_accuracy, accuracy : float
-        Of the seed prompt and of the learned one.
-    queries : int
-        Of all clients.
-    seconds : float
-        Of the rounds.
-    prompt : str
-        The learned one.
-    """
-
-    seed_accuracy: float
-    accuracy: float
-    queries: int
-    seconds: float
-    prompt: str
-
-
-def run_rounds(
-    config: RunConfig,
-    data: FederatedData,
-    clients: Callable[[Node], Client] = HonestClient,
-    client_weights: ClientWeights = "equal",
-) -> Outcome:
-    """Run all rounds of a federation.
-
-    Parameters
-    ----------
-    config, data, clients, client_weights
-        As of `Federation`.
-    """
-    federation = Federation(config, data, clients, client_weights)
-    models.language_model(config)  # loaded before the clock starts
-    first, start = federation.prompt, time.monotonic()
-    for number in range(1, config.num_server_rounds + 1):
-        federation.round(number)
-    seconds = time.monotonic() - start
-    seed_accuracy, accuracy = federation.accuracy(first, federation.prompt)
-    return Outcome(
-        seed_accuracy, accuracy, federation.queries, round(seconds, 1), federation.prompt
-    )

@@ -6,7 +6,6 @@ The rounds are those of the app, with the same clients and the same server steps
 that keeps every upload, also those that no candidate was made of.
 """
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -16,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from feddtpt_flwr import models
 from feddtpt_flwr.config import RunConfig
 from feddtpt_flwr.data import ClientData, Example, Task
 from feddtpt_flwr.experiment import load_data, load_task
@@ -106,12 +104,8 @@ def run_once(settings: Mapping[str, Any], seed: int) -> Outcome:
         for client, canaries in zip(data.clients, CANARIES, strict=True)
     )
     federation = Federation(config, replace(data, clients=clients))
-    models.language_model(config)  # loaded before the clock starts
-    first, start = federation.prompt, time.monotonic()
-    for number in range(1, config.num_server_rounds + 1):
-        federation.round(number)
-    seconds = time.monotonic() - start
-    seed_accuracy, accuracy = federation.accuracy(first, federation.prompt)
+    first = federation.prompt
+    outcome = federation.run()
     own = [float(m[OWN_ACCURACY_KEY]) for m in federation.metrics if OWN_ACCURACY_KEY in m]
     uploads = [Upload(u.client, u.sent, f"{u.prompt} {u.tried}") for u in federation.uploads]
     texts = {
@@ -122,12 +116,12 @@ def run_once(settings: Mapping[str, Any], seed: int) -> Outcome:
     canaries = {str(i): words for i, words in enumerate(CANARIES)}
     return Outcome(
         leakage=measure(uploads, texts, public, canaries),
-        seed_accuracy=seed_accuracy,
-        accuracy=accuracy,
+        seed_accuracy=outcome.seed_accuracy,
+        accuracy=outcome.accuracy,
         own_accuracy=float(np.mean(own)) if own else None,
-        queries=federation.queries,
-        seconds=round(seconds, 1),
-        prompt=federation.prompt,
+        queries=outcome.queries,
+        seconds=outcome.seconds,
+        prompt=outcome.prompt,
     )
 
 

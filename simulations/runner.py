@@ -174,7 +174,8 @@ class _Processes:
             self._running.add(worker.process)
         status = worker.run(folder, job.num_clients)
         with self._lock:
-            self._idle.append(worker)
+            if status >= 0:  # one that has died takes no other order
+                self._idle.append(worker)
         return status
 
     def wait_for(self, start: Callable[[], "subprocess.Popen[bytes]"]) -> int:

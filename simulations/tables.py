@@ -148,7 +148,7 @@ def cost_table(grid: Grid) -> Table:
         [
             "Means over the completed runs. Bytes are the content of all messages of all clients, "
             "both ways. What is tuned are the learned prompt's token ids; of a soft prompt, its "
-            "numbers."
+            "numbers. Seconds say little where runs were at work side by side, or in one process."
         ],
     )
 

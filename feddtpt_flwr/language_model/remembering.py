@@ -6,7 +6,7 @@ from feddtpt_flwr.language_model.base import LanguageModel
 from feddtpt_flwr.memory import Memory
 
 CAPACITY = 16384
-"""Answers kept; with questions of 500 characters, about 10 MB."""
+"""Answers kept for each list of answer words; of 500 characters each, some 10 MB of questions."""
 
 
 class RememberingLanguageModel:

@@ -1,0 +1,20 @@
+from pathlib import Path
+
+from simulations.in_process import Worker
+
+
+def test_a_process_that_has_died_is_a_failed_run(tmp_path: Path) -> None:
+    worker = Worker(1)
+    worker.process.kill()
+    worker.process.wait()
+    assert worker.run(tmp_path, 2) == -1
+    assert not (tmp_path / "run.log").read_bytes()
+
+
+def test_an_order_that_cannot_be_carried_out_leaves_its_reason(tmp_path: Path) -> None:
+    worker = Worker(1)
+    (tmp_path / "settings.toml").write_text("k-shot = 0\n", encoding="utf-8")
+    assert worker.run(tmp_path, 2) == 1
+    assert "k-shot = 0" in (tmp_path / "run.log").read_text(encoding="utf-8")
+    worker.process.terminate()
+    worker.process.wait()
