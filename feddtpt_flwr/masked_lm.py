@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from feddtpt_flwr.language_model.forward import CausalForward
-from feddtpt_flwr.language_model.weights import load_causal_lm, resolve_device, resolve_dtype
+from feddtpt_flwr.language_model.causal_lm import causal_lm
+from feddtpt_flwr.language_model.weights import resolve_device, resolve_dtype
 from feddtpt_flwr.memory import Memory
 from feddtpt_flwr.vocabulary import Vocabulary
 from strategies.candidates import Tokens
@@ -107,16 +107,16 @@ class CausalInfiller:
         import torch
 
         self._device = resolve_device(device)
-        self._model, tokenizer = load_causal_lm(
-            model, self._device, resolve_dtype(dtype, self._device)
-        )
-        self._vocabulary = Vocabulary(tokenizer)
-        self._frame = tuple(tokenizer(FRAME)["input_ids"])
+        self._model = causal_lm(model, self._device, resolve_dtype(dtype, self._device))
+        self._vocabulary = Vocabulary(self._model.tokenizer)
+        [self._frame] = self._model.encode([FRAME])
         self._num_candidates = num_candidates
         self._right_tokens = right_tokens
         allowed = np.flatnonzero(self._vocabulary.proposable(excluded_words))
         self._allowed = torch.from_numpy(allowed).to(self._device)
-        self._forward = CausalForward(self._model)
+        self._continuations: Memory[Tokens, tuple[torch.Tensor, torch.Tensor]] = Memory(
+            self._continue
+        )
         self._fillings: Memory[Gap, Fillings] = Memory(self._fill)
         self._likelihoods: Memory[Tokens, float] = Memory(self._log_likelihood)
 
@@ -128,7 +128,7 @@ class CausalInfiller:
     @cached_property
     def token_embeddings(self) -> NDArray[np.float32]:
         """Where each token lies in meaning, unit rows ``(vocabulary, d)``."""
-        return _centred_unit_rows(self._model.get_input_embeddings().weight)
+        return _centred_unit_rows(self._model.embeddings)
 
     def fill(self, gaps: Sequence[Gap]) -> list[Fillings]:
         """Propose one token for every gap, all gaps in common passes."""
@@ -141,24 +141,35 @@ class CausalInfiller:
     def _fill(self, gaps: list[Gap]) -> list[Fillings]:
         import torch
 
-        lefts = [self._frame + left for left, _ in gaps]
-        starts = [log_probs[0, self._allowed] for log_probs in self._read(lefts, [1] * len(gaps))]
-        tops = [start.topk(min(self._num_candidates, len(start))) for start in starts]
-        candidates = [self._allowed[top.indices] for top in tops]
+        # What a context begins with costs hardly more, and is likely to be asked for as well.
+        beginnings = [left[:end] for left, _ in gaps for end in range(len(left) + 1)]
+        continued = dict(zip(beginnings, self._continuations.get(beginnings), strict=True))
+        starts = [continued[left] for left, _ in gaps]
         # Each candidate's tail predicts the right context, one token after the other.
         tails = [
-            [(*left, candidate, *right[:-1]) for candidate in tokens.tolist() if right]
-            for left, (_, right), tokens in zip(lefts, gaps, candidates, strict=True)
+            [
+                (*self._frame, *left, candidate, *right[:-1])
+                for candidate in tokens.tolist()
+                if right
+            ]
+            for (left, right), (tokens, _) in zip(gaps, starts, strict=True)
         ]
         ends = [len(right) for (_, right), group in zip(gaps, tails, strict=True) for _ in group]
         read = iter(self._read([tail for group in tails for tail in group], ends))
         fillings = []
-        for tokens, top, group, (_, right) in zip(candidates, tops, tails, gaps, strict=True):
+        for (_, right), (tokens, log_probs), group in zip(gaps, starts, tails, strict=True):
             follows = [_log_prob(next(read), right) for _ in group] or [0.0] * len(tokens)
-            fillings.append(
-                _ranked(tokens, top.values + torch.tensor(follows, device=self._device))
-            )
+            fillings.append(_ranked(tokens, log_probs + torch.tensor(follows, device=self._device)))
         return fillings
+
+    def _continue(self, lefts: list[Tokens]) -> "list[tuple[torch.Tensor, torch.Tensor]]":
+        """Return the likeliest continuations of each left context and their log-probabilities."""
+        read = self._read([self._frame + left for left in lefts], [1] * len(lefts))
+        tops = [
+            log_probs[0, self._allowed].topk(min(self._num_candidates, len(self._allowed)))
+            for log_probs in read
+        ]
+        return [(self._allowed[top.indices], top.values) for top in tops]
 
     def _log_likelihood(self, prompts: list[Tokens]) -> list[float]:
         sequences = [(*self._frame, *prompt[:-1]) for prompt in prompts]
@@ -171,10 +182,12 @@ class CausalInfiller:
 
         if not sequences:
             return ()
-        output_layer = self._model.get_output_embeddings()
         with torch.inference_mode():
-            states = torch.cat(self._forward.states(sequences, last))
-            return torch.split(torch.log_softmax(output_layer(states).float(), -1), last)
+            states = torch.cat(self._model.forward.states(sequences, last))
+            logits = torch.nn.functional.linear(
+                states, self._model.output_weight, self._model.output_bias
+            )
+            return torch.split(torch.log_softmax(logits.float(), -1), last)
 
 
 class HuggingFaceMaskedLM:

@@ -18,8 +18,8 @@ import numpy as np
 
 from feddtpt_flwr.assets import EMBEDDED
 from feddtpt_flwr.data import get_task
-from feddtpt_flwr.language_model.forward import PrefixTree
 from feddtpt_flwr.language_model.local import LocalLanguageModel
+from feddtpt_flwr.language_model.prefix_tree import PrefixTree
 from feddtpt_flwr.language_model.weights import load_causal_lm
 from simulations.bench_aggregation import peak_mib
 from simulations.llama_server import llama_server

@@ -94,11 +94,12 @@ def test_the_infillers_scores_are_those_of_plain_forward_passes(infiller: Causal
     right = right[: infiller._right_tokens]
     [fillings] = infiller.fill([(left, right)])
     begin = [*infiller._frame, *left]
+    plain, _ = load_causal_lm("embedded", "cpu", "float32")
     totals = []
     for token in fillings.tokens.tolist():
         ids = [*begin, token, *right]
         with torch.inference_mode():
-            logits = infiller._model(torch.tensor([ids])).logits[0]
+            logits = plain(torch.tensor([ids])).logits[0]
         log_probs = torch.log_softmax(logits.float(), -1)
         places = range(len(begin), len(ids))
         totals.append(sum(float(log_probs[place - 1, ids[place]]) for place in places))
@@ -128,8 +129,9 @@ def test_language_is_likelier_than_a_heap_of_words(infiller: CausalInfiller) -> 
 def test_the_log_likelihood_grows_token_by_token(infiller: CausalInfiller) -> None:
     tokens = infiller.vocabulary.encode("Judge this review")
     ids = torch.tensor([[*infiller._frame, *tokens]])
+    plain, _ = load_causal_lm("embedded", "cpu", "float32")
     with torch.inference_mode():
-        log_probs = torch.log_softmax(infiller._model(ids).logits[0].float(), -1)
+        log_probs = torch.log_softmax(plain(ids).logits[0].float(), -1)
     start = len(infiller._frame)
     steps = [float(log_probs[start + i - 1, token]) for i, token in enumerate(tokens)]
     for length in range(1, len(tokens) + 1):

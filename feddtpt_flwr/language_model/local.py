@@ -1,16 +1,23 @@
 """A local Hugging Face causal language model as the black box.
 
 Three things make it fast, none of which changes an answer: tokens that several queries begin with
-go through the model once, be it a prompt or the beginning of several prompts (see `forward`); no
-padding is computed; and only the last position, and there only the rows of the answer words, go
+go through the model once, be it a prompt or the beginning of several prompts (see `prefix_tree`);
+no padding is computed; and only the last position, and there only the rows of the answer words, go
 through the output layer.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 from feddtpt_flwr.language_model.base import FREE_TOKENS
-from feddtpt_flwr.language_model.forward import CausalForward, TokenIds
-from feddtpt_flwr.language_model.weights import load_causal_lm, resolve_device, resolve_dtype
+from feddtpt_flwr.language_model.causal_lm import causal_lm
+from feddtpt_flwr.language_model.prefix_tree import TokenIds
+from feddtpt_flwr.language_model.weights import (
+    load_causal_lm,
+    load_tokenizer,
+    resolve_device,
+    resolve_dtype,
+)
 
 
 class LocalLanguageModel:
@@ -41,9 +48,9 @@ class LocalLanguageModel:
     ) -> None:
         self._device = resolve_device(device)
         dtype = resolve_dtype(dtype, self._device)
-        self._model, self._tokenizer = load_causal_lm(model, self._device, dtype)
+        self._source = (model, self._device, dtype)
+        self._model = causal_lm(*self._source)
         self._chat = chat
-        self._forward = CausalForward(self._model)
         self._max_new_tokens = max_new_tokens
         self._name = f"{model} ({dtype}, {'chat' if chat else 'plain'})"
 
@@ -65,35 +72,42 @@ class LocalLanguageModel:
         by_query = dict(zip(different, answers, strict=True))
         return [by_query[query] for query in queries]
 
+    @property
+    def _template_tokenizer(self) -> Any:
+        model, _, dtype = self._source
+        return load_tokenizer(model, dtype)
+
     def _render(self, query: str) -> str:
         if not self._chat:
             return query
         message = [{"role": "user", "content": query}]
         return str(
-            self._tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+            self._template_tokenizer.apply_chat_template(
+                message, tokenize=False, add_generation_prompt=True
+            )
         )
 
     def _encode(self, texts: Sequence[str]) -> list[TokenIds]:
         # A rendered chat template already carries its special tokens.
-        encoded = self._tokenizer(list(texts), add_special_tokens=not self._chat)
-        return [tuple(ids) for ids in encoded["input_ids"]]
+        return self._model.encode(texts, special=not self._chat)
 
     def _generate(self, query: str) -> str:
         import torch
 
+        model, tokenizer = load_causal_lm(*self._source)
         ids = torch.tensor([self._encode([query])[0]], device=self._device)
         # In plain text nothing but a blank line tells that a passage is over.
-        stop = {} if self._chat else {"stop_strings": ["\n\n"], "tokenizer": self._tokenizer}
+        stop = {} if self._chat else {"stop_strings": ["\n\n"], "tokenizer": tokenizer}
         with torch.inference_mode():
-            output = self._model.generate(
+            output = model.generate(
                 ids,
                 attention_mask=torch.ones_like(ids),
                 do_sample=False,
                 max_new_tokens=self._max_new_tokens,
-                pad_token_id=self._tokenizer.eos_token_id,
+                pad_token_id=tokenizer.eos_token_id,
                 **stop,
             )
-        return str(self._tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True))
+        return str(tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True))
 
     def _choose(self, queries: Sequence[str], choices: Sequence[str]) -> list[str]:
         """Decode greedily among the token sequences of the choices.
@@ -127,7 +141,7 @@ class LocalLanguageModel:
         separator = "" if query[-1:].isspace() else " "
         stem = self._encode([query])[0]
         whole = self._encode([query + separator + choice for choice in choices])
-        end = (self._tokenizer.eos_token_id,)
+        end = () if self._model.end_token is None else (self._model.end_token,)
         # The end token keeps a choice that is the beginning of another one apart from it.
         options = {(*ids[len(stem) :], *end): c for ids, c in zip(whole, choices, strict=True)}
         if len(options) < len(choices):
@@ -141,10 +155,9 @@ class LocalLanguageModel:
         import torch
 
         with torch.inference_mode():
-            output_layer = self._model.get_output_embeddings()
-            weight = output_layer.weight[list(next_tokens)].float()
-            logits = self._forward.last_states(contexts).float() @ weight.T
-            if getattr(output_layer, "bias", None) is not None:
-                logits = logits + output_layer.bias[list(next_tokens)].float()
+            weight = self._model.output_weight[list(next_tokens)].float()
+            logits = self._model.forward.last_states(contexts).float() @ weight.T
+            if self._model.output_bias is not None:
+                logits = logits + self._model.output_bias[list(next_tokens)].float()
         rows: list[list[float]] = logits.tolist()
         return rows

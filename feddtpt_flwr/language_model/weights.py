@@ -85,15 +85,33 @@ def read_causal_lm(model: str, device: str, dtype: str) -> tuple[Any, Any]:
         The model in evaluation mode and its fast tokenizer.
     """
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()  # it would fill the streamed log of every node
-    source = embedded_language_model() if model == EMBEDDED else Path(model)
-    folder = str(_from_gguf(source, dtype)) if source.suffix == ".gguf" else model
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    folder = str(converted(model, dtype) or model)
     loaded = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))
-    return loaded.to(device).eval(), tokenizer
+    return loaded.to(device).eval(), load_tokenizer(model, dtype)
+
+
+@cache
+def load_tokenizer(model: str, dtype: str) -> Any:
+    """Return the model's tokenizer as transformers reads it, with its chat template."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(str(converted(model, dtype) or model))
+
+
+def converted(model: str, dtype: str) -> Path | None:
+    """Return the folder with a GGUF file's weights; None for what comes from elsewhere.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    """
+    source = embedded_language_model() if model == EMBEDDED else Path(model)
+    return _from_gguf(source, dtype) if source.suffix == ".gguf" else None
 
 
 def _from_gguf(path: Path, dtype: str) -> Path:

@@ -1,9 +1,8 @@
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from transformers import (
     GPTNeoXConfig,
     GPTNeoXForCausalLM,
@@ -13,7 +12,8 @@ from transformers import (
     MistralForCausalLM,
 )
 
-from feddtpt_flwr.language_model.forward import CausalForward, PrefixTree, common_length
+from feddtpt_flwr.language_model.forward import CausalForward, TransformersBackbone
+from feddtpt_flwr.language_model.llama import Llama, is_plain_llama
 
 Sequences = list[tuple[int, ...]]
 
@@ -36,10 +36,12 @@ SIZES = {
 }
 
 
-def tiny(name: str) -> torch.nn.Module:
+def tiny(name: str, **settings: Any) -> torch.nn.Module:
     torch.manual_seed(0)
     models = {
-        "grouped queries": lambda: LlamaForCausalLM(LlamaConfig(**SIZES, num_key_value_heads=2)),
+        "grouped queries": lambda: LlamaForCausalLM(
+            LlamaConfig(**SIZES, num_key_value_heads=2, **settings)
+        ),
         "other architecture": lambda: GPTNeoXForCausalLM(GPTNeoXConfig(**SIZES)),
         "sliding window": lambda: MistralForCausalLM(
             MistralConfig(**SIZES, num_key_value_heads=2, sliding_window=4)
@@ -64,7 +66,7 @@ def test_states_are_those_of_each_sequence_alone(name: str, max_tokens: int) -> 
     model = tiny(name)
     expected = [alone(model, sequence) for sequence in SEQUENCES]
     last = [min(3, len(sequence)) for sequence in SEQUENCES]
-    forward = CausalForward(model, max_tokens=max_tokens)
+    forward = CausalForward(TransformersBackbone(model), max_tokens=max_tokens)
     found = forward.states(SEQUENCES, last)
     for states, whole, n in zip(found, expected, last, strict=True):
         torch.testing.assert_close(states, whole[-n:], atol=1e-5, rtol=1e-4)
@@ -77,46 +79,48 @@ def test_states_are_those_of_each_sequence_alone(name: str, max_tokens: int) -> 
     [("grouped queries", True), ("other architecture", True), ("sliding window", False)],
 )
 def test_what_is_packed(name: str, packs: bool) -> None:
-    assert CausalForward(tiny(name))._packs is packs
+    assert TransformersBackbone(tiny(name))._packs is packs
 
 
 def test_the_models_own_calls_still_work() -> None:
     model = tiny("grouped queries")
     expected = alone(model, SEQUENCES[0])
-    CausalForward(model)
+    TransformersBackbone(model)
     torch.testing.assert_close(alone(model, SEQUENCES[0]), expected, atol=1e-5, rtol=1e-4)
 
 
 def test_no_sequences_have_no_states() -> None:
-    assert CausalForward(tiny("grouped queries")).states([], []) == []
+    assert CausalForward(TransformersBackbone(tiny("grouped queries"))).states([], []) == []
 
 
-rows = st.lists(
-    st.lists(st.integers(0, 2), min_size=1, max_size=6).map(tuple), min_size=1, max_size=8
-)
-
-
-@given(rows)
-def test_a_tree_holds_every_sequence(sequences: Sequences) -> None:
-    tree = PrefixTree.of(sequences)
-    for sequence, path in zip(sequences, tree.paths, strict=True):
-        assert tuple(tree.tokens[node] for node in path) == sequence
-        assert [tree.positions[node] for node in path] == list(range(len(sequence)))
-
-
-@given(rows)
-def test_a_tree_holds_each_beginning_once(sequences: Sequences) -> None:
-    tree = PrefixTree.of(sequences)
-    beginnings = {row[:length] for row in sequences for length in range(1, len(row) + 1)}
-    assert len(tree.tokens) == len(tree.positions) == len(beginnings)
-    assert [node for start, stop, _ in tree.added for node in range(start, stop)] == list(
-        range(len(tree.tokens))
-    )
+@pytest.mark.parametrize("max_tokens", [1, 9, 1000])
+def test_llamas_states_are_those_of_transformers(max_tokens: int) -> None:
+    model = tiny("grouped queries", tie_word_embeddings=True)
+    expected = [alone(model, sequence) for sequence in SEQUENCES]
+    layers = Llama(model.config.to_dict(), model.state_dict())  # type: ignore[operator, union-attr]
+    forward = CausalForward(layers, max_tokens=max_tokens)
+    found = forward.states(SEQUENCES, [len(sequence) for sequence in SEQUENCES])
+    for states, whole in zip(found, expected, strict=True):
+        torch.testing.assert_close(states, whole, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize(
-    ("first", "second", "length"),
-    [((), (), 0), ((1, 2), (1, 2), 2), ((1, 2), (1, 3, 2), 1), ((1,), (2,), 0), ((1,), (1, 5), 1)],
+    ("setting", "plain"),
+    [
+        ({}, True),
+        ({"attention_bias": True}, False),
+        ({"mlp_bias": True}, False),
+        ({"hidden_act": "gelu"}, False),
+        ({"tie_word_embeddings": False}, False),
+        ({"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}}, False),
+    ],
 )
-def test_common_length(first: tuple[int, ...], second: tuple[int, ...], length: int) -> None:
-    assert common_length(first, second) == length
+def test_only_a_plain_llama_is_computed_without_transformers(
+    setting: dict[str, Any], plain: bool
+) -> None:
+    config = LlamaConfig(**{**SIZES, "tie_word_embeddings": True, **setting})
+    assert is_plain_llama(config.to_dict()) is plain
+
+
+def test_other_models_are_no_llama() -> None:
+    assert not is_plain_llama(MistralConfig(**SIZES, tie_word_embeddings=True).to_dict())
