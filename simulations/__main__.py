@@ -16,6 +16,7 @@ from simulations import (
     bench_evaluation,
     bench_labels,
     bench_message,
+    bench_startup,
     deployment,
     federation,
     fedpit,
@@ -80,6 +81,17 @@ def labels(
 ) -> None:
     """Compare the engine's answers with those of plain forward passes."""
     file.write(json.dumps(bench_labels.run(sentences, prompts), indent=2) + "\n")
+
+
+@bench.command("startup")
+def startup(
+    repeats: Annotated[int, typer.Option(min=1, help="Starts of each kind.")] = 5,
+    file: Annotated[
+        typer.FileTextWrite, typer.Option("--json", help="File for the figures; - prints them.")
+    ] = sys.stdout,  # type: ignore[assignment]
+) -> None:
+    """Time a process up to the embedded black box's first answer, and weigh two at a time."""
+    file.write(json.dumps(bench_startup.run(repeats), indent=2) + "\n")
 
 
 @bench.command("scaling")

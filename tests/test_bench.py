@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from simulations import scaling
+from simulations import bench_startup, scaling
 
 
 def test_the_exponent_is_that_of_a_power_law() -> None:
@@ -24,3 +24,15 @@ def test_a_table_of_growing_numbers_of_clients(tmp_path: Path) -> None:
         assert run["peak_mib"] >= run["uploads_mib"] > 0
     table = (tmp_path / "aggregation.md").read_text(encoding="utf-8")
     assert f"to the power of {report['exponent']:.2f}" in table
+
+
+@pytest.mark.slow
+def test_a_start_is_timed_and_weighed(embedded_assets: None) -> None:
+    seconds = bench_startup._seconds(bench_startup.OURS)
+    assert 0.1 < seconds < 60
+    assert 100 < bench_startup._memory(1) < 4000
+
+
+def test_a_start_that_fails_says_so() -> None:
+    with pytest.raises(RuntimeError, match="has failed"):
+        bench_startup._seconds("raise SystemExit(1)\n")

@@ -68,6 +68,22 @@ def test_importing_is_cheap(module: str) -> None:
     assert imported(f"import {module}") == []
 
 
+def test_the_embedded_model_answers_and_proposes_without_transformers(
+    embedded_assets: None,
+) -> None:
+    """Which takes longer to load than the model."""
+    program = """
+from feddtpt_flwr.language_model.local import LocalLanguageModel
+from feddtpt_flwr.masked_lm import CausalInfiller
+
+model = LocalLanguageModel("embedded")
+assert model.answer(["The capital of France is"], ["Paris", "Rome"]) == ["Paris"]
+infiller = CausalInfiller("embedded")
+assert infiller.log_likelihood([infiller.vocabulary.encode("Paris")])[0] < 0
+"""
+    assert imported(program) == ["torch"]
+
+
 @pytest.mark.slow
 def test_messages_of_a_node_with_services_import_no_model_library(
     embedded_assets: None,
