@@ -16,6 +16,7 @@ from simulations import (
     bench_evaluation,
     bench_labels,
     bench_message,
+    bench_overhead,
     bench_startup,
     deployment,
     federation,
@@ -92,6 +93,17 @@ def startup(
 ) -> None:
     """Time a process up to the embedded black box's first answer, and weigh two at a time."""
     file.write(json.dumps(bench_startup.run(repeats), indent=2) + "\n")
+
+
+@bench.command("overhead")
+def overhead(
+    clients: Annotated[int, typer.Option(min=1, help="Simulated clients.")] = 4,
+    file: Annotated[
+        typer.FileTextWrite, typer.Option("--json", help="File for the figures; - prints them.")
+    ] = sys.stdout,  # type: ignore[assignment]
+) -> None:
+    """Compare a run's processor time with that of one which asks the models next to nothing."""
+    file.write(json.dumps(bench_overhead.run(clients, {}), indent=2) + "\n")
 
 
 @bench.command("scaling")

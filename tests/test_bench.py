@@ -1,9 +1,11 @@
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from simulations import bench_startup, scaling
+from simulations import bench_overhead, bench_startup, scaling
 
 
 def test_the_exponent_is_that_of_a_power_law() -> None:
@@ -36,3 +38,34 @@ def test_a_start_is_timed_and_weighed(embedded_assets: None) -> None:
 def test_a_start_that_fails_says_so() -> None:
     with pytest.raises(RuntimeError, match="has failed"):
         bench_startup._seconds("raise SystemExit(1)\n")
+
+
+@pytest.mark.parametrize(
+    ("command", "role"),
+    [
+        ("ray::ClientAppActor.run", "clients (Ray workers)"),
+        ("/venv/ray/core/src/ray/raylet/raylet --session", "Ray itself"),
+        ("python /venv/bin/flower-superlink --insecure", "SuperLink and its plugins"),
+        ("python /venv/bin/flwr-simulation --token", "server and simulation engine"),
+        ("python -m feddtpt_flwr.cli simulate .", "the command"),
+    ],
+)
+def test_roles_of_processes(command: str, role: str) -> None:
+    assert bench_overhead.role(command) == role
+
+
+def test_processes_of_a_run_are_told_by_their_mark(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(bench_overhead.MARK, "this one")
+    program = "for _ in range(10**6): pass\nprint(flush=True)\ninput()"
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout
+        process.stdout.readline()
+        found = bench_overhead._processes("this one")
+        process.communicate(b"\n")
+    assert found.keys() == {process.pid}
+    command, seconds = found[process.pid]
+    assert program.splitlines()[0] in command
+    assert seconds > 0
+    assert bench_overhead._processes("another") == {}
