@@ -48,7 +48,9 @@ class CausalLM:
 
     def encode(self, texts: Sequence[str], *, special: bool = True) -> list[TokenIds]:
         """Return the token ids of each text, with the special tokens that the model expects."""
-        if hasattr(self.tokenizer, "encode_batch"):
+        from tokenizers import Tokenizer
+
+        if isinstance(self.tokenizer, Tokenizer):
             encoded = self.tokenizer.encode_batch(list(texts), add_special_tokens=special)
             return [tuple(item.ids) for item in encoded]
         rows = self.tokenizer(list(texts), add_special_tokens=special)["input_ids"]

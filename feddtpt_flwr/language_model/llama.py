@@ -1,7 +1,7 @@
 """The layers of a Llama model, read from a file and nothing else.
 
 What transformers loads before it can do the same takes several seconds, and every process that
-asks the model pays for it. The numbers are the same: see `tests/language_model/test_llama.py`.
+asks the model pays for it. The numbers are those of transformers.
 """
 
 import json

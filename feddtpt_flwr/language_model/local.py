@@ -7,6 +7,7 @@ through the output layer.
 """
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 from feddtpt_flwr.language_model.base import FREE_TOKENS
@@ -14,7 +15,7 @@ from feddtpt_flwr.language_model.causal_lm import causal_lm
 from feddtpt_flwr.language_model.prefix_tree import TokenIds
 from feddtpt_flwr.language_model.weights import (
     load_causal_lm,
-    load_tokenizer,
+    read_tokenizer,
     resolve_device,
     resolve_dtype,
 )
@@ -72,10 +73,10 @@ class LocalLanguageModel:
         by_query = dict(zip(different, answers, strict=True))
         return [by_query[query] for query in queries]
 
-    @property
+    @cached_property
     def _template_tokenizer(self) -> Any:
         model, _, dtype = self._source
-        return load_tokenizer(model, dtype)
+        return read_tokenizer(model, dtype)
 
     def _render(self, query: str) -> str:
         if not self._chat:

@@ -91,11 +91,10 @@ def read_causal_lm(model: str, device: str, dtype: str) -> tuple[Any, Any]:
     disable_progress_bar()  # it would fill the streamed log of every node
     folder = str(converted(model, dtype) or model)
     loaded = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))
-    return loaded.to(device).eval(), load_tokenizer(model, dtype)
+    return loaded.to(device).eval(), read_tokenizer(model, dtype)
 
 
-@cache
-def load_tokenizer(model: str, dtype: str) -> Any:
+def read_tokenizer(model: str, dtype: str) -> Any:
     """Return the model's tokenizer as transformers reads it, with its chat template."""
     from transformers import AutoTokenizer
 
