@@ -14,7 +14,7 @@ from tests.fill_mask_server import FillMaskService
 from tests.language_model import fault_proxy as faults
 from tests.language_model.fault_proxy import Body, FaultProxy, Response
 
-ROUND_TIMEOUT = 20.0
+ROUND_TIMEOUT = 30.0
 
 pytestmark = pytest.mark.slow
 
@@ -114,6 +114,8 @@ def test_a_round_goes_on_without_nodes_that_cannot_take_part(
     other.write_text(json.dumps(tokenizer), encoding="utf-8")
     running.start_node("east", **files["north"], **{"api-key-env": "FAULTS_WRONG_KEY"})
     running.start_node("west", **files["south"], **{"masked-lm": str(other)})
+    south = running.log_file("south")
+    wait_until(lambda: "SuperNode ID" in south.read_text(encoding="utf-8"), "south to join")
     running.stop("south")
     changes = {"num-server-rounds": 1, "min-available-clients": 4, "round-timeout": ROUND_TIMEOUT}
     run = running.run(app, {**settings, **changes})
