@@ -43,13 +43,15 @@ app = typer.Typer(
 bench = typer.Typer(no_args_is_help=True, help="Time and memory of one part.")
 app.add_typer(bench, name="bench")
 
+JsonFile = Annotated[
+    typer.FileTextWrite, typer.Option("--json", help="File for the figures; - prints them.")
+]
+
 
 @bench.command("aggregation")
 def aggregation(
     clients: Annotated[int, typer.Option(min=1, help="Clients that upload a prompt.")] = 1000,
-    file: Annotated[
-        typer.FileTextWrite, typer.Option("--json", help="File for the figures; - prints them.")
-    ] = sys.stdout,  # type: ignore[assignment]
+    file: JsonFile = sys.stdout,  # type: ignore[assignment]
 ) -> None:
     """Time the server's step on synthetic uploads, and the quadratic way as far as it goes."""
     file.write(json.dumps(bench_aggregation.run(clients), indent=2) + "\n")
@@ -59,9 +61,7 @@ def aggregation(
 def evaluation(
     queries: Annotated[int, typer.Option(min=16, help="Queries in each turn.")] = 128,
     repeats: Annotated[int, typer.Option(min=1, help="Turns.")] = 5,
-    file: Annotated[
-        typer.FileTextWrite, typer.Option("--json", help="File for the figures; - prints them.")
-    ] = sys.stdout,  # type: ignore[assignment]
+    file: JsonFile = sys.stdout,  # type: ignore[assignment]
 ) -> None:
     """Time the embedded black box against the usual ways, with the same queries."""
     result = bench_evaluation.run(queries, repeats)
@@ -76,9 +76,7 @@ def evaluation(
 def labels(
     sentences: Annotated[int, typer.Option(min=1, help="Held-out sentences.")] = 500,
     prompts: Annotated[int, typer.Option(min=1, help="Prompts.")] = 20,
-    file: Annotated[
-        typer.FileTextWrite, typer.Option("--json", help="File for the figures; - prints them.")
-    ] = sys.stdout,  # type: ignore[assignment]
+    file: JsonFile = sys.stdout,  # type: ignore[assignment]
 ) -> None:
     """Compare the engine's answers with those of plain forward passes."""
     file.write(json.dumps(bench_labels.run(sentences, prompts), indent=2) + "\n")
@@ -87,9 +85,7 @@ def labels(
 @bench.command("startup")
 def startup(
     repeats: Annotated[int, typer.Option(min=1, help="Starts of each kind.")] = 5,
-    file: Annotated[
-        typer.FileTextWrite, typer.Option("--json", help="File for the figures; - prints them.")
-    ] = sys.stdout,  # type: ignore[assignment]
+    file: JsonFile = sys.stdout,  # type: ignore[assignment]
 ) -> None:
     """Time a process up to the embedded black box's first answer, and weigh two at a time."""
     file.write(json.dumps(bench_startup.run(repeats), indent=2) + "\n")
@@ -98,9 +94,7 @@ def startup(
 @bench.command("overhead")
 def overhead(
     clients: Annotated[int, typer.Option(min=1, help="Simulated clients.")] = 4,
-    file: Annotated[
-        typer.FileTextWrite, typer.Option("--json", help="File for the figures; - prints them.")
-    ] = sys.stdout,  # type: ignore[assignment]
+    file: JsonFile = sys.stdout,  # type: ignore[assignment]
 ) -> None:
     """Compare a run's processor time with that of one which asks the models next to nothing."""
     file.write(json.dumps(bench_overhead.run(clients, {}), indent=2) + "\n")
@@ -121,9 +115,7 @@ def run_scaling(
 def endpoint(
     sentences: Annotated[int, typer.Option(min=1, help="Questions of each measurement.")] = 48,
     threads: Annotated[int, typer.Option(min=1, help="Threads of the server.")] = 1,
-    file: Annotated[
-        typer.FileTextWrite, typer.Option("--json", help="File for the figures; - prints them.")
-    ] = sys.stdout,  # type: ignore[assignment]
+    file: JsonFile = sys.stdout,  # type: ignore[assignment]
 ) -> None:
     """Time our client against a bare loop of single requests, on llama.cpp's server."""
     file.write(json.dumps(bench_endpoint.run(sentences, threads), indent=2) + "\n")
@@ -132,9 +124,7 @@ def endpoint(
 @bench.command("message")
 def message(
     repeats: Annotated[int, typer.Option(min=1, help="Messages of each kind.")] = 5,
-    file: Annotated[
-        typer.FileTextWrite, typer.Option("--json", help="File for the figures; - prints them.")
-    ] = sys.stdout,  # type: ignore[assignment]
+    file: JsonFile = sys.stdout,  # type: ignore[assignment]
 ) -> None:
     """Time a train message to a thin node against one to an empty ClientApp."""
     result = bench_message.run(repeats)

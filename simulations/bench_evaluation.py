@@ -5,11 +5,9 @@ python -m simulations bench evaluation --json -
 
 import multiprocessing
 import os
-import platform
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from datetime import UTC, datetime
 from functools import cache
 from statistics import median
 from typing import Any
@@ -24,6 +22,7 @@ from feddtpt_flwr.language_model.weights import load_causal_lm
 from simulations.bench_aggregation import peak_mib
 from simulations.llama_server import llama_server
 from simulations.sentences import held_out
+from simulations.stamp import stamp
 
 PROMPT = "Decide whether this movie review is positive or negative."
 CONTENDERS = {
@@ -81,9 +80,7 @@ def run(queries: int, repeats: int) -> dict[str, Any]:
     for pool in pools.values():
         pool.shutdown()
     return {
-        "date": datetime.now(UTC).date().isoformat(),
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}, Python "
-        f"{platform.python_version()}",
+        **stamp(),
         "default": default,
         "queries": queries,
         "repeats": repeats,

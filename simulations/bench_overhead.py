@@ -14,6 +14,7 @@ from typing import Any
 from uuid import uuid4
 
 from simulations.app_run import Cores, start_run, why_it_failed
+from simulations.stamp import stamp
 from simulations.suite import Value
 
 MARK = "FEDDTPT_BENCH_RUN"
@@ -52,6 +53,7 @@ def run(clients: int, settings: Mapping[str, Value]) -> dict[str, Any]:
     full = _measure(clients, settings)
     empty = _measure(clients, {**settings, **NOTHING})
     return {
+        **stamp(),
         "clients": clients,
         "settings": dict(settings),
         "full": full,

@@ -15,6 +15,7 @@ from typing import IO, Any, cast
 
 from feddtpt_flwr.assets import EMBEDDED
 from feddtpt_flwr.language_model.weights import converted, resolve_dtype
+from simulations.stamp import stamp
 
 QUERY = "Is this movie review positive or negative? I loved every minute of it."
 ANSWERS = ["positive", "negative"]
@@ -63,6 +64,8 @@ def run(repeats: int) -> dict[str, Any]:
     ours, theirs = median(times["ours"]), median(times["transformers"])
     ratios = [b / a for a, b in zip(times["ours"], times["transformers"], strict=True)]
     return {
+        **stamp(),
+        "model": EMBEDDED,
         "dtype": dtype,
         "repeats": repeats,
         "first_seconds": round(first, 2),

@@ -1,16 +1,14 @@
 """Finished runs of a comparison, kept in a JSON file so that none is done twice."""
 
 import json
-import os
-import platform
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from simulations.intervals import Mean, mean, paired
+from simulations.stamp import stamp
 
 Runs = dict[str, dict[int, dict[str, Any]]]
 """What each run gave, by variant and seed."""
@@ -48,9 +46,7 @@ def read(file: Path, settings: Mapping[str, Mapping[str, Any]]) -> Runs:
 def write(file: Path, settings: Mapping[str, Mapping[str, Any]], runs: Runs) -> None:
     """Write all runs, the machine and the date; the file is whole at any time."""
     content = {
-        "date": datetime.now(UTC).date().isoformat(),
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}, Python "
-        f"{platform.python_version()}",
+        **stamp(),
         "settings": {variant: settings[variant] for variant in settings if variant in runs},
         "runs": {
             variant: dict(sorted(runs[variant].items())) for variant in settings if variant in runs

@@ -1,12 +1,9 @@
 """A suite's report: Markdown with figures, and one HTML page that holds everything."""
 
 import json
-import os
-import platform
 import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from io import StringIO
 from itertools import product
 from pathlib import Path
@@ -21,6 +18,7 @@ from simulations.grid import Grid, read_grid
 from simulations.outcome import Outcome, Results, write_atomically
 from simulations.perplexity import perplexity_table
 from simulations.prompts import Piece, highlight
+from simulations.stamp import stamp
 from simulations.suite import AXES, Suite
 from simulations.tables import Table, all_tables, transfer_table
 from simulations.transfer import known_transfer
@@ -92,11 +90,9 @@ def collect(suite: Suite, results: Results) -> Content:
         tables.append(transfer_table(grid, known_transfer(grid, results)))
     if table := perplexity_table(grid):
         tables.append(table)
-    now = datetime.now(UTC).date().isoformat()
-    cores = f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}"
     return Content(
         suite,
-        f"{now}, {cores}",
+        ", ".join(stamp().values()),
         grid.num_runs,
         grid.num_wanted,
         tables,

@@ -4,16 +4,14 @@ python -m simulations bench scaling
 """
 
 import json
-import os
-import platform
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from simulations import bench_aggregation
+from simulations.stamp import stamp
 
 CLIENTS = (100, 300, 1000, 3000, 10_000)
 
@@ -46,9 +44,7 @@ def run(clients: Sequence[int], folder: Path) -> dict[str, Any]:
     runs = [bench_aggregation.run(number) for number in clients]
     power, factor = exponent([r["clients"] for r in runs], [r["seconds"] for r in runs])
     report: dict[str, Any] = {
-        "date": datetime.now(UTC).date().isoformat(),
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}, Python "
-        f"{platform.python_version()}",
+        **stamp(),
         "exponent": round(power, 3),
         "factor": factor,
         "runs": runs,

@@ -1,20 +1,19 @@
 """The same federation under several seeds, and whether its prompt is better on unseen data."""
 
 import json
-import os
-import platform
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from scipy import stats
+
+from simulations.stamp import stamp
 
 RESULTS = Path(__file__).parent / "results"
 APP = Path(__file__).parent.parent
@@ -52,9 +51,7 @@ def run(
     results = [run_once(seed, overrides, num_clients) for seed in seed_numbers]
     settings = {"num-clients": num_clients, "run-config": list(overrides)}
     header = {
-        "date": datetime.now(UTC).date().isoformat(),
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}, Python "
-        f"{platform.python_version()}",
+        **stamp(),
         "settings": settings,
     }
     folder.mkdir(parents=True, exist_ok=True)

@@ -12,6 +12,7 @@ from transformers import (
     MistralForCausalLM,
 )
 
+from feddtpt_flwr.language_model import prefix_tree
 from feddtpt_flwr.language_model.forward import CausalForward, TransformersBackbone
 from feddtpt_flwr.language_model.llama import Llama, is_plain_llama
 
@@ -94,7 +95,11 @@ def test_no_sequences_have_no_states() -> None:
 
 
 @pytest.mark.parametrize("max_tokens", [1, 9, 1000])
-def test_llamas_states_are_those_of_transformers(max_tokens: int) -> None:
+@pytest.mark.parametrize("stretch", [1, 4, 128])
+def test_llamas_states_are_those_of_transformers(
+    max_tokens: int, stretch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prefix_tree, "STRETCH", stretch)
     model = tiny("grouped queries", tie_word_embeddings=True)
     expected = [alone(model, sequence) for sequence in SEQUENCES]
     layers = Llama(model.config.to_dict(), model.state_dict())  # type: ignore[operator, union-attr]
