@@ -30,7 +30,12 @@ ROLES = {
 }
 """Processes by their command lines; the first that fits counts, and the rest are the command's."""
 
-NOTHING: dict[str, Value] = {"queries-per-round": 1, "guard": False, "test-size": 2}
+NOTHING: dict[str, Value] = {
+    "queries-per-round": 1,
+    "guard": False,
+    "k-shot": 1,  # clients evaluate the global prompt on as many per class
+    "test-size": 2,
+}
 """Settings under which nobody asks the models anything to speak of."""
 
 

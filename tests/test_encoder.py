@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from feddtpt_flwr.encoder import EncoderEmbedder
+from feddtpt_flwr.assets import embedded_encoder
+from feddtpt_flwr.encoder import BertEncoder, EncoderEmbedder
 from feddtpt_flwr.vocabulary import Vocabulary
 from strategies import aggregate
 
@@ -30,6 +31,18 @@ def test_the_encoder_gives_every_token_a_row(
         assert (np.linalg.norm(rows, axis=1) > 0).all()
     assert np.isfinite(embedded[3]).all()
     assert embedder.embed([]) == []
+
+
+@pytest.mark.parametrize("text", ["a", "Classify this naïve film review! 👍", "good " * 600])
+def test_states_are_those_of_transformers(text: str, embedded_assets: None) -> None:
+    import torch
+    from transformers import AutoModel, AutoTokenizer
+
+    folder = embedded_encoder()
+    ids = AutoTokenizer.from_pretrained(folder)(text, truncation=True)["input_ids"]
+    with torch.inference_mode():
+        theirs = AutoModel.from_pretrained(folder).eval()(torch.tensor([ids])).last_hidden_state[0]
+    np.testing.assert_allclose(BertEncoder.read(folder).states(ids), theirs.numpy(), atol=2e-5)
 
 
 def test_like_words_in_like_places_are_near(

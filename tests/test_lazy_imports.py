@@ -68,18 +68,20 @@ def test_importing_is_cheap(module: str) -> None:
     assert imported(f"import {module}") == []
 
 
-def test_the_embedded_model_answers_and_proposes_without_transformers(
-    embedded_assets: None,
-) -> None:
-    """Which takes longer to load than the model."""
+def test_the_embedded_models_do_without_transformers(embedded_assets: None) -> None:
+    """Which takes longer to load than any of them."""
     program = """
+import numpy as np
+from feddtpt_flwr.encoder import EncoderEmbedder
 from feddtpt_flwr.language_model.local import LocalLanguageModel
 from feddtpt_flwr.masked_lm import CausalInfiller
 
 model = LocalLanguageModel("embedded")
 assert model.answer(["The capital of France is"], ["Paris", "Rome"]) == ["Paris"]
 infiller = CausalInfiller("embedded")
-assert infiller.log_likelihood([infiller.vocabulary.encode("Paris")])[0] < 0
+paris = infiller.vocabulary.encode("Paris")
+assert infiller.log_likelihood([paris])[0] < 0
+assert EncoderEmbedder(infiller.vocabulary).embed([np.array(paris)])[0].any()
 """
     assert imported(program) == ["torch"]
 
