@@ -31,6 +31,12 @@ SETTINGS: dict[str, Any] = {
     "race-candidates": 2,
     "test-size": 400,
 }
+DEFAULTS: dict[str, Any] = {
+    "num-server-rounds": 3,
+    "k-shot": 16,
+    "public-per-class": 8,
+    "race-candidates": 4,
+}
 UNEVEN: dict[str, Any] = {"partition": "dirichlet", "dirichlet-alpha": 0.1}
 BAD = ("0", "3", "6")
 
@@ -52,6 +58,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "one client alone, in a chat": {"queries-per-round": 650, "who": "alone", "chat": True},
     "federation, uneven labels": {"queries-per-round": 50, **UNEVEN},
     "one client alone, uneven labels": {"queries-per-round": 650, "who": "alone", **UNEVEN},
+    "federation, ten times the queries": {**DEFAULTS, "queries-per-round": 250},
+    "one client alone, ten times the queries": {
+        **DEFAULTS,
+        "queries-per-round": 4400,
+        "who": "alone",
+    },
 }
 """What differs from `SETTINGS`; and who takes part, how many are bad, and what tokens weigh by."""
 
@@ -70,6 +82,10 @@ TABLES = {
     "The model asked in a chat": (
         "one client alone, in a chat",
         ["federation, in a chat", "one client alone, in a chat"],
+    ),
+    "The defaults, with ten times the queries and four times the examples": (
+        "one client alone, ten times the queries",
+        ["federation, ten times the queries", "one client alone, ten times the queries"],
     ),
     "Uneven labels": (
         "one client alone, uneven labels",
