@@ -14,7 +14,7 @@ from feddtpt_flwr.assets import EMBEDDED
 from feddtpt_flwr.data import get_task
 from feddtpt_flwr.feedback import Feedback
 from feddtpt_flwr.language_model.local import LocalLanguageModel
-from feddtpt_flwr.language_model.weights import load_causal_lm
+from feddtpt_flwr.language_model.weights import read_causal_lm
 from feddtpt_flwr.masked_lm import CausalInfiller
 from feddtpt_flwr.proposer import MaskedLMProposer
 from simulations.sentences import held_out
@@ -73,13 +73,9 @@ def _equal(some: Sequence[Sequence[str]], others: Sequence[Sequence[str]]) -> in
 
 @cache
 def _plain_model() -> tuple[Any, Any]:
-    from transformers import AutoModelForCausalLM
-
-    model, tokenizer = load_causal_lm(EMBEDDED, "cpu", "float32")
-    # A copy of its own: the engine gives the shared one another attention function.
-    plain = AutoModelForCausalLM.from_pretrained(model.config._name_or_path, dtype="float32")
+    model, tokenizer = read_causal_lm(EMBEDDED, "cpu", "float32")
     tokenizer.pad_token, tokenizer.padding_side = tokenizer.eos_token, "left"
-    return plain.eval(), tokenizer
+    return model, tokenizer
 
 
 def _plain(queries: Sequence[str], answers: Sequence[str]) -> list[str]:

@@ -81,9 +81,13 @@ def _measure(clients: int, settings: Mapping[str, Value]) -> dict[str, Any]:
     try:
         with tempfile.TemporaryDirectory() as folder:
             process = start_run(Path(folder), settings, clients, Cores.share(clients, 1))
-            while process.poll() is None:
-                seen |= _processes(mark)
-                time.sleep(POLL_SECONDS)
+            try:
+                while process.poll() is None:
+                    seen |= _processes(mark)
+                    time.sleep(POLL_SECONDS)
+            finally:
+                process.terminate()  # it ends its run, if this one is interrupted
+                process.wait()
             if process.returncode:
                 log = (Path(folder) / "run.log").read_text(encoding="utf-8")
                 raise RuntimeError(f"the run failed: {why_it_failed(log)}")
