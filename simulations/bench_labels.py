@@ -18,6 +18,7 @@ from feddtpt_flwr.language_model.weights import read_causal_lm
 from feddtpt_flwr.masked_lm import CausalInfiller
 from feddtpt_flwr.proposer import MaskedLMProposer
 from simulations.sentences import held_out
+from simulations.stamp import stamp
 
 
 def run(num_sentences: int, num_prompts: int) -> dict[str, Any]:
@@ -33,6 +34,7 @@ def run(num_sentences: int, num_prompts: int) -> dict[str, Any]:
     start = time.perf_counter()
     expected = [_plain(batch, task.answers) for batch in queries]
     result: dict[str, Any] = {
+        **stamp(),
         "sentences": num_sentences,
         "prompts": prompts,
         "plain_seconds": round(time.perf_counter() - start, 1),
