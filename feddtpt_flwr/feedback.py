@@ -4,7 +4,7 @@ import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +12,10 @@ from numpy.typing import NDArray
 from strategies.candidates import Tokens
 from strategies.edits import Edit, Operator
 
-SiteKey = tuple[Operator, Tokens]
+Change = Operator | Literal["rewrite"]
+"""What a trial did to the prompt; a rewrite replaces all of it."""
+
+SiteKey = tuple[Change, Tokens]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +29,7 @@ class Trial:
     before, after : Tokens
         The tokens there, before and after the change; for an insertion, ``before`` is the token
         that it follows.
-    operator : {"replace", "insert", "delete"}
+    operator : {"replace", "insert", "delete", "rewrite"}
     gain : float
         Answers won minus answers lost against the unchanged prompt, per example, in [-1, 1].
     num_examples : int
@@ -40,7 +43,7 @@ class Trial:
     position: int
     before: Tokens
     after: Tokens
-    operator: Operator
+    operator: Change
     gain: float
     num_examples: int
     accuracy: float
@@ -63,7 +66,7 @@ class Trial:
             position=edit.start,
             before=site_tokens(edit, tokens),
             after=edit.tokens,
-            operator=edit.operator,
+            operator=change(edit, tokens),
             gain=gain / len(correct),
             num_examples=len(correct),
             accuracy=float(correct.mean()),
@@ -74,6 +77,12 @@ class Trial:
         """Make this change of the prompt ``tokens`` again."""
         replaced = 0 if self.operator == "insert" else len(self.before)
         return Edit(self.position, self.position + replaced, self.after).apply(tokens)
+
+
+def change(edit: Edit, tokens: Tokens) -> Change:
+    """Return what ``edit`` does to the prompt ``tokens``."""
+    anew = edit.operator == "replace" and edit.stop - edit.start == len(tokens)
+    return "rewrite" if anew else edit.operator
 
 
 def site_tokens(edit: Edit, tokens: Tokens) -> Tokens:

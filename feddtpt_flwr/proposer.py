@@ -7,10 +7,10 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from feddtpt_flwr.feedback import Feedback, site_tokens
+from feddtpt_flwr.feedback import Change, Feedback, change, site_tokens
 from feddtpt_flwr.masked_lm import Fillings, Gap, MaskedLM
 from strategies.candidates import Tokens
-from strategies.edits import Edit, Operator
+from strategies.edits import Edit
 
 NO_REPEAT = 6
 """A token that stands so near to the gap, on either side, is not put in once more."""
@@ -20,6 +20,15 @@ MAX_PHRASE = 6
 
 SPAN_WEIGHT = 0.6
 """How often a change takes one word more, against one of the size before."""
+
+REWRITE_WEIGHT = 0.5
+"""How often a change begins anew, against changes of the prompt that is there.
+
+A search that only edits stays near the prompt it starts from, and that may be a trap. With
+SmolLM2-135M asked in plain text, readable prompts one edit away from the seed prompt were right 0.62
+of the time on Rotten Tomatoes, 0.20 on tweets and 0.49 on news, new ones 0.74, 0.40 and 0.66. Where
+new ones are no better, as they were in a chat, the feedback soon says so.
+"""
 
 _TO_FILL = (-1,)  # stands for tokens that the masked language model has yet to choose
 
@@ -39,6 +48,7 @@ class MaskedLMProposer:
 
     *Where* is a bandit: each place and operator has a Beta posterior over "a change here helps",
     shrunk towards its operator's rate, and a draw from it is the place's chance of being picked.
+    To begin anew, with a short prompt of other words, is one of the choices.
     *What* is drawn from the masked language model's distribution for the gap, each token's
     log-probability raised by what tokens of similar meaning gained when they were tried.
 
@@ -91,11 +101,10 @@ class MaskedLMProposer:
             for i, fillings in zip(growing, self._masked_lm.fill(gaps), strict=True):
                 # Language models find nothing likelier than what they have just read.
                 left, right = edits[i].around(tokens)
-                avoid = (
-                    *left[-NO_REPEAT:],
-                    *tokens[edits[i].start : edits[i].stop],
-                    *right[:NO_REPEAT],
-                )
+                replaced = tokens[edits[i].start : edits[i].stop]
+                # What begins anew may use the old words again.
+                avoid = replaced if len(replaced) < len(tokens) else ()
+                avoid = (*left[-NO_REPEAT:], *avoid, *right[:NO_REPEAT])
                 token = self._choose_token(fillings, avoid, feedback, rng)
                 edits[i] = replace(edits[i], tokens=(*edits[i].tokens, token))
         return edits
@@ -104,9 +113,11 @@ class MaskedLMProposer:
         """Draw how many tokens to put in; long spans are rewritten by phrases."""
         if site.operator == "delete":
             return 0
+        room = self._max_tokens - (len(tokens) - (site.stop - site.start))
+        if change(site, tokens) == "rewrite":
+            return int(rng.integers(1, min(room, MAX_PHRASE) + 1))
         words = len(self._masked_lm.vocabulary.words(tokens[site.start : site.stop]))
         go_on = max(1 - 1 / (1 + words), self._phrase)
-        room = self._max_tokens - (len(tokens) - (site.stop - site.start))
         return int(min(rng.geometric(1 - go_on), room, MAX_PHRASE))
 
     def _sites(self, tokens: Tokens) -> list[tuple[Edit, float]]:
@@ -117,13 +128,14 @@ class MaskedLMProposer:
             for last in range(first, min(first + self._max_span, len(words))):
                 start, stop = words[first][0], words[last][1]
                 weight = SPAN_WEIGHT ** (last - first)
-                sites.append((Edit(start, stop, _TO_FILL), weight))
                 if stop - start < len(tokens):
+                    sites.append((Edit(start, stop, _TO_FILL), weight))
                     sites.append((Edit(start, stop, ()), weight))
         if len(tokens) < self._max_tokens:
             gaps = [start for start, _ in words] + [len(tokens)]
             sites += [(Edit(gap, gap, _TO_FILL), 1.0) for gap in gaps]
-        return sites
+        edited = sum(weight for _, weight in sites)
+        return [*sites, (Edit(0, len(tokens), _TO_FILL), REWRITE_WEIGHT * max(edited, 1.0))]
 
     def _choose_site(self, tokens: Tokens, feedback: Feedback, rng: np.random.Generator) -> Edit:
         sites = self._sites(tokens)
@@ -138,14 +150,14 @@ class MaskedLMProposer:
     ) -> NDArray[np.float64]:
         """Draw for each place how likely a change there helps, from its Beta posterior."""
         counts = feedback.site_counts()
-        won: Counter[Operator] = Counter()
-        lost: Counter[Operator] = Counter()
+        won: Counter[Change] = Counter()
+        lost: Counter[Change] = Counter()
         for (operator, _), (successes, failures) in counts.items():
             won[operator] += successes
             lost[operator] += failures
         draws = []
         for edit in sites:
-            operator = edit.operator
+            operator = change(edit, tokens)
             rate = (won[operator] + 1) / (won[operator] + lost[operator] + 6)
             successes, failures = counts.get((operator, site_tokens(edit, tokens)), (0, 0))
             draws.append(rng.beta(3 * rate + successes, 3 * (1 - rate) + failures))

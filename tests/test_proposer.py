@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from feddtpt_flwr.feedback import Feedback, Trial
+from feddtpt_flwr.feedback import Feedback, Trial, change
 from feddtpt_flwr.masked_lm import CausalInfiller, Fillings, Gap
-from feddtpt_flwr.proposer import MaskedLMProposer
+from feddtpt_flwr.proposer import MAX_PHRASE, MaskedLMProposer
 from feddtpt_flwr.vocabulary import Vocabulary
 from strategies.edits import Edit
 
@@ -155,6 +155,25 @@ def test_a_place_that_won_is_proposed_more_often(
     assert after > 2 * before + 0.05
 
 
+def test_beginning_anew_is_given_up_where_it_never_helps(
+    uniform: UniformMaskedLM, tokens: tuple[int, ...]
+) -> None:
+    proposer = MaskedLMProposer(uniform, max_tokens=24)
+
+    def anew(edit: Edit) -> bool:
+        return change(edit, tokens) == "rewrite"
+
+    before = proposals(proposer, tokens, Feedback())
+    rewrites = [edit for edit in before if anew(edit)]
+    assert {len(edit.tokens) for edit in rewrites} == set(range(1, MAX_PHRASE + 1))
+    assert 0.1 < len(rewrites) / len(before) < 0.45
+    never = Feedback.of(tried(edit, tokens, -0.2) for edit in rewrites)
+    # Also where another prompt stands by now.
+    other = tokens[2:]
+    after = proposals(proposer, other, never)
+    assert share(after, lambda edit: change(edit, other) == "rewrite") < 0.05
+
+
 def test_experience_moves_with_the_tokens(
     uniform: UniformMaskedLM, tokens: tuple[int, ...], place_that_won: Feedback
 ) -> None:
@@ -177,10 +196,10 @@ def test_a_word_that_won_is_proposed_more_often(
     winner = uniform.words[0]
 
     def with_words(edit: Edit) -> bool:
-        return bool(edit.tokens)
+        return len(edit.tokens) == 1
 
     def with_winner(edit: Edit) -> bool:
-        return winner in edit.tokens
+        return edit.tokens == (winner,)
 
     before, after = (
         proposals(proposer, tokens, feedback) for feedback in (Feedback(), word_that_won)

@@ -125,7 +125,7 @@ def test_accepted_changes_are_written_down(run: Run) -> None:
         assert accuracies == sorted(accuracies), "the search only ever goes up"
         for change in search["accepted"]:
             assert change.keys() >= {"position", "operator", "before", "after", "accuracy"}
-            assert change["operator"] in {"replace", "insert", "delete"}
+            assert change["operator"] in {"replace", "insert", "delete", "rewrite"}
             assert change["before"] != change["after"]
             assert 0 <= change["position"] <= 24
         if search["accepted"]:
