@@ -21,7 +21,7 @@ MAX_PHRASE = 6
 SPAN_WEIGHT = 0.6
 """How often a change takes one word more, against one of the size before."""
 
-REWRITE_WEIGHT = 0.5
+REWRITE_WEIGHT = 1.5
 """How often a change begins anew, against changes of the prompt that is there.
 
 A search that only edits stays near the prompt it starts from, and that may be a trap. With
