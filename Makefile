@@ -18,8 +18,9 @@ help:
 demo: $(INSTALLED)
 	$(BIN)/feddtpt-flwr simulate $(ARGS)
 
+# Three workers for two cores: the longest tests wait for other processes most of the time.
 test: check
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .
