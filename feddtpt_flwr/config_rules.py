@@ -31,6 +31,7 @@ def find_mistakes(config: "RunConfig") -> list[str]:
         *_data_mistakes(config),
         *_endpoint_mistakes(config),
         *_masked_lm_mistakes(config),
+        *_proposer_mistakes(config),
         *_tracker_mistakes(config),
         *_limit_mistakes(config),
         *_generator_mistakes(config),
@@ -132,6 +133,12 @@ def _limit_mistakes(config: "RunConfig") -> list[str]:
                 "above 0 every answer costs nothing"
             )
     return mistakes
+
+
+def _proposer_mistakes(config: "RunConfig") -> list[str]:
+    if config.begin_anew and config.proposer == "random":
+        return ["begin-anew = true: proposer = 'random' only replaces words; 'masked-lm' is allowed"]
+    return []
 
 
 def _generator_mistakes(config: "RunConfig") -> list[str]:

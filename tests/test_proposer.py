@@ -158,7 +158,7 @@ def test_a_place_that_won_is_proposed_more_often(
 def test_beginning_anew_is_given_up_where_it_never_helps(
     uniform: UniformMaskedLM, tokens: tuple[int, ...]
 ) -> None:
-    proposer = MaskedLMProposer(uniform, max_tokens=24)
+    proposer = MaskedLMProposer(uniform, max_tokens=24, begin_anew=True)
 
     def anew(edit: Edit) -> bool:
         return change(edit, tokens) == "rewrite"
