@@ -137,7 +137,7 @@ def _limit_mistakes(config: "RunConfig") -> list[str]:
 
 def _proposer_mistakes(config: "RunConfig") -> list[str]:
     if config.begin_anew and config.proposer == "random":
-        return ["begin-anew = true: proposer = 'random' only replaces words; 'masked-lm' is allowed"]
+        return ["begin-anew = true: proposer = 'random' only replaces words; use 'masked-lm'"]
     return []
 
 
