@@ -127,8 +127,8 @@ class RunConfig(BaseModel):
     feedback : bool
         Whether trials steer later proposals; off is the paper's ablation.
     begin_anew : bool
-        Whether short new prompts are proposed as well, besides changes of the one that is there. A
-        search gets away from a weak seed prompt sooner, and from what that says.
+        Whether the masked language model proposes short new prompts as well, besides changes of
+        the one that is there. What is found then may say nothing of the task.
     exclude_answer_words : bool
         Whether the answer words are never proposed.
     aggregation : str

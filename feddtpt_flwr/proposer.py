@@ -22,13 +22,7 @@ SPAN_WEIGHT = 0.6
 """How often a change takes one word more, against one of the size before."""
 
 REWRITE_WEIGHT = 1.5
-"""How often a change begins anew, against changes of the prompt that is there.
-
-With SmolLM2-135M asked in plain text, readable prompts one edit away from the seed prompt were
-right 0.62 of the time on Rotten Tomatoes, 0.20 on tweets and 0.49 on news, new ones 0.74, 0.40 and
-0.66.
-Where new ones are no better, as they were in a chat, the feedback soon says so.
-"""
+"""How often a change begins anew, where it may, against changes of the prompt that is there."""
 
 _TO_FILL = (-1,)  # stands for tokens that the masked language model has yet to choose
 
