@@ -169,8 +169,8 @@ def _black_box(
     subject = "black box"
     examples = [*node.data.train, *node.data.validation, *node.public] if node else []
     inputs = [e.input for e in examples] or [task.render(dict.fromkeys(task.text_columns, _LINE))]
-    stem = task.compose(config.seed_prompt or task.seed_prompt)
-    queries = [stem + text for text in inputs]
+    prompt = config.seed_prompt or task.seed_prompt
+    queries = [task.compose(prompt, text) for text in inputs]
     try:
         model = models.ready_language_model(config)
         latency, (answer,) = _timed(lambda: model.answer(queries[:1], task.answers))

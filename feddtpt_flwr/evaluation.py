@@ -218,7 +218,7 @@ class Evaluator:
         BudgetExhaustedError, ModelError
             As `correct`.
         """
-        queries = [self._task.compose(p) + e.input for p in prompts for e in examples]
+        queries = [self._task.compose(p, e.input) for p in prompts for e in examples]
         known = {query: self.cache.get(self._question(query)) for query in queries}
         missing = [query for query, answer in known.items() if answer is None]
         if missing:

@@ -46,7 +46,7 @@ def writing_request(
     columns = {column: f"<{column}>" for column in task.text_columns}
     parts = [
         f"A language model has this task ({task.name.replace('_', ' ')}): it reads\n\n"
-        f"{task.compose('<instruction>')}{task.render(columns)}\n\n"
+        f"{task.compose('<instruction>', task.render(columns))}\n\n"
         f"and answers with one of: {', '.join(task.answers)}.",
     ]
     if changes:

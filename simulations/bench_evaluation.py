@@ -177,7 +177,7 @@ def _queries(number: int, turn: int) -> list[str]:
     """Return queries with one prompt; up to 200, each of five turns has sentences of its own."""
     task = get_task("rotten_tomatoes")
     examples = np.roll(np.array(held_out(task, 1000), dtype=object), -200 * turn)[:number]
-    return [task.compose(PROMPT) + example.input for example in examples]
+    return [task.compose(PROMPT, example.input) for example in examples]
 
 
 def _work(texts: Sequence[str]) -> tuple[float, float]:

@@ -30,7 +30,7 @@ def run(num_sentences: int, num_prompts: int) -> dict[str, Any]:
     task = get_task("rotten_tomatoes")
     examples = held_out(task, num_sentences)
     prompts = some_prompts(task.seed_prompt, num_prompts)
-    queries = [[task.compose(prompt) + e.input for e in examples] for prompt in prompts]
+    queries = [[task.compose(prompt, e.input) for e in examples] for prompt in prompts]
     start = time.perf_counter()
     expected = [_plain(batch, task.answers) for batch in queries]
     result: dict[str, Any] = {

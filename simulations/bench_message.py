@@ -130,9 +130,7 @@ def run(repeats: int = 5) -> dict[str, Any]:
         app, rows = _app(folder, repeats), folder / "rows.jsonl"
         examples = held_out(get_task("rotten_tomatoes"), 40)
         own = folder / "own.jsonl"
-        texts = [
-            e.input.removeprefix("\n\nReview: ").removesuffix("\nSentiment:") for e in examples
-        ]
+        texts = [e.input.removeprefix("Review: ").strip() for e in examples]
         lines = [
             json.dumps({"text": text, "label": e.label})
             for text, e in zip(texts, examples, strict=True)
@@ -219,7 +217,7 @@ def _settings(endpoint: str) -> dict[str, Any]:
 
 def _bare(endpoint: str, text: str) -> float:
     """Return the seconds of one request that no client library sends."""
-    body = {"model": MODEL, "prompt": f"Is it good?\n\nReview: {text}", "max_tokens": 2}
+    body = {"model": MODEL, "prompt": f"Review: {text}\n\nIs it good?", "max_tokens": 2}
     request = urllib.request.Request(
         f"{endpoint}/completions",
         json.dumps(body).encode(),

@@ -112,7 +112,7 @@ def run_once(settings: Mapping[str, Any], seed: int) -> Outcome:
         str(i): [e.input for e in (*client.train, *client.validation)]
         for i, client in enumerate(clients)
     }
-    public = [*(e.input for e in data.public), task.compose(""), *task.answers, first]
+    public = [*(e.input for e in data.public), task.compose("", ""), *task.answers, first]
     canaries = {str(i): words for i, words in enumerate(CANARIES)}
     return Outcome(
         leakage=measure(uploads, texts, public, canaries),

@@ -40,15 +40,14 @@ class SoftPromptModel:
         )
         self._model.requires_grad_(False)
         self._table = self._model.get_input_embeddings()
-        query = task.compose(_PROMPT) + _INPUT
+        query = task.compose(_PROMPT, _INPUT)
         if config.chat:
             query = self._tokenizer.apply_chat_template(
                 [{"role": "user", "content": query}], tokenize=False, add_generation_prompt=True
             )
-        self._before, rest = query.split(_PROMPT)
-        self._after, self._end = rest.split(_INPUT)
+        self._before, self._after = query.split(_PROMPT)
         # As in the black box, an answer word follows a space or a line's end.
-        space = "" if self._end else " "
+        space = "" if query[-1:].isspace() else " "
         self._answers = [
             self._tokenizer(space + word, add_special_tokens=False)["input_ids"][0]
             for word in task.answers
@@ -66,6 +65,13 @@ class SoftPromptModel:
         )
         return vectors
 
+    def _around(self, example: Example) -> tuple[str, str]:
+        """Return a query's text before the prompt and after it."""
+        return (
+            self._before.replace(_INPUT, example.input),
+            self._after.replace(_INPUT, example.input),
+        )
+
     @property
     def scale(self) -> float:
         """Standard deviation of the vocabulary's vectors."""
@@ -75,10 +81,9 @@ class SoftPromptModel:
         """Return the answer words' log-probabilities among themselves, ``(examples, words)``."""
         import torch
 
-        before = self.embed(self._before)
         rows = [
-            torch.cat([before, prompt, self.embed(self._after + example.input + self._end)])
-            for example in examples
+            torch.cat([self.embed(before), prompt, self.embed(after)])
+            for before, after in map(self._around, examples)
         ]
         lengths = [len(row) for row in rows]
         padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)

@@ -108,7 +108,7 @@ def test_no_limit_is_passed_and_what_is_left_is_less_than_a_question(
             assert budget.left == 0
             # Another question could have passed a limit.
             most = max(
-                TARIFF.most(task.compose(f"prompt {number}") + e.input).tokens for e in examples
+                TARIFF.most(task.compose(f"prompt {number}", e.input)).tokens for e in examples
             )
             start = 0 if model.asked else TARIFF.beginning.tokens
             room_in_tokens = tokens - before - used.tokens

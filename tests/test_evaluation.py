@@ -64,7 +64,7 @@ def test_every_question_is_paid_for_once(limit: int, calls: list[tuple[str, list
     evaluator = Evaluator(model, task, QueryBudget(limit))
     for prompt, numbers in calls:
         before = len(model.asked)
-        new = {task.compose(prompt) + "x" * number for number in numbers} - set(model.asked)
+        new = {task.compose(prompt, "x" * number) for number in numbers} - set(model.asked)
         if before + len(new) > limit:
             with pytest.raises(BudgetExhaustedError):
                 evaluator.correct(prompt, examples(*numbers))
@@ -101,8 +101,8 @@ def test_correct_means_equal_to_the_expected_answer(
     language_model: LocalLanguageModel, task: Task, short_reviews: tuple[Example, ...]
 ) -> None:
     some = short_reviews[:6]
-    stem = task.compose(task.seed_prompt)
-    answers = language_model.answer([stem + e.input for e in some], task.answers)
+    queries = [task.compose(task.seed_prompt, e.input) for e in some]
+    answers = language_model.answer(queries, task.answers)
     expected = [a == task.answers[e.label] for a, e in zip(answers, some, strict=True)]
     evaluator = Evaluator(language_model, task, QueryBudget(6))
     assert evaluator.correct(task.seed_prompt, some).tolist() == expected

@@ -94,7 +94,7 @@ def test_a_whole_run(
     first = recorder.evaluate(0, arrays(vocabulary, SEED), {})
     assert first
     loss, metrics = first
-    answers = language_model.answer([task.compose(SEED) + e.input for e in test_set], task.answers)
+    answers = language_model.answer([task.compose(SEED, e.input) for e in test_set], task.answers)
     expected = sum(a == task.answers[e.label] for a, e in zip(answers, test_set, strict=True))
     assert metrics == {"accuracy": expected / TEST_SIZE}
     assert loss == pytest.approx(1 - expected / TEST_SIZE)

@@ -265,6 +265,6 @@ def test_every_race_begins_with_other_examples(searching: Searching) -> None:
     assert result.num_trials > 8
     beginnings: dict[str, list[str]] = {}
     for question in searching.model.questions[before + NUM_EXAMPLES :]:
-        [example] = [e for e in searching.examples if question.endswith(e.input)]
-        beginnings.setdefault(question.removesuffix(example.input), []).append(example.input)
+        [example] = [e for e in searching.examples if question.startswith(e.input)]
+        beginnings.setdefault(question.removeprefix(example.input), []).append(example.input)
     assert len({tuple(sorted(inputs[:8])) for inputs in beginnings.values()}) > 1

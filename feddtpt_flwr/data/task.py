@@ -22,7 +22,7 @@ class Example:
     Attributes
     ----------
     input : str
-        What follows the prompt in the query.
+        The query without prompt and frame: what stands before the prompt or what follows it.
     label : int
         Index into the task's ``answers``.
     """
@@ -35,16 +35,17 @@ class Example:
 class Task:
     r"""What the language model is asked, and which words are its answers.
 
-    The query about an example is exactly ``task.compose(prompt) + example.input``, so all
-    queries with one prompt share a prefix that a backend can compute once.
+    The query about an example is ``task.compose(prompt, example.input)``. Where the prompt stands
+    last, all queries about an example begin alike, whatever the prompt: a local backend computes
+    that once for the whole run, and services with a prompt cache charge less for it.
 
     Attributes
     ----------
     name : str
         Short name, used in results.
     template : str
-        The query. Holds ``{prompt}`` once and, after it, at least one text column as
-        ``{column}``, e.g. ``"{prompt}\n\nReview: {text}\nSentiment:"``. A literal brace is
+        The query. Holds ``{prompt}`` once and, before or after it, at least one text column as
+        ``{column}``, e.g. ``"Review: {text}\n\n{prompt}\nSentiment:"``. A literal brace is
         written twice.
     label_column : str
         Column that holds the label.
@@ -91,10 +92,10 @@ class Task:
         names = [name for _, name in segments if name is not None]
         if names.count(PROMPT_FIELD) != 1:
             self._reject("template", "{prompt} is needed exactly once")
-        if names[0] != PROMPT_FIELD:
-            self._reject("template", f"text column {{{names[0]}}} must stand after {{prompt}}")
         if len(names) == 1:
-            self._reject("template", "at least one text column is needed after {prompt}")
+            self._reject("template", "at least one text column is needed besides {prompt}")
+        if PROMPT_FIELD not in (names[0], names[-1]):
+            self._reject("template", "{prompt} must stand before all text columns or after them")
         if self.label_column in names:
             self._reject("template", f"it gives the label column {{{self.label_column}}} away")
 
@@ -164,19 +165,21 @@ class Task:
             raise DataError(f"task {self.name!r}: label {key!r} is not declared; labels: {keys}")
         return keys.index(key)
 
-    def compose(self, prompt: str) -> str:
-        """Return the query's text up to and including the prompt."""
+    def compose(self, prompt: str, text: str) -> str:
+        """Return the query with ``prompt`` about an example whose `Example.input` is ``text``."""
         # Concatenated, not formatted: a prompt may hold braces of its own.
-        return _segments(self.template)[0][0] + prompt
+        before, after = _frame(self.template)
+        query = f"{before}{prompt}{text}" if _prompt_first(self.template) else f"{text}{prompt}"
+        return query + after
 
     def render(self, row: Mapping[str, object]) -> str:
-        """Return the query's text after the prompt, with the columns of ``row`` filled in.
+        """Return the `Example.input` of ``row``: the template's part with the columns, filled in.
 
         White space at the ends of each value is dropped: it is an artefact of how files were
         written, and changes how a language model splits the words.
         """
         parts: list[str] = []
-        for literal, name in _segments(self.template)[1:]:
+        for literal, name in _text_segments(self.template):
             parts.append(literal)
             if name is not None:
                 parts.append(str(row[name]).strip())
@@ -224,9 +227,36 @@ def _frozen(value: object) -> object:
 @lru_cache(maxsize=128)
 def _segments(template: str) -> tuple[tuple[str, str | None], ...]:
     """Split a template into (literal text, name of the field that follows it or None)."""
-    segments = []
+    segments: list[tuple[str, str | None]] = []
+    before = ""
     for literal, name, spec, conversion in string.Formatter().parse(template):
         if name is not None and (not name.strip() or spec or conversion):
             raise ValueError("fields must be plain {column} names")
-        segments.append((literal, name))
+        before += literal  # the parser also stops at every brace that is written twice
+        if name is not None:
+            segments.append((before, name))
+            before = ""
+    if before:
+        segments.append((before, None))
     return tuple(segments)
+
+
+def _prompt_first(template: str) -> bool:
+    return _segments(template)[0][1] == PROMPT_FIELD
+
+
+def _frame(template: str) -> tuple[str, str]:
+    """Return the literals at the prompt's far side: before a first prompt, after a last one."""
+    segments = _segments(template)
+    if _prompt_first(template):
+        return segments[0][0], ""
+    return "", segments[-1][0] if segments[-1][1] is None else ""
+
+
+def _text_segments(template: str) -> tuple[tuple[str, str | None], ...]:
+    """Return the segments with the text columns, up to the prompt or from it on."""
+    segments = _segments(template)
+    if _prompt_first(template):
+        return segments[1:]
+    place = [name for _, name in segments].index(PROMPT_FIELD)
+    return (*segments[:place], (segments[place][0], None))

@@ -3,7 +3,7 @@ r"""The tasks that come with the project, and where each finds its data.
 A task of your own is a TOML file with the fields of `Task`::
 
     name = "support_tickets"
-    template = "{prompt}\n\nTicket: {body}\nDepartment:"
+    template = "Ticket: {body}\n\n{prompt}\nDepartment:"
     label_column = "department"
     labels = ["billing", "technical"]
     answers = ["billing", "technical"]
@@ -26,7 +26,7 @@ _POLARITY = ("negative", "positive")
 TASKS: dict[str, Task] = {
     "rotten_tomatoes": Task(
         name="rotten_tomatoes",
-        template="{prompt}\n\nReview: {text}\nSentiment:",
+        template="Review: {text}\n\n{prompt}\nSentiment:",
         label_column="label",
         labels=(0, 1),
         answers=_POLARITY,
@@ -34,7 +34,7 @@ TASKS: dict[str, Task] = {
     ),
     "imdb": Task(
         name="imdb",
-        template="{prompt}\n\nReview: {text}\nSentiment:",
+        template="Review: {text}\n\n{prompt}\nSentiment:",
         label_column="label",
         labels=(0, 1),
         answers=_POLARITY,
@@ -42,7 +42,7 @@ TASKS: dict[str, Task] = {
     ),
     "bbc_news": Task(
         name="bbc_news",
-        template="{prompt}\n\nArticle: {text}\nTopic:",
+        template="Article: {text}\n\n{prompt}\nTopic:",
         label_column="label_text",
         labels=("business", "entertainment", "politics", "sport", "tech"),
         answers=("business", "entertainment", "politics", "sport", "technology"),
@@ -51,7 +51,7 @@ TASKS: dict[str, Task] = {
     ),
     "tweet_sentiment": Task(
         name="tweet_sentiment",
-        template="{prompt}\n\nTweet: {text}\nSentiment:",
+        template="Tweet: {text}\n\n{prompt}\nSentiment:",
         label_column="label",
         labels=(0, 1, 2),
         answers=("negative", "neutral", "positive"),
@@ -59,7 +59,7 @@ TASKS: dict[str, Task] = {
     ),
     "sst2": Task(
         name="sst2",
-        template="{prompt}\n\nReview: {sentence}\nSentiment:",
+        template="Review: {sentence}\n\n{prompt}\nSentiment:",
         label_column="label",
         labels=(0, 1),
         answers=_POLARITY,
@@ -67,7 +67,7 @@ TASKS: dict[str, Task] = {
     ),
     "rte": Task(
         name="rte",
-        template="{prompt}\n\nPremise: {sentence1}\nHypothesis: {sentence2}\nEntailment:",
+        template="Premise: {sentence1}\nHypothesis: {sentence2}\n\n{prompt}\nEntailment:",
         label_column="label",
         labels=(0, 1),
         answers=("yes", "no"),
@@ -75,7 +75,7 @@ TASKS: dict[str, Task] = {
     ),
     "qnli": Task(
         name="qnli",
-        template="{prompt}\n\nQuestion: {question}\nSentence: {sentence}\nAnswered:",
+        template="Question: {question}\nSentence: {sentence}\n\n{prompt}\nAnswered:",
         label_column="label",
         labels=(0, 1),
         answers=("yes", "no"),
@@ -83,7 +83,7 @@ TASKS: dict[str, Task] = {
     ),
     "mrpc": Task(
         name="mrpc",
-        template="{prompt}\n\nSentence 1: {sentence1}\nSentence 2: {sentence2}\nParaphrase:",
+        template="Sentence 1: {sentence1}\nSentence 2: {sentence2}\n\n{prompt}\nParaphrase:",
         label_column="label",
         labels=(0, 1),
         answers=("no", "yes"),
@@ -91,7 +91,7 @@ TASKS: dict[str, Task] = {
     ),
     "qqp": Task(
         name="qqp",
-        template="{prompt}\n\nQuestion 1: {question1}\nQuestion 2: {question2}\nDuplicate:",
+        template="Question 1: {question1}\nQuestion 2: {question2}\n\n{prompt}\nDuplicate:",
         label_column="label",
         labels=(0, 1),
         answers=("no", "yes"),
@@ -99,7 +99,7 @@ TASKS: dict[str, Task] = {
     ),
     "wnli": Task(
         name="wnli",
-        template="{prompt}\n\nPremise: {sentence1}\nHypothesis: {sentence2}\nEntailment:",
+        template="Premise: {sentence1}\nHypothesis: {sentence2}\n\n{prompt}\nEntailment:",
         label_column="label",
         labels=(0, 1),
         answers=("no", "yes"),
@@ -107,7 +107,7 @@ TASKS: dict[str, Task] = {
     ),
     "cola": Task(
         name="cola",
-        template="{prompt}\n\nSentence: {sentence}\nGrammar:",
+        template="Sentence: {sentence}\n\n{prompt}\nGrammar:",
         label_column="label",
         labels=(0, 1),
         answers=("unacceptable", "acceptable"),

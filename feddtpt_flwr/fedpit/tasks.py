@@ -73,7 +73,7 @@ def classification(name: str) -> InstructionData:
     def instructions(frame: pd.DataFrame) -> Iterator[Instruction]:
         for example in to_examples(task, frame):
             answer = task.answers[example.label]
-            asked = task.compose(task.seed_prompt) + example.input
+            asked = task.compose(task.seed_prompt, example.input)
             yield Instruction(asked, answer, answer, task.answers)
 
     return separate(instructions(tables.train), instructions(tables.test))

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
-from feddtpt_flwr.language_model.prefix_tree import PrefixTree, TokenIds, TreeAttention, batches
+from feddtpt_flwr.language_model.prefix_cache import PrefixCache
+from feddtpt_flwr.language_model.prefix_tree import TokenIds, TreeAttention, batches
 
 if TYPE_CHECKING:
     import torch
@@ -14,6 +15,16 @@ ATTENTION = "feddtpt_prefix_tree"
 
 class Backbone(Protocol):
     """The layers of a causal language model."""
+
+    def cached(self, sequences: Sequence[TokenIds], last: Sequence[int]) -> list[int]:
+        """Return how many tokens of each sequence `states` need not compute, as of now.
+
+        Parameters
+        ----------
+        sequences, last
+            As of `states`.
+        """
+        ...
 
     def states(self, sequences: Sequence[TokenIds], last: Sequence[int]) -> "list[torch.Tensor]":
         """Return the last layer's states at the end of each sequence, all in one pass.
@@ -55,7 +66,8 @@ class CausalForward:
 
         states: list[torch.Tensor] = [torch.empty(0)] * len(sequences)
         with torch.inference_mode():
-            for batch in batches(sequences, self._max_tokens):
+            cached = self._backbone.cached(sequences, last)
+            for batch in batches(sequences, self._max_tokens, cached):
                 found = self._backbone.states(
                     [sequences[row] for row in batch], [last[row] for row in batch]
                 )
@@ -83,11 +95,16 @@ class TransformersBackbone:
     def __init__(self, model: Any) -> None:
         self._model = model
         self._packs = _can_pack(model)
+        self._cache = PrefixCache()
         if self._packs:
             from transformers import AttentionInterface
 
             AttentionInterface.register(ATTENTION, _attend)
             model.set_attn_implementation(ATTENTION)
+
+    def cached(self, sequences: Sequence[TokenIds], last: Sequence[int]) -> list[int]:
+        """Return how many tokens of each sequence need not be computed (see `Backbone.cached`)."""
+        return self._cache.lengths(sequences, last)
 
     def states(self, sequences: Sequence[TokenIds], last: Sequence[int]) -> "list[torch.Tensor]":
         """Return the states at the end of each sequence (see `Backbone.states`)."""
@@ -97,14 +114,14 @@ class TransformersBackbone:
     def _packed(self, sequences: Sequence[TokenIds], last: Sequence[int]) -> "list[torch.Tensor]":
         import torch
 
-        tree = PrefixTree.of(sequences)
         device = self._model.device
-        hidden = self._model.base_model(
-            torch.tensor([tree.tokens], device=device),
-            position_ids=torch.tensor([tree.positions], device=device),
-            use_cache=False,
-            tree_attention=TreeAttention.over(tree, self._model.dtype, device),
-        ).last_hidden_state[0]
+        with self._cache.tree(sequences, last, self._model.dtype, device) as (tree, attention):
+            hidden = self._model.base_model(
+                torch.tensor([tree.tokens], device=device),
+                position_ids=torch.tensor([tree.positions], device=device),
+                use_cache=False,
+                tree_attention=attention,
+            ).last_hidden_state[0]
         return tree.ends(hidden, last)
 
     def _padded(self, sequences: Sequence[TokenIds], last: Sequence[int]) -> "list[torch.Tensor]":
@@ -144,7 +161,8 @@ def _attend(
             module, query, key, value, attention_mask, scaling=scaling, **kwargs
         )
         return output, None
-    return tree_attention(query, key, value, scaling).transpose(1, 2), None
+    query, key, value = (states[0].transpose(0, 1) for states in (query, key, value))
+    return tree_attention(module.layer_idx, query, key, value, scaling)[None], None
 
 
 def _can_pack(model: Any) -> bool:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from feddtpt_flwr.language_model.prefix_cache import PrefixCache
 from feddtpt_flwr.language_model.prefix_tree import PrefixTree, TokenIds, TreeAttention
 
 if TYPE_CHECKING:
@@ -72,6 +73,7 @@ class Llama:
         heads: int = config["num_attention_heads"]
         self._head_size: int = config.get("head_dim") or config["hidden_size"] // heads
         self._theta: float = config["rope_parameters"]["rope_theta"]
+        self._cache = PrefixCache()
 
     @classmethod
     def read(cls, folder: Path, device: str) -> "Llama":
@@ -81,29 +83,37 @@ class Llama:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         return cls(config, load_file(folder / "model.safetensors", device=device))
 
+    def cached(self, sequences: Sequence[TokenIds], last: Sequence[int]) -> list[int]:
+        """Return how many tokens of each sequence need not be computed (see `Backbone.cached`)."""
+        return self._cache.lengths(sequences, last)
+
     def states(self, sequences: Sequence[TokenIds], last: Sequence[int]) -> "list[torch.Tensor]":
         """Return the states at the end of each sequence (see `Backbone.states`)."""
+        weights = self.embeddings
+        with self._cache.tree(sequences, last, weights.dtype, weights.device) as (tree, attend):
+            states = self._compute(tree, attend)
+        return tree.ends(self._norm(states, self._final_norm), last)
+
+    def _compute(self, tree: PrefixTree, attend: TreeAttention) -> "torch.Tensor":
+        """Return the states of a tree's tokens after all layers, ``(tokens, hidden size)``."""
         import torch
         from torch.nn.functional import linear, silu
 
-        tree = PrefixTree.of(sequences)
-        dtype, device = self.embeddings.dtype, self.embeddings.device
-        attend = TreeAttention.over(tree, dtype, device)
+        device = self.embeddings.device
         turn = self._rotation(torch.tensor(tree.positions, device=device))
         states = self.embeddings[torch.tensor(tree.tokens, device=device)]
-        for layer in self._layers:
+        for number, layer in enumerate(self._layers):
             normed = self._norm(states, layer.before_attention)
             query, key, value = (
-                linear(normed, weight).view(len(normed), -1, self._head_size).transpose(0, 1)
+                linear(normed, weight).view(len(normed), -1, self._head_size)
                 for weight in (layer.query, layer.key, layer.value)
             )
-            query, key = _rotate(query, turn), _rotate(key, turn)
-            [attended] = attend(query[None], key[None], value[None])
-            states = states + linear(attended.transpose(0, 1).flatten(1), layer.output)
+            attended = attend(number, _rotate(query, turn), _rotate(key, turn), value)
+            states = states + linear(attended.flatten(1), layer.output)
             normed = self._norm(states, layer.before_mlp)
             gated = silu(linear(normed, layer.gate), inplace=True).mul_(linear(normed, layer.up))
             states = states + linear(gated, layer.down)
-        return tree.ends(self._norm(states, self._final_norm), last)
+        return states
 
     def _norm(self, states: "torch.Tensor", weight: "torch.Tensor") -> "torch.Tensor":
         """Divide by the root mean square, in float32 as the model was trained."""
@@ -112,11 +122,11 @@ class Llama:
         return weight * (precise * scale).to(states.dtype)
 
     def _rotation(self, positions: "torch.Tensor") -> "tuple[torch.Tensor, torch.Tensor]":
-        """Return cosine and sine of each position's angles, ``(tokens, head size / 2)``."""
+        """Return cosine and sine of each position's angles, ``(tokens, 1, head size / 2)``."""
         import torch
 
         steps = torch.arange(0, self._head_size, 2, device=positions.device) / self._head_size
-        angles = positions[:, None] / self._theta**steps
+        angles = positions[:, None, None] / self._theta**steps
         dtype = self.embeddings.dtype
         return angles.cos().to(dtype), angles.sin().to(dtype)
 

@@ -1,51 +1,103 @@
 """Sequences that begin alike as one tree, through which a causal model goes once.
 
 Tokens that several sequences begin with stand in the tree once, whatever they share: a prompt that
-many inputs follow, the first words that several prompts have in common. All tokens of the tree go
-through the model as one packed sequence without padding. Only attention looks at the sequences
-themselves, each token at those before it on its path through the tree.
+many inputs follow, the first words that several prompts have in common. What earlier calls have
+computed of them (see `prefix_cache`) does not go through the model at all. All other tokens of the
+tree do so as one packed sequence without padding. Only attention looks at the sequences themselves,
+each token at those before it on its path through the tree.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from itertools import chain
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     import torch
 
-STRETCH = 128
-"""Tokens whose attention is computed together, unless one sequence has more of its own."""
+GATHERING = 16
+"""In how many products of a query and a key the time passes that it takes to gather one key.
+
+This and the next are rough measurements with SmolLM2-135M on two CPU cores.
+"""
+
+CALLING = 2048
+"""In how many such products the time passes that one more call of the attention function takes."""
+
+CACHED_PER_TOKEN = 8
+"""How many cached tokens count as one that is computed, when sequences are put into batches.
+
+They go through no layer, but their keys and values are gathered in each.
+"""
 
 TokenIds = tuple[int, ...]
 
-Added = tuple[int, int, list[int]]
-"""What one sequence adds to a tree: the half-open range of its tokens there, and its path."""
+
+@dataclass(frozen=True)
+class Added:
+    """What one sequence adds to a tree.
+
+    Attributes
+    ----------
+    start, stop : int
+        The half-open range of its tokens in the tree.
+    path : list[int]
+        The nodes of the whole sequence.
+    shared : int
+        How many of them its predecessor in the tree begins with, too.
+    """
+
+    start: int
+    stop: int
+    path: list[int]
+    shared: int
 
 
 @dataclass(frozen=True)
 class PrefixTree:
     """Sequences with their common beginnings merged.
 
+    The tree's nodes are numbered: first those with cached keys and values, then the tokens.
+
     Attributes
     ----------
+    slots : list[int]
+        Where the keys and values of the cached nodes are.
     tokens : list[int]
-        The tree's tokens; those that one sequence adds to the tree stand together.
+        The tokens to be computed; those that one sequence adds to the tree stand together.
     positions : list[int]
-        Each token's place in the sequences that it belongs to.
+        The place of each of ``tokens`` in the sequences that it belongs to.
     paths : list[list[int]]
-        For each sequence the indices of its tokens in ``tokens``.
+        For each sequence its nodes.
     added : list[Added]
         For each sequence that adds tokens, these.
     """
 
+    slots: list[int]
     tokens: list[int]
     positions: list[int]
     paths: list[list[int]]
     added: list[Added]
 
     @classmethod
-    def of(cls, sequences: Sequence[TokenIds]) -> "PrefixTree":
-        """Build the tree of ``sequences``."""
+    def of(
+        cls, sequences: Sequence[TokenIds], cached: Sequence[Sequence[int]] | None = None
+    ) -> "PrefixTree":
+        """Build the tree of ``sequences``.
+
+        Parameters
+        ----------
+        sequences : Sequence[TokenIds]
+            In any order.
+        cached : Sequence[Sequence[int]], optional
+            For each sequence the slots of its first tokens. Where two sequences share tokens, the
+            same of them are cached for both. Nothing is by default.
+        """
+        cached = cached or [()] * len(sequences)
+        slots = {slot: node for node, slot in enumerate(dict.fromkeys(chain(*cached)))}
         tokens: list[int] = []
         positions: list[int] = []
         paths: list[list[int]] = [[]] * len(sequences)
@@ -56,15 +108,20 @@ class PrefixTree:
         for row in sorted(range(len(sequences)), key=sequences.__getitem__):
             sequence = sequences[row]
             shared = common_length(before, sequence)
-            start, stop = len(tokens), len(tokens) + len(sequence) - shared
-            tokens += sequence[shared:]
-            positions += range(shared, len(sequence))
-            path = [*path[:shared], *range(start, stop)]
+            known = max(shared, len(cached[row]))
+            start, stop = len(tokens), len(tokens) + len(sequence) - known
+            tokens += sequence[known:]
+            positions += range(known, len(sequence))
+            path = [
+                *path[:shared],
+                *(slots[slot] for slot in cached[row][shared:]),
+                *range(len(slots) + start, len(slots) + stop),
+            ]
             paths[row] = path
             if start < stop:
-                added.append((start, stop, path))
+                added.append(Added(start, stop, path, shared))
             before = sequence
-        return cls(tokens, positions, paths, added)
+        return cls(list(slots), tokens, positions, paths, added)
 
     def ends(self, states: "torch.Tensor", last: Sequence[int]) -> "list[torch.Tensor]":
         """Return of each sequence the states of its last tokens.
@@ -74,9 +131,17 @@ class PrefixTree:
         states : torch.Tensor
             Of the tree's tokens, shape ``(tokens, hidden size)``.
         last : Sequence[int]
-            How many of each sequence's last tokens are wanted.
+            How many of each sequence's last tokens are wanted; none of these is cached.
         """
-        return [states[path[len(path) - n :]] for path, n in zip(self.paths, last, strict=True)]
+        import torch
+
+        wanted = [
+            node - len(self.slots)
+            for path, n in zip(self.paths, last, strict=True)
+            for node in path[len(path) - n :]
+        ]
+        found = states[torch.tensor(wanted, device=states.device)]
+        return list(torch.split(found, list(last)))
 
 
 @dataclass(frozen=True)
@@ -85,60 +150,198 @@ class Stretch:
 
     Attributes
     ----------
-    start, stop : int
-        The half-open range of the tokens.
-    keys : torch.Tensor
-        Indices of the tokens on their paths, shape ``(keys,)``.
-    mask : torch.Tensor
-        0 for the keys on a token's own path up to itself, else -inf; ``(stop - start, keys)``.
+    rows : list[Added]
+        What neighbouring sequences add.
+    keys : int
+        How many nodes their paths have together.
     """
 
-    start: int
-    stop: int
+    rows: list[Added]
+    keys: int
+
+    @property
+    def length(self) -> int:
+        """How many tokens these are."""
+        return self.rows[-1].stop - self.rows[0].start
+
+    @property
+    def cost(self) -> int:
+        """How long its attention takes, in products of a query and a key."""
+        return self.cost_of(self.length, self.keys)
+
+    @staticmethod
+    def cost_of(length: int, keys: int) -> int:
+        """Return how long the attention of so many tokens to so many keys takes."""
+        return keys * (length + GATHERING)
+
+    @classmethod
+    def all_of(cls, tree: PrefixTree) -> "list[Stretch]":
+        """Divide a tree: neighbours stay together if they share enough of what they attend to."""
+        stretches: list[Stretch] = []
+        for added in tree.added:
+            alone = cls([added], len(added.path))
+            if stretches:
+                before = stretches[-1]
+                joined = cls([*before.rows, added], before.keys + len(added.path) - added.shared)
+                if joined.cost <= before.cost + alone.cost:
+                    stretches[-1] = joined
+                    continue
+            stretches.append(alone)
+        return stretches
+
+    def fill(self, keys: NDArray[np.int64], mask: NDArray[np.float32]) -> None:
+        """Write down what the tokens attend to.
+
+        Parameters
+        ----------
+        keys : NDArray[np.int64]
+            Gets the nodes on the tokens' paths, at the beginning of shape ``(at least keys,)``.
+        mask : NDArray[np.float32]
+            Gets 0 for the keys on a token's own path up to itself; it is -inf before. Shape
+            ``(at least length, at least keys)``.
+        """
+        columns: list[int] = []
+        end = 0
+        for added in self.rows:
+            shared = min(added.shared, len(columns))
+            new = len(added.path) - shared
+            keys[end : end + new] = added.path[shared:]
+            columns = [*columns[:shared], *range(end, end + new)]
+            end += new
+            first, last = added.start - self.rows[0].start, added.stop - self.rows[0].start
+            # The tokens that the sequence adds are the last of its path; each sees one more.
+            earlier = len(columns) - (last - first)
+            mask[first:last, columns[:earlier]] = 0
+            own = slice(columns[earlier], columns[earlier] + last - first)
+            mask[first:last, own] = np.triu(np.full((last - first,) * 2, -np.inf), 1)
+
+
+@dataclass(frozen=True)
+class StretchBatch:
+    """Stretches of about equal size, padded to the same, for one call of the attention function.
+
+    Attributes
+    ----------
+    queries : torch.Tensor
+        Indices of the stretches' tokens, one after the other; ``(stretches * length,)``.
+    keys : torch.Tensor
+        The nodes that they attend to; ``(stretches * keys,)``.
+    mask : torch.Tensor
+        0 for the keys on a token's own path up to itself, else -inf;
+        ``(stretches, 1, length, keys)``.
+    """
+
+    queries: "torch.Tensor"
     keys: "torch.Tensor"
     mask: "torch.Tensor"
 
     @classmethod
-    def of(cls, rows: Sequence[Added], dtype: "torch.dtype", device: "torch.device") -> "Stretch":
-        """Take what neighbouring sequences add to a tree together."""
+    def of(
+        cls, stretches: Sequence[Stretch], dtype: "torch.dtype", device: "torch.device"
+    ) -> "StretchBatch":
+        """Pad ``stretches``."""
         import torch
 
-        first, last = rows[0][0], rows[-1][1]
-        keys = sorted({token for _, _, path in rows for token in path})
-        column = {token: index for index, token in enumerate(keys)}
-        mask = torch.full((last - first, len(keys)), -torch.inf, dtype=dtype)
-        for start, stop, path in rows:
-            added = stop - start
-            seen = mask.new_full((added, len(path)), -torch.inf).triu(len(path) - added + 1)
-            mask[start - first : stop - first, [column[token] for token in path]] = seen
-        return cls(first, last, torch.tensor(keys, device=device), mask.to(device))
+        length = max(stretch.length for stretch in stretches)
+        width = max(stretch.keys for stretch in stretches)
+        queries = np.zeros((len(stretches), length), np.int64)
+        keys = np.zeros((len(stretches), width), np.int64)
+        mask = np.full((len(stretches), 1, length, width), -np.inf, np.float32)
+        for index, stretch in enumerate(stretches):
+            queries[index, : stretch.length] = np.arange(
+                stretch.rows[0].start, stretch.rows[-1].stop
+            )
+            stretch.fill(keys[index], mask[index, 0])
+            # What is read for padding is never used; to see nothing at all would be no number.
+            mask[index, 0, stretch.length :] = 0
+        return cls(
+            torch.from_numpy(queries.ravel()).to(device),
+            torch.from_numpy(keys.ravel()).to(device),
+            torch.from_numpy(mask).to(device, dtype),
+        )
+
+    @classmethod
+    def all_of(
+        cls, stretches: Sequence[Stretch], dtype: "torch.dtype", device: "torch.device"
+    ) -> "tuple[tuple[StretchBatch, ...], torch.Tensor]":
+        """Put stretches into few batches with little padding.
+
+        Returns
+        -------
+        tuple[StretchBatch, ...]
+            The batches.
+        torch.Tensor
+            Where each token of the tree is among all their queries, shape ``(tokens,)``.
+        """
+        import torch
+
+        groups: list[list[Stretch]] = []
+        width = cost = 0
+        for stretch in sorted(stretches, key=lambda s: (s.length, s.keys), reverse=True):
+            width, cost = max(width, stretch.keys), cost + stretch.cost
+            if groups:
+                longest, count = groups[-1][0].length, len(groups[-1]) + 1
+                padded = count * Stretch.cost_of(longest, width)
+            if not groups or padded > cost + CALLING:
+                groups.append([])
+                width, cost = stretch.keys, stretch.cost
+            groups[-1].append(stretch)
+        where = np.zeros(sum(stretch.length for stretch in stretches), np.int64)
+        start = 0
+        for group in groups:
+            for stretch in group:
+                first, last = stretch.rows[0].start, stretch.rows[-1].stop
+                where[first:last] = np.arange(start, start + last - first)
+                start += group[0].length
+        batches = tuple(cls.of(group, dtype, device) for group in groups)
+        return batches, torch.from_numpy(where).to(device)
+
+
+class EarlierKeysAndValues(Protocol):
+    """Keys and values that earlier calls have computed."""
+
+    def __call__(
+        self, layer: int, key: "torch.Tensor", value: "torch.Tensor"
+    ) -> "tuple[torch.Tensor, torch.Tensor]":
+        """Return the keys and values of all nodes of a tree, given those of its tokens."""
+        ...
 
 
 @dataclass(frozen=True)
 class TreeAttention:
     """Attention of every token of a tree to those before it on its path.
 
-    It is computed stretch by stretch between all tokens concerned and masked; to gather each
-    sequence's own tokens costs more. Long sequences are stretches of their own, and many short
-    ones that begin alike make up one.
+    A sequence's tokens, or those of neighbours that share most of their paths, are a stretch.
+    Stretches of about equal size go through the attention function together.
+
+    Attributes
+    ----------
+    batches : tuple[StretchBatch, ...]
+        All stretches of the tree.
+    order : torch.Tensor
+        Where each token of the tree is among their queries, shape ``(tokens,)``.
+    earlier : EarlierKeysAndValues, optional
+        Knows the keys and values of the tree's cached nodes, if it has any.
     """
 
-    stretches: tuple[Stretch, ...]
+    batches: tuple[StretchBatch, ...]
+    order: "torch.Tensor"
+    earlier: EarlierKeysAndValues | None
 
     @classmethod
     def over(
-        cls, tree: PrefixTree, dtype: "torch.dtype", device: "torch.device"
+        cls,
+        tree: PrefixTree,
+        dtype: "torch.dtype",
+        device: "torch.device",
+        earlier: EarlierKeysAndValues | None = None,
     ) -> "TreeAttention":
         """Return the attention over ``tree`` for states of this type on this device."""
-        groups: list[list[Added]] = []
-        for added in tree.added:
-            if not groups or added[1] - groups[-1][0][0] > STRETCH:
-                groups.append([])
-            groups[-1].append(added)
-        return cls(tuple(Stretch.of(group, dtype, device) for group in groups))
+        return cls(*StretchBatch.all_of(Stretch.all_of(tree), dtype, device), earlier)
 
     def __call__(
         self,
+        layer: int,
         query: "torch.Tensor",
         key: "torch.Tensor",
         value: "torch.Tensor",
@@ -148,8 +351,10 @@ class TreeAttention:
 
         Parameters
         ----------
+        layer : int
+            Which of the model's layers these are of.
         query, key, value : torch.Tensor
-            Shape ``(1, heads, tokens, head size)``. Keys and values may have fewer heads; each is
+            Shape ``(tokens, heads, head size)``. Keys and values may have fewer heads; each is
             then shared by as many neighbouring queries.
         scaling : float, optional
             What the products of queries and keys are multiplied by. Defaults to one over the root
@@ -158,22 +363,31 @@ class TreeAttention:
         Returns
         -------
         torch.Tensor
-            Shape ``(1, heads, tokens, head size)``.
+            Shape ``(tokens, heads, head size)``.
         """
         import torch
 
+        if self.earlier:
+            key, value = self.earlier(layer, key, value)
         attended = [
             torch.nn.functional.scaled_dot_product_attention(
-                query[:, :, stretch.start : stretch.stop],
-                key[:, :, stretch.keys],
-                value[:, :, stretch.keys],
-                attn_mask=stretch.mask,
+                _batched(query, batch.queries, len(batch.mask)),
+                _batched(key, batch.keys, len(batch.mask)),
+                _batched(value, batch.keys, len(batch.mask)),
+                attn_mask=batch.mask,
                 scale=scaling,
                 enable_gqa=True,
             )
-            for stretch in self.stretches
+            for batch in self.batches
         ]
-        return torch.cat(attended, 2)
+        flat = torch.cat([heads.transpose(1, 2).flatten(0, 1) for heads in attended])
+        return flat.index_select(0, self.order)
+
+
+def _batched(states: "torch.Tensor", indices: "torch.Tensor", stretches: int) -> "torch.Tensor":
+    """Select tokens' states, as ``(stretches, heads, tokens of each, head size)``."""
+    chosen = states.index_select(0, indices)
+    return chosen.view(stretches, -1, *states.shape[1:]).transpose(1, 2)
 
 
 def common_length(first: TokenIds, second: TokenIds) -> int:
@@ -186,19 +400,32 @@ def common_length(first: TokenIds, second: TokenIds) -> int:
     return length
 
 
-def batches(sequences: Sequence[TokenIds], max_tokens: int) -> Iterator[list[int]]:
-    """Yield the sequences' indices in batches of about equal size and at most ``max_tokens``.
+def batches(
+    sequences: Sequence[TokenIds], max_tokens: int, cached: Sequence[int] | None = None
+) -> Iterator[list[int]]:
+    """Yield the sequences' indices in batches of about equal work.
 
     In sorted order, neighbours share most, and a batch computes what they share once.
+
+    Parameters
+    ----------
+    sequences : Sequence[TokenIds]
+        In any order.
+    max_tokens : int
+        Most tokens that are computed in a batch, unless a single sequence has more.
+    cached : Sequence[int], optional
+        How many of each sequence's first tokens need not be. Defaults to 0.
     """
     batch: list[int] = []
-    size = 0
+    size = 0.0
     for row in sorted(range(len(sequences)), key=sequences.__getitem__):
+        known = cached[row] if cached else 0
+        gathered = known / CACHED_PER_TOKEN
         shared = common_length(sequences[batch[-1]], sequences[row]) if batch else 0
-        if batch and size + len(sequences[row]) - shared > max_tokens:
+        if batch and size + len(sequences[row]) - max(shared, known) + gathered > max_tokens:
             yield batch
             batch, size, shared = [], 0, 0
         batch.append(row)
-        size += len(sequences[row]) - shared
+        size += len(sequences[row]) - max(shared, known) + gathered
     if batch:
         yield batch

@@ -43,7 +43,7 @@ def public_texts(task: Task, seed_prompt: str, public: Sequence[Example]) -> lis
     public : Sequence[Example]
         The public set.
     """
-    frame = task.compose(" ") + task.render(dict.fromkeys(task.text_columns, " "))
+    frame = task.compose(" ", task.render(dict.fromkeys(task.text_columns, " ")))
     synonyms = [word for words in task.synonyms for word in words]
     words = [*map(str, task.labels), *task.answers, *synonyms]
     return [seed_prompt, frame, *words, *(example.input for example in public)]

@@ -94,7 +94,7 @@ def writing_query(
 ) -> str:
     """Return the query to which a continuation is one more example of class ``label``."""
     first, *_, last = _literals(task)
-    head = f"{last.strip() or 'Answer:'} {task.answers[label]}\n"
+    head = f"{_question(task) or 'Answer:'} {task.answers[label]}\n"
     shown = [head + example.input.removesuffix(last).strip() for example in demonstrations]
     intro = f"Different examples for this task: {description}"
     return "\n\n".join([intro, *shown, head + first.strip()])
@@ -103,7 +103,7 @@ def writing_query(
 def read_text(task: Task, text: str) -> str | None:
     """Return the input of the example that the black box wrote, or None if it has not its form."""
     first, *inner, last = _literals(task)
-    ends = [re.escape(mark) for mark in {last.strip(), first.strip()} if mark]
+    ends = [re.escape(mark) for mark in {_question(task), first.strip()} if mark]
     if not any("\n\n" in literal for literal in inner):
         ends.append(r"\n\s*\n")
     body = re.split("|".join(ends), text.strip(), maxsplit=1)[0] if ends else text
@@ -132,8 +132,13 @@ def is_copy(text: str, others: Iterable[str]) -> bool:
 
 
 def _literals(task: Task) -> list[str]:
-    """Return what stands in the template around the texts after the prompt."""
+    """Return what stands around the texts in an example's input."""
     return task.render(dict.fromkeys(task.text_columns, _MARK)).split(_MARK)
+
+
+def _question(task: Task) -> str:
+    """Return what the answer follows, such as "Sentiment:"; empty if that is a text itself."""
+    return task.compose("", _MARK.join(_literals(task))).split(_MARK)[-1].strip()
 
 
 def _some(public: Sequence[Example], label: int, rng: np.random.Generator) -> list[Example]:

@@ -83,7 +83,7 @@ def test_embedded_rows_render(loaded: dict[str, Tables]) -> None:
     task = get_task("bbc_news")
     examples = to_examples(task, loaded["bbc_news"].test)
     assert all(
-        example.input.startswith("\n\nArticle: ") and example.input.endswith("\nTopic:")
+        example.input.startswith("Article: ") and example.input.endswith("\n\n")
         for example in examples
     )
     assert {example.label for example in examples} == set(range(5))

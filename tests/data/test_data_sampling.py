@@ -197,7 +197,7 @@ def test_load_federated_data_renders_the_task() -> None:
     data = load_federated_data(get_task("rotten_tomatoes"), TwoClassSource(), **settings)
     assert counts(data.clients[1].train, 2) == [3, 3]
     assert counts(data.test, 2) == [2, 2]
-    assert all(example.input.startswith("\n\nReview: train ") for example in data.public)
+    assert all(example.input.startswith("Review: train ") for example in data.public)
     with pytest.raises(DataError, match="class 'negative': 46 training examples"):
         load_federated_data(
             get_task("rotten_tomatoes"), TwoClassSource(), **{**settings, "k_shot": 10}

@@ -37,16 +37,26 @@ seed_prompt = "Which department?"
 """
 
 
-def test_query_is_prefix_prompt_and_input() -> None:
+def test_query_is_prompt_and_input() -> None:
     row = {"title": " Up ", "text": "A joy.\n", "label": 1}
-    query = REVIEWS.compose("Is it good?") + REVIEWS.render(row)
+    query = REVIEWS.compose("Is it good?", REVIEWS.render(row))
     assert query == "Is it good?\n\nTitle: Up\nReview: A joy.\nSentiment:"
 
 
-def test_text_before_the_prompt_belongs_to_compose() -> None:
-    task = dataclasses.replace(REVIEWS, template="Task: {prompt}\n{text}{text} {{x}}:")
-    assert task.compose("go") == "Task: go"
-    assert task.render({"text": "a"}) == "\naa {x}:"
+@pytest.mark.parametrize(
+    ("template", "rendered", "query"),
+    [
+        ("Task: {prompt}\n{text}{text} {{x}}:", "\naa {x}:", "Task: go\naa {x}:"),
+        ("{{x}} {text}{text}\n{prompt}\n{{y}}:", "{x} aa\n", "{x} aa\ngo\n{y}:"),
+        ("{text}{prompt}", "a", "ago"),
+    ],
+)
+def test_what_stands_at_the_prompts_far_side_belongs_to_compose(
+    template: str, rendered: str, query: str
+) -> None:
+    task = dataclasses.replace(REVIEWS, template=template)
+    assert task.render({"text": "a"}) == rendered
+    assert task.compose("go", rendered) == query
     assert task.text_columns == ("text",)
 
 
@@ -58,9 +68,10 @@ def test_text_columns_stand_in_template_order() -> None:
 @settings(deadline=None)
 @given(prompt=st.text(), text=st.text())
 def test_braces_in_prompt_and_text_are_plain_text(prompt: str, text: str) -> None:
-    task = dataclasses.replace(REVIEWS, template="{prompt}|{text}")
-    assert task.compose(prompt) == prompt
-    assert task.render({"text": text}) == "|" + text.strip()
+    first = dataclasses.replace(REVIEWS, template="{prompt}|{text}")
+    assert first.compose(prompt, first.render({"text": text})) == f"{prompt}|{text.strip()}"
+    last = dataclasses.replace(REVIEWS, template="{text}|{prompt}")
+    assert last.compose(prompt, last.render({"text": text})) == f"{text.strip()}|{prompt}"
 
 
 @pytest.mark.parametrize(
@@ -85,8 +96,8 @@ def test_undeclared_label_is_named() -> None:
         ({"label_column": ""}, "label_column is ''"),
         ({"template": "Review: {text}"}, "{prompt} is needed exactly once"),
         ({"template": "{prompt} {prompt} {text}"}, "{prompt} is needed exactly once"),
-        ({"template": "{prompt} only"}, "at least one text column is needed after {prompt}"),
-        ({"template": "{text} {prompt} {title}"}, "{text} must stand after {prompt}"),
+        ({"template": "{prompt} only"}, "at least one text column is needed besides {prompt}"),
+        ({"template": "{text} {prompt} {title}"}, "before all text columns or after them"),
         ({"template": "{prompt} {text} {label}"}, "gives the label column {label} away"),
         ({"template": "{prompt} {text:>9}"}, "fields must be plain {column} names"),
         ({"template": "{prompt} {}"}, "fields must be plain {column} names"),
@@ -117,7 +128,7 @@ def test_task_from_toml(tmp_path: Path) -> None:
     task = get_task(path)
     assert task == Task.from_toml(str(path))
     assert task.labels == ("billing", "technical")
-    assert task.compose("Q") + task.render({"body": "No light."}) == (
+    assert task.compose("Q", task.render({"body": "No light."})) == (
         "Q\n\nTicket: No light.\nDepartment:"
     )
 
@@ -153,7 +164,7 @@ def test_unknown_task_lists_the_names() -> None:
 def test_registry_is_consistent(name: str) -> None:
     task = get_task(name)
     assert task.name == name
-    assert task.template.startswith("{prompt}\n\n")
+    assert "\n\n{prompt}\n" in task.template
     assert all(" " not in answer for answer in task.answers)
     assert get_source(name) is next(iter(SOURCES[name].values()))
 

@@ -42,7 +42,7 @@ def app(short_reviews: tuple[Example, ...], tmp_path_factory: pytest.TempPathFac
 
 
 def write(file: Path, examples: tuple[Example, ...]) -> None:
-    texts = (e.input.removeprefix("\n\nReview: ").removesuffix("\nSentiment:") for e in examples)
+    texts = (e.input.removeprefix("Review: ").strip() for e in examples)
     rows = [
         json.dumps({"text": text, "label": e.label})
         for text, e in zip(texts, examples, strict=True)

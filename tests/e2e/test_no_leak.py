@@ -33,7 +33,7 @@ def run(reviews: tuple[Example, ...], tmp_path_factory: pytest.TempPathFactory) 
     folder = tmp_path_factory.mktemp("no-leak")
     messages = folder / "messages"
     messages.mkdir()
-    sentences = [e.input.removeprefix("\n\nReview: ").split("\n")[0] for e in reviews[:80]]
+    sentences = [e.input.removeprefix("Review: ").strip() for e in reviews[:80]]
     rows = [
         {"text": f"{text} {CANARY}-{number}", "label": e.label, "patient": f"{CANARY}-patient"}
         for number, (text, e) in enumerate(zip(sentences, reviews, strict=False))

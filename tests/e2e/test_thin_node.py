@@ -61,7 +61,7 @@ def app(reviews: tuple[Example, ...], tmp_path_factory: pytest.TempPathFactory) 
 
 
 def sentence(example: Example) -> str:
-    return example.input.removeprefix("\n\nReview: ").removesuffix("\nSentiment:")
+    return example.input.removeprefix("Review: ").strip()
 
 
 @pytest.fixture(scope="module")

@@ -66,7 +66,7 @@ def test_constrained_answers_are_answers(
     chat: bool, constrain: str, endpoint: str, task: Task, some: tuple[Example, ...]
 ) -> None:
     llm = model(endpoint, chat=chat, constrain=constrain)
-    answers = llm.answer([task.compose(PROMPT) + e.input for e in some], task.answers)
+    answers = llm.answer([task.compose(PROMPT, e.input) for e in some], task.answers)
     assert {parse_answer(text, task.answers) for text in answers} <= set(task.answers)
     assert llm.usage.requests == len(some) + 1
     assert llm.usage.prompt_tokens > 20 * len(some)
@@ -495,7 +495,7 @@ def test_server_and_local_model_agree(
     chat: bool, endpoint: str, task: Task, short_reviews: tuple[Example, ...]
 ) -> None:
     """They differ in arithmetic alone: the server computes on 4-bit weights and rounds inputs."""
-    queries = [task.compose(PROMPT) + e.input for e in short_reviews[:120]]
+    queries = [task.compose(PROMPT, e.input) for e in short_reviews[:120]]
     local = LocalLanguageModel("embedded", dtype="float32", chat=chat)
     here = local.answer(queries, task.answers)
     there = model(endpoint, chat=chat).answer(queries, task.answers)

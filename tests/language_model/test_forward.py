@@ -1,3 +1,4 @@
+import random
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,9 +13,10 @@ from transformers import (
     MistralForCausalLM,
 )
 
-from feddtpt_flwr.language_model import prefix_tree
+from feddtpt_flwr.language_model import prefix_cache, prefix_tree
 from feddtpt_flwr.language_model.forward import CausalForward, TransformersBackbone
 from feddtpt_flwr.language_model.llama import Llama, is_plain_llama
+from feddtpt_flwr.language_model.prefix_cache import PrefixCache
 
 Sequences = list[tuple[int, ...]]
 
@@ -95,11 +97,13 @@ def test_no_sequences_have_no_states() -> None:
 
 
 @pytest.mark.parametrize("max_tokens", [1, 9, 1000])
-@pytest.mark.parametrize("stretch", [1, 4, 128])
+@pytest.mark.parametrize("gathering", [0, 16, 10**6], ids=["apart", "as measured", "together"])
+@pytest.mark.parametrize("calling", [0, 2048])
 def test_llamas_states_are_those_of_transformers(
-    max_tokens: int, stretch: int, monkeypatch: pytest.MonkeyPatch
+    max_tokens: int, gathering: int, calling: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(prefix_tree, "STRETCH", stretch)
+    monkeypatch.setattr(prefix_tree, "GATHERING", gathering)
+    monkeypatch.setattr(prefix_tree, "CALLING", calling)
     model = tiny("grouped queries", tie_word_embeddings=True)
     expected = [alone(model, sequence) for sequence in SEQUENCES]
     layers = Llama(model.config.to_dict(), model.state_dict())  # type: ignore[operator, union-attr]
@@ -107,6 +111,51 @@ def test_llamas_states_are_those_of_transformers(
     found = forward.states(SEQUENCES, [len(sequence) for sequence in SEQUENCES])
     for states, whole in zip(found, expected, strict=True):
         torch.testing.assert_close(states, whole, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["llama", "grouped queries", "other architecture"])
+@pytest.mark.parametrize("tokens", [0, 1, 7, 40, 10**4])
+def test_cached_tokens_change_no_states(
+    name: str, tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever fits, is dropped and comes back; sequences end in, before and after the cached."""
+    monkeypatch.setattr(prefix_cache, "PATIENCE", 1)
+    monkeypatch.setattr(prefix_cache, "MAX_NODES", 150)
+    if name == "llama":
+        model = tiny("grouped queries", tie_word_embeddings=True)
+        config, weights = model.config.to_dict(), model.state_dict()  # type: ignore[operator, union-attr]
+        backbone: Llama | TransformersBackbone = Llama(config, weights)
+    else:
+        model = tiny(name)
+        backbone = TransformersBackbone(model)
+    heads = 4 if name == "other architecture" else 2
+    bytes_per_token = 3 * 2 * heads * 8 * 4  # layers, keys and values, heads, head size, float32
+    backbone._cache = PrefixCache(tokens * bytes_per_token)
+    forward = CausalForward(backbone, max_tokens=40)
+    draw = random.Random(tokens)
+    saved = 0
+    for _ in range(25):
+        sequences = [
+            tuple(draw.choices(range(2), k=draw.randint(1, 5)) + draw.choices(range(16), k=3))[
+                : draw.randint(1, 8)
+            ]
+            for _ in range(draw.randint(1, 12))
+        ]
+        last = [draw.randint(1, min(3, len(sequence))) for sequence in sequences]
+        saved += sum(backbone.cached(sequences, last))
+        for sequence, n, states in zip(
+            sequences, last, forward.states(sequences, last), strict=True
+        ):
+            expected = alone(model, sequence)[-n:]
+            torch.testing.assert_close(states, expected, atol=1e-5, rtol=1e-4)
+    assert (saved > 0) == (tokens > 0)
+
+
+def test_padded_models_cache_nothing() -> None:
+    forward = CausalForward(TransformersBackbone(tiny("sliding window")))
+    for _ in range(3):
+        forward.last_states(SEQUENCES)
+    assert forward._backbone.cached(SEQUENCES, [1] * len(SEQUENCES)) == [0] * len(SEQUENCES)
 
 
 @pytest.mark.parametrize(

@@ -48,6 +48,10 @@ def reference(query: str, choices: Sequence[str]) -> tuple[str, float]:
     return next(iter(left)), margin
 
 
+def _after_prompt(review: Example) -> str:
+    return f"\n\n{review.input.strip()}\nSentiment:"
+
+
 def ask(
     model: LocalLanguageModel, prompt: str, inputs: Sequence[str], choices: Sequence[str]
 ) -> list[str]:
@@ -72,7 +76,7 @@ def expect_reference(
 def test_answers_are_those_of_a_plain_forward_pass(
     prompt: str, language_model: LocalLanguageModel, task: Task, reviews: tuple[Example, ...]
 ) -> None:
-    inputs = [review.input for review in reviews[:40]]
+    inputs = [_after_prompt(review) for review in reviews[:40]]
     answers = expect_reference(language_model, prompt, inputs, task.answers)
     assert set(answers) <= set(task.answers)
 
@@ -91,7 +95,7 @@ def test_both_answers_occur(
     language_model: LocalLanguageModel, reviews: tuple[Example, ...]
 ) -> None:
     """Else the comparison with the reference would say little."""
-    inputs = [review.input for review in reviews[:40]]
+    inputs = [_after_prompt(review) for review in reviews[:40]]
     prompt = "Is the movie bad or good?"
     answers = expect_reference(language_model, prompt, inputs[:12], ["bad", "good", "fine"])
     assert len(set(answers)) > 1
@@ -102,7 +106,7 @@ def test_both_answers_occur(
 def test_long_choices_are_decoded_greedily(
     choices: list[str], language_model: LocalLanguageModel, short_reviews: tuple[Example, ...]
 ) -> None:
-    inputs = [review.input + " This is a" for review in short_reviews[:6]]
+    inputs = [_after_prompt(review) + " This is a" for review in short_reviews[:6]]
     expect_reference(language_model, "What a critic wrote.", inputs, choices)
 
 
@@ -124,7 +128,7 @@ def test_the_obvious_choice_is_found(
 def test_order_and_duplicates_do_not_matter(
     language_model: LocalLanguageModel, task: Task, short_reviews: tuple[Example, ...]
 ) -> None:
-    inputs = [review.input for review in short_reviews[:10]]
+    inputs = [_after_prompt(review) for review in short_reviews[:10]]
     choices = ["bad", "good"]
     alone = {text: ask(language_model, "Is it good?", [text], choices)[0] for text in inputs}
     mixed = [*reversed(inputs), *inputs[3:6], inputs[0], inputs[0]]
@@ -135,7 +139,7 @@ def test_order_and_duplicates_do_not_matter(
 def test_the_order_of_choices_does_not_matter(
     language_model: LocalLanguageModel, short_reviews: tuple[Example, ...]
 ) -> None:
-    inputs = [review.input for review in short_reviews[:6]]
+    inputs = [_after_prompt(review) for review in short_reviews[:6]]
     one = ask(language_model, "Is it good?", inputs, AMBIGUOUS)
     assert ask(language_model, "Is it good?", inputs, AMBIGUOUS[::-1]) == one
 
@@ -145,7 +149,7 @@ def test_chat_wraps_the_query_in_the_template(
 ) -> None:
     chat = LocalLanguageModel("embedded", dtype="float32", chat=True)
     _, tokenizer = load_causal_lm("embedded", "cpu", "float32")
-    inputs = [review.input for review in short_reviews[:5]]
+    inputs = [_after_prompt(review) for review in short_reviews[:5]]
     rendered: list[Any] = [
         tokenizer.apply_chat_template(
             [{"role": "user", "content": "Is it good?" + text}],

@@ -126,7 +126,7 @@ def test_a_real_model_writes_examples(
     texts = [e.input for e in result.examples]
     assert len(set(texts)) == len(texts)
     assert not set(texts) & {e.input for e in public}
-    assert all(text.endswith("\nSentiment:") for text in texts)
+    assert all(text.startswith("Review: ") and text.endswith("\n\n") for text in texts)
 
 
 def test_demonstrations_are_needed() -> None:

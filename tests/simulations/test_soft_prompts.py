@@ -29,7 +29,7 @@ def test_the_seed_prompts_vectors_answer_as_its_text(
 ) -> None:
     examples = short_reviews[:10]
     best = model.log_probs(model.embed(PROMPT), examples).argmax(-1).tolist()
-    queries = [task.compose(PROMPT) + example.input for example in examples]
+    queries = [task.compose(PROMPT, example.input) for example in examples]
     answers = language_model.answer(queries, task.answers)
     assert [task.answers[label] for label in best] == answers
 
@@ -81,7 +81,7 @@ def test_in_a_chat_they_answer_as_well(
     best = model.log_probs(model.embed(PROMPT), examples).argmax(-1).tolist()
     chat = LocalLanguageModel("embedded", chat=True, dtype="float32")
     # A prompt's vectors have the space before it that its words have elsewhere; its text does not.
-    queries = [task.compose(PROMPT) + example.input for example in examples]
+    queries = [task.compose(PROMPT, example.input) for example in examples]
     answers = chat.answer(queries, task.answers)
     same = [task.answers[label] == answer for label, answer in zip(best, answers, strict=True)]
     assert sum(same) >= 9
