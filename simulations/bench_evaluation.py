@@ -12,27 +12,46 @@ from functools import cache
 from statistics import median
 from typing import Any
 
-import numpy as np
-
 from feddtpt_flwr.assets import EMBEDDED
 from feddtpt_flwr.data import get_task
 from feddtpt_flwr.language_model.local import LocalLanguageModel
-from feddtpt_flwr.language_model.prefix_tree import PrefixTree
+from feddtpt_flwr.language_model.prefix_tree import PrefixTree, common_length
 from feddtpt_flwr.language_model.weights import load_causal_lm
 from simulations.bench_aggregation import peak_mib
 from simulations.llama_server import llama_server
 from simulations.sentences import held_out
 from simulations.stamp import stamp
 
-PROMPT = "Decide whether this movie review is positive or negative."
+PROMPTS = (
+    "Decide whether this movie review is positive or negative.",
+    "Did the critic like the film?",
+    "What is the sentiment of the review above?",
+    "In one word, the review was",
+    "All in all, the critic's verdict on the film:",
+    "Say whether people should go and see it.",
+    "Is it a good film?",
+)
+"""One for every turn; the last two are asked before the clock starts."""
+
+KNOWN = ", known texts"
 CONTENDERS = {
     "pipeline": "transformers.pipeline, one by one, float32",
     "padded": "left-padded batches of 16, float32",
     "padded, bfloat16": "left-padded batches of 16, bfloat16",
     "llama.cpp": "llama.cpp's server, prompt cache, two requests at a time",
-    "ours, float32": "LocalLanguageModel, float32",
-    "ours, bfloat16": "LocalLanguageModel, bfloat16",
+    "ours, float32": "LocalLanguageModel, float32, new texts",
+    "ours, bfloat16": "LocalLanguageModel, bfloat16, new texts",
+    "ours, float32" + KNOWN: "LocalLanguageModel, float32, texts that two prompts were asked about",
+    "ours, bfloat16" + KNOWN: "LocalLanguageModel, bfloat16, the same",
 }
+"""A search asks about the same texts with one prompt after the other: all but its first two prompts
+find them known."""
+
+NEW = {"ours, float32", "ours, bfloat16"}
+"""These are asked about other texts in every turn: whoever remembers texts would know them."""
+
+REFERENCE = "ours, float32" + KNOWN
+
 SLOW = {"pipeline", "padded", "padded, bfloat16", "llama.cpp"}
 """These answer a quarter of the queries in each repetition."""
 
@@ -50,9 +69,12 @@ def run(queries: int, repeats: int) -> dict[str, Any]:
         and peak memory; then the ratios of the project's default to the others.
     """
     context = multiprocessing.get_context("spawn")
-    pools = {name: ProcessPoolExecutor(1, mp_context=context) for name in CONTENDERS}
-    times: dict[str, list[float]] = {name: [] for name in CONTENDERS}
-    given: dict[str, list[list[str]]] = {name: [] for name in CONTENDERS}
+    # Where bfloat16 is not multiplied natively, it takes many times longer than float32.
+    types = ("float32", "bfloat16") if _default_dtype() == "bfloat16" else ("float32",)
+    names = [name for name in CONTENDERS if "bfloat16" not in name or "bfloat16" in types]
+    pools = {name: ProcessPoolExecutor(1, mp_context=context) for name in names}
+    times: dict[str, list[float]] = {name: [] for name in names}
+    given: dict[str, list[list[str]]] = {name: [] for name in names}
     rows: dict[str, dict[str, Any]] = {}
     with llama_server(threads=os.cpu_count() or 1, parallel=2) as url:
         for turn in range(repeats):
@@ -61,22 +83,23 @@ def run(queries: int, repeats: int) -> dict[str, Any]:
                 times[name].append(row.pop("seconds_per_query"))
                 given[name].append(row.pop("answers"))
                 rows[name] = row
-    peaks = {dtype: max(_peak(dtype) for _ in range(3)) for dtype in ("float32", "bfloat16")}
+    peaks = {dtype: max(_peak(dtype) for _ in range(3)) for dtype in types}
     for name, row in rows.items():
         seconds = median(times[name])
-        tokens, flops = _work(_queries(_number(name, queries), 0))
+        tokens, flops = _work(_number(name, queries), known=name.endswith(KNOWN))
         peak = peaks["bfloat16" if "bfloat16" in name else "float32"]
         row["ms_per_query"] = round(seconds * 1e3, 2)
         row["queries_per_second"] = round(1 / seconds, 1)
         row["tokens_per_second"] = round(tokens / seconds)
         row["of_peak"] = round(flops / seconds / peak, 3)
-        same = [
-            answer == expected
-            for answers, reference in zip(given[name], given["ours, float32"], strict=True)
-            for answer, expected in zip(answers, reference, strict=False)
-        ]
-        row["same"], row["answered"] = sum(same), len(same)
-    default = f"ours, {_default_dtype()}"
+        if name not in NEW:  # these were asked about other texts
+            same = [
+                answer == expected
+                for answers, reference in zip(given[name], given[REFERENCE], strict=True)
+                for answer, expected in zip(answers, reference, strict=False)
+            ]
+            row["same"], row["answered"] = sum(same), len(same)
+    default = f"ours, {_default_dtype()}{KNOWN}"
     for pool in pools.values():
         pool.shutdown()
     return {
@@ -96,7 +119,7 @@ def run(queries: int, repeats: int) -> dict[str, Any]:
                 "vs_llama_cpp": _ratio(times["llama.cpp"], times[name]),
                 "of_peak": rows[name]["of_peak"],
             }
-            for name in CONTENDERS
+            for name in names
             if name.startswith("ours")
         },
     }
@@ -108,20 +131,21 @@ def markdown(result: dict[str, Any]) -> str:
         "# How fast a local black box answers",
         "",
         f"{result['date']}, {result['machine']}; SmolLM2-135M on embedded movie reviews, "
-        f"{result['repeats']} turns of {result['queries']} queries with one prompt (a quarter of "
-        "them for the first four), medians. Peaks of matrix multiplication: "
-        f"{result['gflops_peak']['float32']} (float32) and {result['gflops_peak']['bfloat16']} "
-        "(bfloat16) GFLOP/s. The default here is "
-        f"{result['default'].removeprefix('ours, ')}.",
+        f"{result['repeats']} turns of {result['queries']} queries about the same texts, each turn "
+        "with a prompt of its own (a quarter of them for the ways of others), medians. Peaks of "
+        "matrix multiplication in GFLOP/s: "
+        + ", ".join(f"{peak} ({dtype})" for dtype, peak in result["gflops_peak"].items())
+        + f". The default here is {result['default'].split(', ')[1]}.",
         "",
-        "| way | ms per query | queries/s | tokens/s | of peak | MiB | answers as ours, float32 |",
+        "| way | ms per query | queries/s | tokens/s | of peak | MiB | same answers |",
         "|---|---|---|---|---|---|---|",
     ]
     for name, row in result["contenders"].items():
+        same = f"{row['same']} of {row['answered']}" if "same" in row else ""
         lines.append(
             f"| {CONTENDERS[name]} | {row['ms_per_query']} | {row['queries_per_second']} "
             f"| {row['tokens_per_second']:,} | {row['of_peak']:.2f} | {row['peak_mib']:,} "
-            f"| {row['same']} of {row['answered']} |"
+            f"| {same} |"
         )
     ratios = list(next(iter(result["ratios"].values())))
     lines += ["", f"| way | {' | '.join(ratios)} |", "|---" * (len(ratios) + 1) + "|"]
@@ -157,8 +181,12 @@ def _peak(dtype: str) -> float:
 
 def _measure(name: str, url: str, queries: int, turn: int) -> dict[str, Any]:
     """Answer the turn's queries in the way ``name``; the first call loads and warms up."""
+    number = _number(name, queries)
     ask = _contender(name, url)
-    texts = _queries(_number(name, queries), turn)
+    if name.endswith(KNOWN) and turn == 0:
+        for earlier in (-1, -2):
+            ask(_queries(number, earlier))
+    texts = _queries(number, turn, first=number * turn if name in NEW else 0)
     start = time.perf_counter()
     answers = ask(texts)
     seconds = time.perf_counter() - start
@@ -173,37 +201,42 @@ def _number(name: str, queries: int) -> int:
     return queries // 4 if name in SLOW else queries
 
 
-def _queries(number: int, turn: int) -> list[str]:
-    """Return queries with one prompt; up to 200, each of five turns has sentences of its own."""
+def _queries(number: int, turn: int, *, first: int = 0) -> list[str]:
+    """Return queries with the turn's prompt about ``number`` texts from the ``first`` on."""
     task = get_task("rotten_tomatoes")
-    examples = np.roll(np.array(held_out(task, 1000), dtype=object), -200 * turn)[:number]
-    return [task.compose(PROMPT, example.input) for example in examples]
+    examples = held_out(task, 1000)[first : first + number]
+    return [task.compose(PROMPTS[turn % len(PROMPTS)], example.input) for example in examples]
 
 
-def _work(texts: Sequence[str]) -> tuple[float, float]:
+def _work(number: int, *, known: bool) -> tuple[float, float]:
     """Return the tokens of a query, and the operations without which it cannot be answered.
 
-    That is two per weight of the layers for every token that no other query shares the beginning
-    with; attention itself is a few per cent of it, and not counted.
+    That is two per weight of the layers for every token that nothing asked before began with;
+    attention itself is a few per cent of it, and not counted.
     """
     model, tokenizer = load_causal_lm(EMBEDDED, "cpu", "float32")
-    encoded = [tuple(ids) for ids in tokenizer(list(texts))["input_ids"]]
+    one, other = (
+        [tuple(ids) for ids in tokenizer(_queries(number, turn))["input_ids"]] for turn in (0, 1)
+    )
     weights = sum(p.numel() for name, p in model.named_parameters() if "layers" in name)
-    computed = len(PrefixTree.of(encoded).tokens)
-    return sum(map(len, encoded)) / len(texts), 2 * weights * computed / len(texts)
+    if known:
+        computed = sum(len(a) - common_length(a, b) for a, b in zip(one, other, strict=True))
+    else:
+        computed = len(PrefixTree.of(one).tokens)
+    return sum(map(len, one)) / number, 2 * weights * computed / number
 
 
 @cache
 def _contender(name: str, url: str) -> Ask:
     """Load what answers in this way, and let it answer once."""
-    way, _, dtype = name.partition(", ")
+    way, _, dtype = name.removesuffix(KNOWN).partition(", ")
     if way == "llama.cpp":
         ask = _llama_cpp(url)
     elif way == "pipeline":
         ask = _pipeline()
     else:
         ask = _ours(dtype) if way == "ours" else _padded(dtype or "float32")
-    ask(_queries(8, 0))
+    ask(_queries(8, -1, first=990))
     return ask
 
 

@@ -28,45 +28,29 @@ SETTINGS: dict[str, Any] = {
     "num-server-rounds": 2,
     "k-shot": 4,
     "public-per-class": 2,
-    "race-candidates": 2,
     "test-size": 400,
 }
-DEFAULTS: dict[str, Any] = {
-    "num-server-rounds": 3,
-    "k-shot": 16,
-    "public-per-class": 8,
-    "race-candidates": 4,
-}
-FEW: dict[str, Any] = {"k-shot": 1}
 UNEVEN: dict[str, Any] = {"partition": "dirichlet", "dirichlet-alpha": 0.1}
 BAD = ("0", "3", "6")
 
 # All ask about as many queries in all, clients and rounds together.
 VARIANTS: dict[str, dict[str, Any]] = {
-    "federation": {"queries-per-round": 50},
-    "the paper's step": {"queries-per-round": 65, "guard": False},
-    "best client": {"queries-per-round": 65, "guard": False, "aggregation": "best"},
+    "federation": {"queries-per-round": 200},
+    "one client alone": {"queries-per-round": 2600, "who": "alone"},
+    "best client": {"queries-per-round": 260, "guard": False, "aggregation": "best"},
+    "the paper's step": {"queries-per-round": 260, "guard": False},
     "the paper's step, weighted by accuracy": {
-        "queries-per-round": 65,
+        "queries-per-round": 260,
         "guard": False,
         "client-weights": "accuracy",
     },
-    "one client alone": {"queries-per-round": 650, "who": "alone"},
-    "all data in one place": {"queries-per-round": 650, "who": "together"},
-    "federation, 3 bad clients": {"queries-per-round": 50, "bad": len(BAD)},
-    "the paper's step, 3 bad clients": {"queries-per-round": 65, "guard": False, "bad": len(BAD)},
-    "federation, in a chat": {"queries-per-round": 50, "chat": True},
-    "one client alone, in a chat": {"queries-per-round": 650, "who": "alone", "chat": True},
-    "federation, uneven labels": {"queries-per-round": 50, **UNEVEN},
-    "one client alone, uneven labels": {"queries-per-round": 650, "who": "alone", **UNEVEN},
-    "federation, one example a class": {"queries-per-round": 50, **FEW},
-    "one client alone, one example a class": {"queries-per-round": 650, "who": "alone", **FEW},
-    "federation, ten times the queries": {**DEFAULTS, "queries-per-round": 250},
-    "one client alone, ten times the queries": {
-        **DEFAULTS,
-        "queries-per-round": 4400,
-        "who": "alone",
-    },
+    "all data in one place": {"queries-per-round": 2600, "who": "together"},
+    "federation, 3 bad clients": {"queries-per-round": 200, "bad": len(BAD)},
+    "the paper's step, 3 bad clients": {"queries-per-round": 260, "guard": False, "bad": len(BAD)},
+    "federation, in a chat": {"queries-per-round": 200, "chat": True},
+    "one client alone, in a chat": {"queries-per-round": 2600, "who": "alone", "chat": True},
+    "federation, uneven labels": {"queries-per-round": 200, **UNEVEN},
+    "one client alone, uneven labels": {"queries-per-round": 2600, "who": "alone", **UNEVEN},
 }
 """What differs from `SETTINGS`; and who takes part, how many are bad, and what tokens weigh by."""
 
@@ -85,14 +69,6 @@ TABLES = {
     "The model asked in a chat": (
         "one client alone, in a chat",
         ["federation, in a chat", "one client alone, in a chat"],
-    ),
-    "The defaults, with ten times the queries and four times the examples": (
-        "one client alone, ten times the queries",
-        ["federation, ten times the queries", "one client alone, ten times the queries"],
-    ),
-    "One example of each class to search on, and one to validate on": (
-        "one client alone, one example a class",
-        ["federation, one example a class", "one client alone, one example a class"],
     ),
     "Uneven labels": (
         "one client alone, uneven labels",

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from feddtpt_flwr.language_model.prefix_cache import PrefixCache
-from feddtpt_flwr.language_model.prefix_tree import TokenIds, TreeAttention, batches
+from feddtpt_flwr.language_model.prefix_tree import TokenIds, batches
+from feddtpt_flwr.language_model.tree_attention import TreeAttention
 
 if TYPE_CHECKING:
     import torch

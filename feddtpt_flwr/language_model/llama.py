@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from feddtpt_flwr.language_model.prefix_cache import PrefixCache
-from feddtpt_flwr.language_model.prefix_tree import PrefixTree, TokenIds, TreeAttention
+from feddtpt_flwr.language_model.prefix_tree import PrefixTree, TokenIds
+from feddtpt_flwr.language_model.tree_attention import TreeAttention
 
 if TYPE_CHECKING:
     import torch

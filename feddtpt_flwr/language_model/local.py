@@ -1,9 +1,10 @@
 """A local Hugging Face causal language model as the black box.
 
 Three things make it fast, none of which changes an answer: tokens that several queries begin with
-go through the model once, be it a prompt or the beginning of several prompts (see `prefix_tree`);
-no padding is computed; and only the last position, and there only the rows of the answer words, go
-through the output layer.
+go through the model once (see `prefix_tree`), or not at all if queries began with them before,
+as they do with a text that one prompt after the other follows (see `prefix_cache`); no padding is
+computed; and only the last position, and there only the rows of the answer words, go through the
+output layer.
 """
 
 from collections.abc import Sequence

@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import TYPE_CHECKING
 
-from feddtpt_flwr.language_model.prefix_tree import PrefixTree, TokenIds, TreeAttention
+from feddtpt_flwr.language_model.prefix_tree import PrefixTree, TokenIds
+from feddtpt_flwr.language_model.tree_attention import TreeAttention
 
 if TYPE_CHECKING:
     import torch

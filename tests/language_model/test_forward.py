@@ -13,7 +13,7 @@ from transformers import (
     MistralForCausalLM,
 )
 
-from feddtpt_flwr.language_model import prefix_cache, prefix_tree
+from feddtpt_flwr.language_model import prefix_cache, tree_attention
 from feddtpt_flwr.language_model.forward import CausalForward, TransformersBackbone
 from feddtpt_flwr.language_model.llama import Llama, is_plain_llama
 from feddtpt_flwr.language_model.prefix_cache import PrefixCache
@@ -102,8 +102,8 @@ def test_no_sequences_have_no_states() -> None:
 def test_llamas_states_are_those_of_transformers(
     max_tokens: int, gathering: int, calling: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(prefix_tree, "GATHERING", gathering)
-    monkeypatch.setattr(prefix_tree, "CALLING", calling)
+    monkeypatch.setattr(tree_attention, "GATHERING", gathering)
+    monkeypatch.setattr(tree_attention, "CALLING", calling)
     model = tiny("grouped queries", tie_word_embeddings=True)
     expected = [alone(model, sequence) for sequence in SEQUENCES]
     layers = Llama(model.config.to_dict(), model.state_dict())  # type: ignore[operator, union-attr]

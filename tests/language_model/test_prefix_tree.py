@@ -4,14 +4,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from feddtpt_flwr.language_model import prefix_tree
-from feddtpt_flwr.language_model.prefix_tree import (
-    PrefixTree,
-    Stretch,
-    StretchBatch,
-    batches,
-    common_length,
-)
+from feddtpt_flwr.language_model import tree_attention
+from feddtpt_flwr.language_model.prefix_tree import PrefixTree, batches, common_length
+from feddtpt_flwr.language_model.tree_attention import Stretch, StretchBatch
 
 Sequences = list[tuple[int, ...]]
 
@@ -85,8 +80,8 @@ def test_every_token_attends_to_its_path(
         if node >= len(tree.slots)
     }
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(prefix_tree, "GATHERING", gathering)
-        patch.setattr(prefix_tree, "CALLING", calling)
+        patch.setattr(tree_attention, "GATHERING", gathering)
+        patch.setattr(tree_attention, "CALLING", calling)
         found, order = StretchBatch.all_of(Stretch.all_of(tree), torch.float32, torch.device("cpu"))
     attended = []
     for batch in found:
