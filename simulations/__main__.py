@@ -234,11 +234,18 @@ def run_privacy(
 
 @app.command("federation")
 def run_federation(
+    variant: Annotated[
+        list[str] | None, typer.Option(help=f"One of: {'; '.join(federation.VARIANTS)}.")
+    ] = None,
     seed: Annotated[list[int] | None, typer.Option(help="A seed; give two or more.")] = None,
     folder: Annotated[Path, typer.Option(help="Where the table goes.")] = seeds.RESULTS,
 ) -> None:
     """Compare a federation with its members, rivals and bad clients; missing runs only."""
-    typer.echo(federation.run(seed or list(range(5)), folder))
+    if unknown := set(variant or ()) - set(federation.VARIANTS):
+        known = "; ".join(federation.VARIANTS)
+        raise typer.BadParameter(f"{min(unknown)!r} is none of: {known}", param_hint="--variant")
+    variants = variant or list(federation.VARIANTS)
+    typer.echo(federation.run(seed or list(range(5)), folder, variants))
 
 
 @app.command("seeds")
