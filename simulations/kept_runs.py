@@ -98,7 +98,10 @@ def complete(
                 runs[variant][seed] = run_once(settings[variant], seed)
                 write(file, settings, runs)
                 file.with_suffix(".md").write_text(table(runs), encoding="utf-8")
-    return table(runs)
+    # Runs of another machine may have been added to the file since.
+    shown = table(runs)
+    file.with_suffix(".md").write_text(shown, encoding="utf-8")
+    return shown
 
 
 def accuracy_rows(

@@ -58,7 +58,9 @@ def test_runs_and_their_tables(
     assert "## Uneven labels" not in table
     with pytest.MonkeyPatch.context() as patch:
         patch.delattr(federation, "run_once")
+        (tmp_path / "federation.md").unlink()
         assert federation.run([0], tmp_path, list(rows), TINY) == table
+    assert (tmp_path / "federation.md").read_text(encoding="utf-8") == table
 
 
 def test_runs_of_other_settings_are_not_mixed_in(tmp_path: Path) -> None:
