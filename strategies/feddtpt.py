@@ -275,7 +275,7 @@ class FedDTPT(FedAvg):
         failures: list[tuple[ClientProxy, EvaluateRes] | BaseException],
     ) -> tuple[float | None, dict[str, Scalar]]:
         """Count the clients' answers and settle the global prompt."""
-        replies = [Reply(proxy.cid, (), res.metrics) for proxy, res in results]
+        replies = [Reply(proxy.cid, (), res.metrics, res.num_examples) for proxy, res in results]
         self._tell(server_round, failures)
         usable, failed = self._rounds.read_scores(replies, len(failures))
         told = [results[i][1] for i in usable + failed]

@@ -10,15 +10,12 @@ from flwr.common import log
 from flwr.serverapp import Grid
 from flwr.serverapp.exception import InconsistentMessageReplies
 from flwr.serverapp.strategy import FedAvg, Result
-from flwr.serverapp.strategy.strategy_utils import (
-    sample_nodes,
-    validate_message_reply_consistency,
-)
+from flwr.serverapp.strategy.strategy_utils import sample_nodes
 
 from strategies.aggregation import Method
 from strategies.by_model import ChooseFor
 from strategies.candidates import Tokens
-from strategies.metrics import means_and_totals, round_metrics
+from strategies.metrics import check_alike, means_and_totals, round_metrics
 from strategies.rounds import RoundResult, Rounds
 from strategies.settings import EmbedFn, RoundSettings
 from strategies.wire import ACCURACY_KEY, ClientWeights, Reply, payload_bytes
@@ -366,7 +363,7 @@ class FedDTPT(FedAvg):
         if not contents:
             return None
         try:
-            validate_message_reply_consistency(contents, self.weighted_by_key, False)
+            check_alike(contents, self.weighted_by_key)
         except InconsistentMessageReplies as error:
             # The prompts and counts themselves are good, and paid for.
             log(WARNING, "the metrics of this round are left out: %s", error)

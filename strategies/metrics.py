@@ -3,7 +3,11 @@
 from collections.abc import Sequence
 
 from flwr.app import MetricRecord, RecordDict
-from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
+from flwr.serverapp.exception import InconsistentMessageReplies
+from flwr.serverapp.strategy.strategy_utils import (
+    aggregate_metricrecords,
+    validate_message_reply_consistency,
+)
 
 from strategies.rounds import RoundResult
 from strategies.wire import (
@@ -38,6 +42,29 @@ def round_metrics(result: RoundResult) -> dict[str, int | float]:
         if score and score.total:
             metrics[f"candidate-{index}-accuracy"] = score.accuracy
     return metrics
+
+
+def check_alike(contents: list[RecordDict], weighted_by_key: str) -> None:
+    """Check that the nodes' MetricRecords can be averaged.
+
+    Raises
+    ------
+    InconsistentMessageReplies
+        If they differ in their keys, lack ``weighted_by_key``, or hold a value that is a number for
+        one node and a list for another, or a list of another length. Flower itself does not look at
+        the last.
+    """
+    validate_message_reply_consistency(contents, weighted_by_key, check_arrayrecord=False)
+    records = [record for content in contents for record in content.metric_records.values()]
+    for key in records[0]:
+        if len({_length(record[key]) for record in records}) > 1:
+            raise InconsistentMessageReplies(
+                reason=f"{key!r} is not a number, or a list of one length, in all replies."
+            )
+
+
+def _length(value: int | float | list[int] | list[float]) -> int | None:
+    return len(value) if isinstance(value, list) else None
 
 
 def means_and_totals(contents: list[RecordDict], weighted_by_key: str) -> MetricRecord:

@@ -29,6 +29,7 @@ from strategies.wire import (
     VOCABULARY_KEY,
     Reply,
     UploadError,
+    check_numbers,
     failure,
     read_scores,
     read_upload,
@@ -211,6 +212,8 @@ class Rounds:
         self._uploads = []
         for index, reply in enumerate(replies):
             self._num_bytes += reply.num_bytes
+            if not self._sound(reply, "upload"):
+                continue
             if limit := used_up(reply.metrics):
                 # The prompt that it was sent says nothing about its examples.
                 self._warn("client %s searches no more: %s is used up", reply.client, limit)
@@ -266,6 +269,8 @@ class Rounds:
         self._counts = []
         for index, reply in enumerate(replies):
             self._num_bytes += reply.num_bytes
+            if not self._sound(reply, "count"):
+                continue
             if reason := failure(reply.metrics):
                 self._warn("no counts of client %s: %s", reply.client, reason)
                 failed.append(index)
@@ -325,6 +330,15 @@ class Rounds:
         prompt = self.settings.read_initial([np.array(state.get("prompt"))])
         self.round = number
         self._go_on_from(prompt)
+
+    def _sound(self, reply: Reply, what: str) -> bool:
+        """Return whether what a client reports can be averaged with the others' reports."""
+        try:
+            check_numbers(reply)
+        except UploadError as error:
+            self._warn("the %s of client %s is rejected: %s", what, reply.client, error)
+            return False
+        return True
 
     def _enough(self, usable: int, needed: int, failures: int, what: str) -> bool:
         if usable < max(needed, 1):

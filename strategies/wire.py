@@ -11,8 +11,13 @@ The contract between strategy and client, whichever of Flower's two interfaces c
   ``num-scored``, the number of private examples it tried them on, and ``correct-0``, ``correct-1``,
   …, how many of these each candidate answered correctly; or with ``failure`` and no counts. It may
   name its black box as ``model``.
+
+What it reports besides, in either, are finite numbers, lists of them, and texts; what this module
+has a name for is a single number where it is averaged or added up. The number of examples, with
+which Flower weighs the numbers, is above 0.
 """
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
@@ -51,6 +56,22 @@ GENERATOR_KEYS = (
     GENERATOR_COST_KEY,
 )
 MODEL_KEY = "model"
+
+NUMBER_KEYS = (
+    GAIN_KEY,
+    ACCURACY_KEY,
+    QUERIES_KEY,
+    UNPARSED_KEY,
+    FROM_ARCHIVE_KEY,
+    PROMPT_TOKENS_KEY,
+    COMPLETION_TOKENS_KEY,
+    COST_KEY,
+    *GENERATOR_KEYS,
+)
+"""What is averaged or added up over clients: one number each."""
+
+MOST_EXAMPLES = 2**53
+"""A number of examples is below; up to here whole numbers are exact as floats."""
 
 ClientWeights = Literal["equal", "examples", "accuracy"]
 """What a client's tokens count by: all alike, its number of examples, or its local accuracy."""
@@ -123,6 +144,37 @@ def used_up(metrics: Mapping[str, Any]) -> str:
 def _line(value: Any) -> str:
     # Clients may send anything, and this goes into logs.
     return " ".join(str(value).split())[:300]
+
+
+def check_numbers(reply: Reply) -> None:
+    """Check what a client reports besides its prompt or its counts.
+
+    Everybody's numbers are averaged: a single one that is not finite would spoil the average, and
+    weights that add up to 0 end it with an error.
+
+    Raises
+    ------
+    UploadError
+        If a number is not finite, one of `NUMBER_KEYS` is no single number, or the number of
+        examples is given but not in (0, 2**53). It may be 0 where a failure is all there is.
+    """
+    examples = reply.num_examples
+    lowest = 0 if failure(reply.metrics) and not reply.tensors else sys.float_info.min
+    if examples is not None and not (
+        isinstance(examples, (int, float)) and lowest <= examples < MOST_EXAMPLES
+    ):
+        shown = _line(repr(examples))
+        raise UploadError(f"the number of examples must be a number above 0, got {shown}")
+    for key, value in reply.metrics.items():
+        items = value if isinstance(value, list) and key not in NUMBER_KEYS else [value]
+        numbers = [item for item in items if isinstance(item, (int, float))]
+        if not all(map(_finite, numbers)) or (key in NUMBER_KEYS and not numbers):
+            raise UploadError(f"{key} must be a number that is finite, got {_line(repr(value))}")
+
+
+def _finite(number: float) -> bool:
+    # False for NaN as well, and for whole numbers that no float can hold.
+    return abs(number) <= sys.float_info.max
 
 
 def read_prompt(array: NDArray[Any], *, vocabulary_size: int, max_tokens: int) -> Tokens:
@@ -231,7 +283,7 @@ def _weight(reply: Reply, client_weights: ClientWeights) -> float:
         return 1.0
     if client_weights == "examples":
         number = reply.num_examples
-        if not isinstance(number, int) or not 1 <= number < 2**53:
+        if not isinstance(number, int) or not 1 <= number < MOST_EXAMPLES:
             raise UploadError(f"the number of examples must be a positive count, got {number!r}")
         return float(number)
     accuracy = reply.metrics.get(ACCURACY_KEY)

@@ -22,10 +22,12 @@ from strategies.candidates import Score, Tokens
 from strategies.feddtpt import FedDTPT
 from strategies.rounds import RoundResult
 from strategies.wire import (
+    ACCURACY_KEY,
     CLIENT_KEY,
     FAILURE_KEY,
     GAIN_KEY,
     MODEL_KEY,
+    QUERIES_KEY,
     ROUND_KEY,
     SCORED_KEY,
     VOCABULARY_KEY,
@@ -406,6 +408,64 @@ def test_metrics_of_valid_clients_are_handed_on() -> None:
     assert metrics["clients"] == 1
     assert [len(part) for part in seen] == [2, 1]
     assert seen[0][1][1][CLIENT_KEY] == "1"
+
+
+def weighted(results: list[tuple[int, dict[str, Any]]]) -> dict[str, Scalar]:
+    """What a user's function for metrics usually is."""
+    total = sum(number for number, _ in results)
+    return {QUERIES_KEY: sum(number * m[QUERIES_KEY] for number, m in results) / total}
+
+
+@pytest.mark.parametrize(
+    ("number", "metrics"),
+    [
+        (0, {}),
+        (-10, {}),
+        (10, {QUERIES_KEY: float("nan")}),
+        (10, {QUERIES_KEY: float("-inf")}),
+        (10, {QUERIES_KEY: "8"}),
+        (10, {ACCURACY_KEY: float("nan")}),
+        (10, {"loss": float("inf")}),
+    ],
+)
+def test_numbers_that_would_spoil_an_average_cost_their_answer_and_nothing_else(
+    number: int, metrics: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    server = Server(fit_metrics_aggregation_fn=weighted, evaluate_metrics_aggregation_fn=weighted)
+    bad, good = upload(A, "bad", queries=8), upload(B, queries=8)
+    bad[1].num_examples = number
+    bad[1].metrics |= metrics
+    candidates = server.fit(bad, good)
+    assert candidates == (SEED, B)
+    assert server.metrics == {QUERIES_KEY: 8}
+    assert "the upload of client bad is rejected: " in caplog.text
+
+    spoilt, fine = scores(candidates, {SEED: 9}), scores(candidates, {B: 9})
+    for _, result in (spoilt, fine):
+        result.metrics[QUERIES_KEY] = 8
+    spoilt[1].num_examples = number
+    spoilt[1].metrics |= metrics
+    _, told = server.score(spoilt, fine)
+    assert told[QUERIES_KEY] == 8
+    assert "the count of client 0 is rejected: " in caplog.text
+    assert server.strategy.prompt == B
+    assert server.rounds[0].failures == 2
+
+
+@pytest.mark.parametrize("number", [0, -10])
+def test_a_client_that_failed_may_have_no_examples_but_no_fewer(number: int) -> None:
+    told: list[tuple[int, dict[str, Any]]] = []
+
+    def collect(metrics: list[tuple[int, dict[str, Any]]]) -> dict[str, Scalar]:
+        told.extend(metrics)
+        return {}
+
+    server = Server(fit_metrics_aggregation_fn=collect)
+    failed: dict[str, Scalar] = {FAILURE_KEY: "the model is down", QUERIES_KEY: 3}
+    nothing = FitRes(OK, ndarrays_to_parameters([]), number, failed)
+    server.fit((cast(ClientProxy, Proxy("2")), nothing))
+    assert told == ([(0, failed)] if number == 0 else [])
+    assert server.rounds[0].failures == 1
 
 
 def test_the_order_of_arrival_does_not_matter() -> None:

@@ -14,6 +14,7 @@ from strategies.candidates import Tokens
 from strategies.message import FedDTPT
 from strategies.rounds import RoundResult
 from strategies.wire import (
+    ACCURACY_KEY,
     CLIENT_KEY,
     COST_KEY,
     GAIN_KEY,
@@ -30,6 +31,25 @@ A, B, C = (9, 2, 3, 4, 5), (1, 2, 8, 4, 5), (1, 2, 3, 4, 7)
 # Messages carry who sends them; Flower's processes set this when they start.
 TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
 QUESTION = Message(RecordDict(), dst_node_id=7, message_type="train")
+
+NUMBERS: dict[str, Any] = {
+    "num-examples": 10,
+    ACCURACY_KEY: 0.5,
+    QUERIES_KEY: 8,
+    "recall": [0.5, 0.25],
+}
+SPOILT: list[tuple[dict[str, Any], str]] = [
+    ({"num-examples": -10}, "the number of examples must be a number above 0, got -10"),
+    ({"num-examples": 0}, "the number of examples must be a number above 0, got 0"),
+    ({"num-examples": float("nan")}, "the number of examples must be a number above 0, got nan"),
+    ({"num-examples": float("inf")}, "the number of examples must be a number above 0, got inf"),
+    ({"num-examples": [10]}, "the number of examples must be a number above 0, got [10]"),
+    ({ACCURACY_KEY: [0.5, 0.6]}, "accuracy must be a number that is finite, got [0.5, 0.6]"),
+    ({ACCURACY_KEY: float("inf")}, "accuracy must be a number that is finite, got inf"),
+    ({QUERIES_KEY: float("nan")}, "queries must be a number that is finite, got nan"),
+    ({"recall": float("nan")}, "recall must be a number that is finite, got nan"),
+    ({"recall": [0.5, float("nan")]}, "recall must be a number that is finite, got [0.5, nan]"),
+]
 
 
 class Nodes:
@@ -267,6 +287,58 @@ def test_metrics_that_do_not_fit_together_do_not_end_the_run(
     assert metrics is not None
     assert metrics["accuracy"] == pytest.approx(0.9)
     assert SCORED_KEY not in metrics
+
+
+@pytest.mark.parametrize(("bad", "reason"), SPOILT, ids=str)
+def test_numbers_that_would_spoil_an_average_cost_their_reply_and_nothing_else(
+    bad: dict[str, Any], reason: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = Server()
+    candidates = server.train(
+        upload(A, "bad", numbers=NUMBERS | bad), upload(B, numbers=NUMBERS), nodes=2
+    )
+    assert candidates == (SEED, B)
+    assert f"the upload of client bad is rejected: {reason}" in caplog.text
+    averages = {ACCURACY_KEY: 0.5, QUERIES_KEY: 8, "recall": [0.5, 0.25]}
+    assert server.metrics == {GAIN_KEY: 0.1, **averages}
+
+    good, spoilt = scores(candidates, {B: 9}), scores(candidates, {SEED: 9})
+    good.content.metric_records["metrics"].update(NUMBERS)
+    spoilt.content.metric_records["metrics"].update(NUMBERS | bad)
+    metrics = server.score(spoilt, good)
+    assert f"the count of client 7 is rejected: {reason}" in caplog.text
+    assert metrics is not None
+    assert metrics[QUERIES_KEY] == 8
+    assert metrics["recall"] == [0.5, 0.25]
+    assert metrics[ACCURACY_KEY] == pytest.approx(0.9)
+    assert server.strategy.prompt == B
+    assert server.rounds[0].failures == 2
+
+
+@pytest.mark.parametrize("guard", [True, False])
+@pytest.mark.parametrize(("bad", "reason"), SPOILT, ids=str)
+def test_if_all_numbers_are_spoilt_the_prompt_stays(
+    bad: dict[str, Any], reason: str, guard: bool
+) -> None:
+    server = Server(guard=guard)
+    assert server.train(*[upload(A, numbers=NUMBERS | bad)] * 2) == (SEED,)
+    assert server.strategy.prompt == SEED
+    assert server.rounds[0].failures == 2
+
+
+@pytest.mark.parametrize("other", [0.5, [0.5], [0.5, 0.25, 0.1], []])
+def test_lists_of_unequal_length_cost_the_metrics_and_no_prompt(
+    other: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As where each node lists its own classes: nothing is wrong with their prompts."""
+    server = Server()
+    candidates = server.train(
+        upload(A, numbers=NUMBERS), upload(B, numbers=NUMBERS | {"recall": other})
+    )
+    assert {A, B} < set(candidates)
+    assert server.metrics is None
+    assert "the metrics of this round are left out: " in caplog.text
+    assert "'recall' is not a number, or a list of one length, in all replies" in caplog.text
 
 
 def test_what_nodes_count_is_added_up_and_the_rest_averaged() -> None:

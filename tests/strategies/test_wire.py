@@ -13,11 +13,14 @@ from strategies.candidates import LocalPrompt, Score
 from strategies.wire import (
     ACCURACY_KEY,
     CLIENT_KEY,
+    COST_KEY,
+    FAILURE_KEY,
     GAIN_KEY,
     SCORED_KEY,
     VOCABULARY_KEY,
     Reply,
     UploadError,
+    check_numbers,
     correct_key,
     payload_bytes,
     read_prompt,
@@ -179,6 +182,53 @@ def test_a_bad_accuracy_to_weigh_by_is_named(accuracy: Any) -> None:
             GOOD | {ACCURACY_KEY: accuracy},
             client_weights="accuracy",
         )
+
+
+@pytest.mark.parametrize(
+    "metrics",
+    [
+        {},
+        {ACCURACY_KEY: 1, COST_KEY: 0.25},
+        {"loss": 1e300, "classes": [0.5, 2], "none": [], "names": ["a", "b"], "name": "nan"},
+        {"raw": b"nan", "big": 2**63, "yes": True},
+    ],
+)
+@pytest.mark.parametrize("number", [None, 1, 0.5, 2**53 - 1])
+def test_numbers_that_can_be_averaged(metrics: dict[str, Any], number: Any) -> None:
+    check_numbers(Reply("7", (b"",), metrics, number))
+
+
+@pytest.mark.parametrize("key", [ACCURACY_KEY, COST_KEY, "loss"])
+@pytest.mark.parametrize(
+    "value", [float("nan"), float("inf"), float("-inf"), 10**400, [0.5, float("nan")]]
+)
+def test_a_number_that_is_not_finite_is_named(key: str, value: Any) -> None:
+    with pytest.raises(UploadError, match=f"{key} must be a number that is finite, got"):
+        check_numbers(Reply("7", (b"",), {key: value}))
+
+
+@pytest.mark.parametrize("value", ["0.5", b"1", None, [0.5], []])
+def test_what_is_no_single_number_is_named(value: Any) -> None:
+    with pytest.raises(UploadError, match="accuracy must be a number that is finite, got"):
+        check_numbers(Reply("7", (b"",), {ACCURACY_KEY: value}))
+
+
+def test_a_long_value_is_told_in_a_short_line() -> None:
+    with pytest.raises(UploadError) as error:
+        check_numbers(Reply("7", (b"",), {ACCURACY_KEY: "x\n" * 10**6}))
+    assert len(str(error.value)) < 400
+
+
+@pytest.mark.parametrize("number", [0, 0.0, -1, float("nan"), float("inf"), 2**53, "9", [1]])
+def test_a_bad_number_of_examples_to_average_by_is_named(number: Any) -> None:
+    with pytest.raises(UploadError, match="number of examples must be a number above 0, got"):
+        check_numbers(Reply("7", (b"",), {}, number))
+
+
+def test_a_failure_may_be_on_no_examples_unless_there_is_a_prompt() -> None:
+    check_numbers(Reply("7", (), {FAILURE_KEY: "the model is down"}, 0))
+    with pytest.raises(UploadError, match="above 0, got 0"):
+        check_numbers(Reply("7", (b"",), {FAILURE_KEY: "the model is down"}, 0))
 
 
 CANDIDATES = [(1, 2), (3,)]
