@@ -1,4 +1,8 @@
-"""Time and peak memory of one aggregation on the server, against the quadratic way.
+"""Time and peak memory of the server's step in one round, against the quadratic way.
+
+The step is what a strategy does between the last upload and the candidates that it sends: the
+paper's aggregation, and the prompts that the clients are to compare. Embeddings are made up, so
+that a model's time is not in it.
 
 python -m simulations bench aggregation --clients 1000 --json -
 """
@@ -15,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from strategies import Aggregate, aggregate, min_samples_for
+from strategies.candidates import LocalPrompt, propose_candidates
 
 Ints = NDArray[np.int64]
 Float32s = NDArray[np.float32]
@@ -24,7 +29,13 @@ QUADRATIC_TOKENS = 12_000
 """The quadratic reference runs up to so many tokens: its matrix of distances is 0.6 GB then."""
 
 
-def federation(clients: int, tokens: int, dim: int, seed: int) -> tuple[list[Ints], list[Float32s]]:
+CANDIDATES = 4
+"""Most candidates besides the incumbent, as the strategies have it by default."""
+
+
+def federation(
+    clients: int, tokens: int, dim: int, seed: int
+) -> tuple[list[int], list[Ints], list[Float32s]]:
     """Draw prompts and contextual embeddings as a round of tuning leaves them.
 
     Every client edits a shared prompt in three places: it replaces (7 in 10), inserts (2 in 10)
@@ -38,8 +49,8 @@ def federation(clients: int, tokens: int, dim: int, seed: int) -> tuple[list[Int
 
     Returns
     -------
-    prompts, embeddings
-        One array of shape ``(N_k,)`` and one of shape ``(N_k, dim)`` per client.
+    shared, prompts, embeddings
+        The shared prompt; one array of shape ``(N_k,)`` and one of shape ``(N_k, dim)`` per client.
     """
     rng = np.random.default_rng(seed)
     table = rng.standard_normal((VOCABULARY, dim)) + 0.5 * rng.standard_normal(dim)
@@ -57,7 +68,7 @@ def federation(clients: int, tokens: int, dim: int, seed: int) -> tuple[list[Int
         noise = rng.standard_normal((len(prompt), dim)) * (CONTEXT_NOISE / np.sqrt(dim))
         prompts.append(np.array(prompt, dtype=np.int64))
         embeddings.append((table[prompt] + noise).astype(np.float32))
-    return prompts, embeddings
+    return shared, prompts, embeddings
 
 
 def peak_mib() -> float:
@@ -102,10 +113,23 @@ def _measure(clients: int, tokens: int, dim: int, seed: int) -> dict[str, Any]:
     import sklearn.cluster
     import sklearn.neighbors  # noqa: F401
 
-    prompts, embeddings = federation(clients, tokens, dim, seed)
+    shared, prompts, embeddings = federation(clients, tokens, dim, seed)
+    gains = np.random.default_rng([seed, clients]).random(clients).tolist()
+    uploads = [
+        LocalPrompt(str(k), tuple(prompt.tolist()), gain)
+        for k, (prompt, gain) in enumerate(zip(prompts, gains, strict=True))
+    ]
     before = peak_mib()
     start = time.perf_counter()
     result: Aggregate = aggregate(prompts, embeddings)
+    aggregated = time.perf_counter()
+    candidates = propose_candidates(
+        tuple(shared),
+        uploads,
+        tuple(result.tokens.tolist()),
+        limit=CANDIDATES,
+        max_tokens=tokens + EDITS * clients,
+    )
     seconds = time.perf_counter() - start
     return {
         "clients": clients,
@@ -113,6 +137,8 @@ def _measure(clients: int, tokens: int, dim: int, seed: int) -> dict[str, Any]:
         "dim": dim,
         "seed": seed,
         "seconds": round(seconds, 3),
+        "propose_seconds": round(seconds - (aggregated - start), 3),
+        "candidates": len(candidates),
         "peak_mib": round(peak_mib()),
         "uploads_mib": round(before),
         "prompt_tokens": len(result.tokens),
@@ -123,7 +149,7 @@ def _measure(clients: int, tokens: int, dim: int, seed: int) -> dict[str, Any]:
 def _measure_quadratic(
     clients: int, tokens: int, dim: int, seed: int
 ) -> dict[str, float | bool | None]:
-    prompts, embeddings = federation(clients, tokens, dim, seed)
+    _, prompts, embeddings = federation(clients, tokens, dim, seed)
     result = aggregate(prompts, embeddings)
     if result.eps is None or result.labels is None:
         return {"quadratic_seconds": None, "quadratic_agrees": None}
@@ -139,7 +165,7 @@ def _measure_quadratic(
 
 
 def run(clients: int, tokens: int = 20, dim: int = 384, seed: int = 0) -> dict[str, Any]:
-    """Measure one aggregation in a process of its own.
+    """Measure the server's step in a process of its own.
 
     Parameters
     ----------
@@ -155,8 +181,9 @@ def run(clients: int, tokens: int = 20, dim: int = 384, seed: int = 0) -> dict[s
     Returns
     -------
     dict
-        ``seconds`` of the aggregation alone; ``peak_mib`` of the whole process, interpreter,
-        libraries and uploads included; ``uploads_mib``, the peak before the aggregation;
+        ``seconds`` of the step, ``propose_seconds`` of them for the candidates; ``peak_mib`` of the
+        whole process, interpreter, libraries and uploads included; ``uploads_mib``, the peak
+        before the step; ``candidates``, how many prompts there are to compare;
         ``quadratic_seconds`` of the quadratic way and ``quadratic_agrees``, whether its clusters
         are the same, both ``None`` beyond :data:`QUADRATIC_TOKENS` tokens; and the settings.
     """

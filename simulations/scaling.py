@@ -64,7 +64,8 @@ def _table(report: dict[str, Any]) -> str:
         "",
         f"{report['date']}, {report['machine']}; synthetic uploads, about "
         f"{report['runs'][0]['tokens']} tokens of {report['runs'][0]['dim']} dimensions a client, "
-        "settings of `aggregate()` by default. Peak memory is the whole process's.",
+        "settings by default; `aggregate()` and the candidates to compare. "
+        "Peak memory is the whole process's.",
         "",
         "| clients | seconds | seconds per 1,000 clients | peak MiB | uploads MiB | tokens found | "
         "quadratic way, seconds |",

@@ -6,11 +6,13 @@ merged edits and the best uploads, and the clients decide by counting correct an
 private examples: what one client found has seen none of the others'.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import islice
 
-from strategies.edits import merge
+from strategies.edits import merges
 
 Tokens = tuple[int, ...]
 
@@ -104,20 +106,45 @@ def propose_candidates(
         Prompts for which it is false are left out; the incumbent is not asked about.
     """
     best_first = sorted(local_prompts, key=lambda p: (-p.gain, p.tokens))
-    prompts = [p.tokens for p in best_first]
-    merges = [
-        Candidate(merge(incumbent, prompts[:count]), f"merge of {count}")
-        for count in range(2, len(prompts) + 1)
-    ]
-    uploads = [Candidate(p.tokens, f"client {p.client}") for p in best_first]
-    pure = [Candidate(aggregated, "aggregate")] if aggregated is not None else []
-    ordered = [*uploads[:1], *merges[:1], *pure, *_alternate(uploads[1:], merges[1:])]
-    distinct = {incumbent: Candidate(incumbent, "incumbent")}
-    for candidate in ordered:
-        fits = 1 <= len(candidate.tokens) <= max_tokens
-        if fits and len(distinct) <= limit and admissible(candidate.tokens):
-            distinct.setdefault(candidate.tokens, candidate)
-    return tuple(distinct.values())
+    chosen, seen = [Candidate(incumbent, "incumbent")], {incumbent}
+    for candidate in _in_turns(incumbent, best_first, aggregated):
+        if candidate.tokens in seen:
+            continue
+        seen.add(candidate.tokens)
+        if 1 <= len(candidate.tokens) <= max_tokens and admissible(candidate.tokens):
+            chosen.append(candidate)
+        # Of many clients' prompts and merges a handful is compared; the others are not even made.
+        if len(chosen) > limit:
+            break
+    return tuple(chosen)
+
+
+def _in_turns(
+    incumbent: Tokens, best_first: Sequence[LocalPrompt], aggregated: Tokens | None
+) -> Iterator[Candidate]:
+    """Yield everything that might be compared, each when it is asked for."""
+    uploads = (Candidate(p.tokens, f"client {p.client}") for p in best_first)
+    merged = (
+        Candidate(tokens, f"merge of {number}")
+        for number, tokens in enumerate(merges(incumbent, (p.tokens for p in best_first)), start=1)
+        if number > 1  # of one prompt, it is that prompt
+    )
+    yield from islice(uploads, 1)
+    yield from islice(merged, 1)
+    if aggregated is not None:
+        yield Candidate(aggregated, "aggregate")
+    yield from _alternate(uploads, merged)
+
+
+def _alternate(*sources: Iterator[Candidate]) -> Iterator[Candidate]:
+    """Yield one of each source in turn, as long as any has one left."""
+    waiting = deque(sources)
+    while waiting:
+        source = waiting.popleft()
+        for candidate in source:
+            yield candidate
+            waiting.append(source)
+            break
 
 
 def low_median(values: Sequence[float]) -> float:
@@ -184,9 +211,3 @@ def choose(
     """
     best = max(candidates, key=lambda c: scores.get(c.tokens, Score()).accuracy)
     return best, scores.get(best.tokens, Score())
-
-
-def _alternate(first: Sequence[Candidate], second: Sequence[Candidate]) -> Iterable[Candidate]:
-    for index in range(max(len(first), len(second))):
-        yield from first[index : index + 1]
-        yield from second[index : index + 1]

@@ -1,6 +1,7 @@
 """Edits: what turned the prompt that was sent into the one that came back."""
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 from typing import Literal
@@ -92,9 +93,20 @@ def merge(base: tuple[int, ...], prompts: Sequence[tuple[int, ...]]) -> tuple[in
         ``base`` with every edit that conflicts with none before it; may be empty if all that is
         left was deleted.
     """
+    return deque(merges(base, prompts), maxlen=1).pop() if prompts else base
+
+
+def merges(base: tuple[int, ...], prompts: Iterable[tuple[int, ...]]) -> Iterator[tuple[int, ...]]:
+    """Yield what `merge` makes of the first prompt, of the first two, of the first three, ….
+
+    Each prompt is compared with ``base`` once, when its turn comes.
+    """
     chosen: list[Edit] = []
     for prompt in prompts:
-        for edit in edits_between(base, prompt):
-            if not any(edit.conflicts(other) for other in chosen):
-                chosen.append(edit)
-    return apply_edits(base, chosen)
+        # Edits of one prompt never conflict; at most one begins at a place, so they stay few.
+        chosen += [
+            edit
+            for edit in edits_between(base, prompt)
+            if not any(edit.conflicts(other) for other in chosen)
+        ]
+        yield apply_edits(base, chosen)

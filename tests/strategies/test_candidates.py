@@ -1,9 +1,12 @@
+from collections.abc import Sequence
+from itertools import zip_longest
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from strategies import edits
 from strategies.candidates import (
     Candidate,
     LocalPrompt,
@@ -14,6 +17,7 @@ from strategies.candidates import (
     propose_candidates,
     tally,
 )
+from strategies.edits import Edit, edits_between, merge
 
 INCUMBENT = (1, 2, 3, 4, 5)
 A, B, C = (9, 2, 3, 4, 5), (1, 2, 8, 4, 5), (1, 2, 3, 4, 7)
@@ -100,6 +104,83 @@ def test_candidates_are_distinct_few_and_short(
     assert tokens[0] == incumbent
     assert len(set(tokens)) == len(tokens) <= limit + 1
     assert all(1 <= len(prompt) <= max_tokens for prompt in tokens[1:])
+
+
+def all_at_once(
+    incumbent: Tokens,
+    local_prompts: list[LocalPrompt],
+    aggregated: Tokens | None,
+    limit: int,
+    max_tokens: int,
+) -> tuple[Candidate, ...]:
+    """The same by making every merge anew and keeping few."""
+    best_first = sorted(local_prompts, key=lambda p: (-p.gain, p.tokens))
+    merged = [
+        Candidate(merge(incumbent, [p.tokens for p in best_first[:number]]), f"merge of {number}")
+        for number in range(2, len(best_first) + 1)
+    ]
+    own = [Candidate(p.tokens, f"client {p.client}") for p in best_first]
+    pure = [Candidate(aggregated, "aggregate")] if aggregated is not None else []
+    turns = [c for pair in zip_longest(own[1:], merged[1:]) for c in pair if c]
+    distinct = {incumbent: Candidate(incumbent, "incumbent")}
+    for candidate in [*own[:1], *merged[:1], *pure, *turns]:
+        if 1 <= len(candidate.tokens) <= max_tokens and len(distinct) <= limit:
+            distinct.setdefault(candidate.tokens, candidate)
+    return tuple(distinct.values())
+
+
+@given(
+    incumbent=prompts,
+    local=st.lists(st.tuples(prompts, st.sampled_from([0.0, 0.1, 0.5])), max_size=6),
+    aggregated=st.none() | prompts,
+    limit=st.integers(1, 9),
+    max_tokens=st.integers(1, 9),
+)
+def test_one_after_the_other_they_are_those_made_at_once(
+    incumbent: Tokens,
+    local: list[tuple[Tokens, float]],
+    aggregated: Tokens | None,
+    limit: int,
+    max_tokens: int,
+) -> None:
+    some = uploads(*local)
+    found = propose_candidates(incumbent, some, aggregated, limit=limit, max_tokens=max_tokens)
+    assert found == all_at_once(incumbent, some, aggregated, limit, max_tokens)
+
+
+@pytest.fixture
+def compared(monkeypatch: pytest.MonkeyPatch) -> list[Sequence[int]]:
+    """Every prompt whose edits are looked for, in order."""
+    prompts: list[Sequence[int]] = []
+
+    def watched(before: Sequence[int], after: Sequence[int]) -> tuple[Edit, ...]:
+        prompts.append(after)
+        return edits_between(before, after)
+
+    monkeypatch.setattr(edits, "edits_between", watched)
+    return prompts
+
+
+@pytest.mark.parametrize(("limit", "merged"), [(1, 0), (2, 2), (4, 2), (5, 3), (7, 4)])
+def test_no_more_is_merged_than_is_compared(
+    limit: int, merged: int, compared: list[Sequence[int]]
+) -> None:
+    """Every client edits a place of its own: all their prompts and all merges differ."""
+    base = tuple(range(40))
+    many = uploads(*[((*base[:place], -1, *base[place + 1 :]), place / 100) for place in range(40)])
+    found = propose_candidates(base, many, (6, 6), limit=limit, max_tokens=40)
+    assert len(found) == limit + 1
+    assert len(compared) == merged
+
+
+def test_no_prompt_is_compared_with_the_incumbent_twice(compared: list[Sequence[int]]) -> None:
+    """All edit one place, so that every merge is the best prompt and the limit is not reached."""
+    many = uploads(*[((place, 2, 3, 4, 5), place / 1000) for place in range(10, 200)])
+    found = propose_candidates(
+        INCUMBENT, many, None, limit=4, max_tokens=9, admissible=lambda tokens: tokens[0] < 12
+    )
+    assert len(found) == 3
+    assert len(compared) == len(many)
 
 
 @given(order=st.permutations(uploads((A, 0.1), (B, 0.3), (C, 0.2))), limit=st.integers(1, 6))

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from strategies.edits import Edit, apply_edits, edits_between, merge
+from strategies.edits import Edit, apply_edits, edits_between, merge, merges
 
 BASE = (1, 2, 3, 4, 5)
 
@@ -67,6 +67,14 @@ def test_merging_one_prompt_gives_it_back(
 
 def test_merge_of_nothing_is_the_base() -> None:
     assert merge(BASE, []) == BASE
+
+
+@given(base=prompts, others=st.lists(prompts, max_size=5))
+def test_merges_of_more_and_more_prompts(
+    base: tuple[int, ...], others: list[tuple[int, ...]]
+) -> None:
+    expected = [merge(base, others[:number]) for number in range(1, len(others) + 1)]
+    assert list(merges(base, others)) == expected
 
 
 @pytest.mark.parametrize(
