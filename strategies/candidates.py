@@ -4,17 +4,25 @@ Clients that edit the same prompt edit it at different places, so what they agre
 they were sent: any consensus of the uploads loses the edits. The candidates therefore also hold
 merged edits and the best uploads, and the clients decide by counting correct answers on everybody's
 private examples: what one client found has seen none of the others'.
+
+Which uploads are the best is the clients' own word. A lie about it wins nothing, since the counts
+decide, but it takes a place among the few candidates. So one place is kept for the best upload that
+is left when as many of the best by their own word are passed over as there may be liars.
 """
 
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cache
 from itertools import islice
 
 from strategies.edits import merges
 
 Tokens = tuple[int, ...]
+
+LIARS = Fraction(3, 10)
+"""Share of the clients that may claim more than all others without keeping those out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +96,13 @@ def propose_candidates(
     """Return the prompts worth comparing, the incumbent first.
 
     The paper's aggregate, the edits of the best two, three, … clients merged, and the best local
-    prompts take turns until the limit is reached.
+    prompts take turns until the limit is reached. The second local prompt is not the second best
+    but the best beyond the first three tenths (`LIARS`) of the clients, rounded down; up to six
+    clients they are the same. If the clients that lie are no more and claim more than all honest
+    ones, it is the best honest prompt, whatever they claim; with a limit of 4 or more it is always
+    compared, unless it is the incumbent. Nothing that was claimed tells three liars from the three
+    best of ten, so honest clients, too, have their second best compared as part of a merge only,
+    where the limit is low.
 
     Parameters
     ----------
@@ -106,24 +120,33 @@ def propose_candidates(
         Prompts for which it is false are left out; the incumbent is not asked about.
     """
     best_first = sorted(local_prompts, key=lambda p: (-p.gain, p.tokens))
-    chosen, seen = [Candidate(incumbent, "incumbent")], {incumbent}
-    for candidate in _in_turns(incumbent, best_first, aggregated):
-        if candidate.tokens in seen:
-            continue
-        seen.add(candidate.tokens)
-        if 1 <= len(candidate.tokens) <= max_tokens and admissible(candidate.tokens):
-            chosen.append(candidate)
+    chosen = {incumbent: Candidate(incumbent, "incumbent")}
+
+    @cache  # judging may be slow, and clients that found the same are many
+    def allowed(tokens: Tokens) -> bool:
+        return 1 <= len(tokens) <= max_tokens and admissible(tokens)
+
+    def new(tokens: Tokens) -> bool:
+        return tokens not in chosen and allowed(tokens)
+
+    for candidate in _in_turns(incumbent, best_first, aggregated, new):
+        if new(candidate.tokens):
+            chosen[candidate.tokens] = candidate
         # Of many clients' prompts and merges a handful is compared; the others are not even made.
         if len(chosen) > limit:
             break
-    return tuple(chosen)
+    return tuple(chosen.values())
 
 
 def _in_turns(
-    incumbent: Tokens, best_first: Sequence[LocalPrompt], aggregated: Tokens | None
+    incumbent: Tokens,
+    best_first: Sequence[LocalPrompt],
+    aggregated: Tokens | None,
+    new: Callable[[Tokens], bool],
 ) -> Iterator[Candidate]:
     """Yield everything that might be compared, each when it is asked for."""
-    uploads = (Candidate(p.tokens, f"client {p.client}") for p in best_first)
+    ordered = _second_beyond_the_liars(best_first, new)
+    uploads = (Candidate(p.tokens, f"client {p.client}") for p in ordered)
     merged = (
         Candidate(tokens, f"merge of {number}")
         for number, tokens in enumerate(merges(incumbent, (p.tokens for p in best_first)), start=1)
@@ -134,6 +157,18 @@ def _in_turns(
     if aggregated is not None:
         yield Candidate(aggregated, "aggregate")
     yield from _alternate(uploads, merged)
+
+
+def _second_beyond_the_liars(
+    best_first: Sequence[LocalPrompt], new: Callable[[Tokens], bool]
+) -> Iterator[LocalPrompt]:
+    """Yield all, best first, but second the best beyond those that may be lies, if any is new."""
+    yield from best_first[:1]
+    liars = int(LIARS * len(best_first))
+    second = next((p for p in best_first[liars:] if new(p.tokens)), None) if liars else None
+    if second:
+        yield second
+    yield from (p for p in best_first[1:] if p is not second)
 
 
 def _alternate(*sources: Iterator[Candidate]) -> Iterator[Candidate]:

@@ -3,7 +3,7 @@ from itertools import zip_longest
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from strategies import edits
@@ -113,7 +113,7 @@ def all_at_once(
     limit: int,
     max_tokens: int,
 ) -> tuple[Candidate, ...]:
-    """The same by making every merge anew and keeping few."""
+    """The same, of six clients at most, by making every merge anew and keeping few."""
     best_first = sorted(local_prompts, key=lambda p: (-p.gain, p.tokens))
     merged = [
         Candidate(merge(incumbent, [p.tokens for p in best_first[:number]]), f"merge of {number}")
@@ -121,11 +121,19 @@ def all_at_once(
     ]
     own = [Candidate(p.tokens, f"client {p.client}") for p in best_first]
     pure = [Candidate(aggregated, "aggregate")] if aggregated is not None else []
-    turns = [c for pair in zip_longest(own[1:], merged[1:]) for c in pair if c]
     distinct = {incumbent: Candidate(incumbent, "incumbent")}
-    for candidate in [*own[:1], *merged[:1], *pure, *turns]:
-        if 1 <= len(candidate.tokens) <= max_tokens and len(distinct) <= limit:
-            distinct.setdefault(candidate.tokens, candidate)
+
+    def take(candidates: list[Candidate]) -> None:
+        for candidate in candidates:
+            if 1 <= len(candidate.tokens) <= max_tokens and len(distinct) <= limit:
+                distinct.setdefault(candidate.tokens, candidate)
+
+    take([*own[:1], *merged[:1], *pure])
+    rest = own[1:]
+    if len(own) > 3:  # with three clients or less there is no liar to guard against
+        new = [c for c in rest if 1 <= len(c.tokens) <= max_tokens and c.tokens not in distinct]
+        rest = [*new[:1], *[c for c in rest if c not in new[:1]]]
+    take([c for pair in zip_longest(rest, merged[1:]) for c in pair if c])
     return tuple(distinct.values())
 
 
@@ -181,6 +189,86 @@ def test_no_prompt_is_compared_with_the_incumbent_twice(compared: list[Sequence[
     )
     assert len(found) == 3
     assert len(compared) == len(many)
+
+
+def test_the_second_upload_is_the_best_beyond_three_tenths_of_the_clients() -> None:
+    many = uploads(*[((10 + place, 2, 3, 4, 5), place / 100) for place in range(10)])
+    found = propose_candidates(INCUMBENT, many, (6, 6), limit=9, max_tokens=9)
+    # All edit the same place, so that every merge is the best prompt.
+    assert [candidate.origin for candidate in found] == [
+        "incumbent",
+        "client 9",
+        "aggregate",
+        "client 6",
+        *[f"client {number}" for number in (8, 7, 5, 4, 3, 2)],
+    ]
+
+
+@pytest.mark.parametrize("clients", range(2, 7))
+def test_few_clients_are_compared_best_first(clients: int) -> None:
+    some = uploads(*[((10 + place, 2, 3, 4, 5), place / 100) for place in range(clients)])
+    found = propose_candidates(INCUMBENT, some, None, limit=9, max_tokens=9)
+    assert [c.tokens[0] for c in found[1:]] == [10 + place for place in reversed(range(clients))]
+
+
+@st.composite
+def with_liars(draw: st.DrawFn) -> tuple[list[LocalPrompt], list[LocalPrompt]]:
+    """Honest clients, best first, and up to three in ten that all claim more than these."""
+    number = draw(st.integers(4, 25))
+    liars = draw(st.integers(1, 3 * number // 10))
+    claims = st.floats(-1, 1, allow_subnormal=False)
+    gains = sorted(draw(st.lists(claims, min_size=number, max_size=number)), reverse=True)
+    assume(gains[liars - 1] > gains[liars])
+    tokens = st.lists(prompts, min_size=number, max_size=number, unique=True)
+    all_uploads = uploads(*zip(draw(tokens), gains, strict=True))
+    return all_uploads[liars:], all_uploads[:liars]
+
+
+@settings(deadline=None)
+@given(
+    clients=with_liars(),
+    incumbent=prompts,
+    aggregated=st.none() | prompts,
+    limit=st.integers(4, 6),
+    order=st.randoms(),
+)
+def test_liars_that_outbid_all_others_do_not_keep_them_out(
+    clients: tuple[list[LocalPrompt], list[LocalPrompt]],
+    incumbent: Tokens,
+    aggregated: Tokens | None,
+    limit: int,
+    order: Any,
+) -> None:
+    honest, liars = clients
+    everybody = [*honest, *liars]
+    found = propose_candidates(incumbent, everybody, aggregated, limit=limit, max_tokens=9)
+    compared = {candidate.tokens for candidate in found}
+    assert compared & {upload.tokens for upload in honest}
+    if len(liars) == 3 * len(everybody) // 10:
+        best = max(upload.gain for upload in honest)
+        assert compared & {upload.tokens for upload in honest if upload.gain == best}
+    order.shuffle(everybody)
+    assert found == propose_candidates(incumbent, everybody, aggregated, limit=limit, max_tokens=9)
+
+
+@given(clients=with_liars(), kept_out=st.integers(1, 7))
+def test_what_is_not_admissible_leaves_its_place_to_the_next_honest_client(
+    clients: tuple[list[LocalPrompt], list[LocalPrompt]], kept_out: int
+) -> None:
+    honest, liars = clients
+    out = {upload.tokens for upload in honest[: min(kept_out, len(honest) - 1)]}
+    found = propose_candidates(
+        (), [*honest, *liars], None, limit=4, max_tokens=9, admissible=lambda t: t not in out
+    )
+    assert {c.tokens for c in found} & {upload.tokens for upload in honest}
+
+
+def test_the_best_three_of_ten_that_claim_all_are_not_alone() -> None:
+    """As `simulations.bad_clients` do it: random tokens and a gain of 1."""
+    liars = [((7, 7, 7, place), 1.0) for place in range(3)]
+    honest = [((*INCUMBENT[:4], 10 + place), place / 20) for place in range(7)]
+    found = propose_candidates(INCUMBENT, uploads(*liars, *honest), (6, 6), limit=4, max_tokens=9)
+    assert (*INCUMBENT[:4], 16) in {candidate.tokens for candidate in found}
 
 
 @given(order=st.permutations(uploads((A, 0.1), (B, 0.3), (C, 0.2))), limit=st.integers(1, 6))
