@@ -1,6 +1,6 @@
 """The server's step: local prompts in, global prompt out (FedDTPT, section 3.4, Algorithm 2).
 
-The parts of the section and where they are:
+The section to the letter is ``elbow_method="lines", noise="drop"``. Its parts and where they are:
 
 ========================================== ==================================================
 ``E_k^n``, embeddings (equations 3 and 4)  given by the caller

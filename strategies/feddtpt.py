@@ -26,8 +26,10 @@ from numpy.typing import NDArray
 from strategies.aggregation import Method
 from strategies.by_model import ChooseFor
 from strategies.candidates import Tokens
+from strategies.elbow import ElbowMethod
 from strategies.metrics import round_metrics
 from strategies.rounds import RoundResult, Rounds
+from strategies.selection import Noise
 from strategies.settings import EmbedFn, RoundSettings
 from strategies.wire import ROUND_KEY, ClientWeights, Reply, payload_bytes
 
@@ -40,7 +42,9 @@ class FedDTPT(FedAvg):
     Implementation based on https://arxiv.org/abs/2411.00985, section 3.4 and Algorithm 2, with a
     guard that the paper lacks: before the aggregated prompt becomes the global one, the clients
     count the correct answers of it, of the best local prompts, of their merged edits and of the
-    prompt so far on their private examples, and the best one stays.
+    prompt so far on their private examples, and the best one stays. The paper to the letter is
+    ``guard=False, elbow_method="lines", noise="drop"``; what it leaves open is in
+    `strategies.aggregation`.
 
     `strategies.message.FedDTPT` is the same for Flower's message API. They have one name in two
     modules, as Flower's own strategies have in ``flwr.server`` and ``flwr.serverapp``.
@@ -63,6 +67,15 @@ class FedDTPT(FedAvg):
     min_samples : int, optional
         DBSCAN's smallest neighbourhood of a core point. Defaults to None: it grows with the number
         of clients (`strategies.min_samples_for`).
+    elbow_method : str, optional
+        How DBSCAN's radius is read off the sorted neighbour distances (`strategies.elbow`).
+        ``"lines"`` is the literal strongest change of slope. Defaults to ``"split"``.
+    noise : str, optional
+        What becomes of tokens that are in no cluster: ``"drop"``, or ``"keep"``, each as a cluster
+        of its own. The paper does not say. Defaults to ``"drop"``.
+    n_clusters : int, optional
+        Clusters of ``aggregation="kmeans"``. Defaults to None: as many as a prompt has tokens on
+        average.
     client_weights : str, optional
         What a client's tokens count by in the aggregation: ``"equal"``, ``"examples"`` (its number
         of examples, at most the median client's) or ``"accuracy"`` (what it reports under that
@@ -115,6 +128,9 @@ class FedDTPT(FedAvg):
         max_tokens: int = 24,
         aggregation: Method = "feddtpt",
         min_samples: int | None = None,
+        elbow_method: ElbowMethod = "split",
+        noise: Noise = "drop",
+        n_clusters: int | None = None,
         client_weights: ClientWeights = "equal",
         guard: bool = True,
         choose_for: ChooseFor = "mean",
@@ -155,6 +171,9 @@ class FedDTPT(FedAvg):
             max_tokens=max_tokens,
             aggregation=aggregation,
             min_samples=min_samples,
+            elbow_method=elbow_method,
+            noise=noise,
+            n_clusters=n_clusters,
             client_weights=client_weights,
             guard=guard,
             choose_for=choose_for,

@@ -15,8 +15,10 @@ from flwr.serverapp.strategy.strategy_utils import sample_nodes
 from strategies.aggregation import Method
 from strategies.by_model import ChooseFor
 from strategies.candidates import Tokens
+from strategies.elbow import ElbowMethod
 from strategies.metrics import check_alike, means_and_totals, round_metrics
 from strategies.rounds import RoundResult, Rounds
+from strategies.selection import Noise
 from strategies.settings import EmbedFn, RoundSettings
 from strategies.wire import ACCURACY_KEY, ClientWeights, Reply, payload_bytes
 
@@ -30,7 +32,9 @@ class FedDTPT(FedAvg):
     Implementation based on https://arxiv.org/abs/2411.00985, section 3.4 and Algorithm 2, with a
     guard that the paper lacks: before the aggregated prompt becomes the global one, the clients
     count the correct answers of it, of the best local prompts, of their merged edits and of the
-    prompt so far on their private examples, and the best one stays.
+    prompt so far on their private examples, and the best one stays. The paper to the letter is
+    ``guard=False, elbow_method="lines", noise="drop"``; what it leaves open is in
+    `strategies.aggregation`.
 
     `strategies.feddtpt.FedDTPT` is the same for ``flwr.server``. They have one name in two modules,
     as Flower's own strategies have in ``flwr.server`` and ``flwr.serverapp``. The first prompt is
@@ -51,6 +55,14 @@ class FedDTPT(FedAvg):
     min_samples : Optional[int] (default: None)
         DBSCAN's smallest neighbourhood of a core point. If `None`, it grows with the number of
         clients (`strategies.min_samples_for`).
+    elbow_method : str (default: "split")
+        How DBSCAN's radius is read off the sorted neighbour distances (`strategies.elbow`).
+        ``"lines"`` is the literal strongest change of slope.
+    noise : str (default: "drop")
+        What becomes of tokens that are in no cluster: ``"drop"``, or ``"keep"``, each as a cluster
+        of its own. The paper does not say.
+    n_clusters : Optional[int] (default: None)
+        Clusters of ``aggregation="kmeans"``. If `None`, as many as a prompt has tokens on average.
     client_weights : str (default: "equal")
         What a client's tokens count by in the aggregation: ``"equal"``, as in the paper;
         ``"examples"``, its value of `weighted_by_key`, at most the median client's; or
@@ -113,6 +125,9 @@ class FedDTPT(FedAvg):
         max_tokens: int = 24,
         aggregation: Method = "feddtpt",
         min_samples: int | None = None,
+        elbow_method: ElbowMethod = "split",
+        noise: Noise = "drop",
+        n_clusters: int | None = None,
         client_weights: ClientWeights = "equal",
         guard: bool = True,
         choose_for: ChooseFor = "mean",
@@ -151,6 +166,9 @@ class FedDTPT(FedAvg):
             max_tokens=max_tokens,
             aggregation=aggregation,
             min_samples=min_samples,
+            elbow_method=elbow_method,
+            noise=noise,
+            n_clusters=n_clusters,
             client_weights=client_weights,
             guard=guard,
             choose_for=choose_for,
@@ -186,6 +204,8 @@ class FedDTPT(FedAvg):
         log(INFO, "\t├──> FedDTPT settings:")
         log(INFO, "\t│\t├── Aggregation: %s", settings.aggregation)
         log(INFO, "\t│\t├── Minimum samples of a core point: %s", min_samples)
+        log(INFO, "\t│\t├── Elbow of the neighbour distances: %s", settings.elbow_method)
+        log(INFO, "\t│\t├── Tokens in no cluster: %s", settings.noise)
         log(INFO, "\t│\t├── Client weights: %s", settings.client_weights)
         log(INFO, "\t│\t├── Guard: %s", settings.guard)
         log(INFO, "\t│\t├── Candidates besides the incumbent: %d", settings.race_candidates)

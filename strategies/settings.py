@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from strategies.aggregation import Method
 from strategies.by_model import ChooseFor
 from strategies.candidates import Tokens
+from strategies.elbow import ElbowMethod
+from strategies.selection import Noise
 from strategies.wire import ClientWeights, UploadError, read_prompt
 
 EmbedFn = Callable[[Sequence[NDArray[np.int64]]], Sequence[NDArray[np.floating[Any]]]]
@@ -32,6 +34,9 @@ class RoundSettings:
     max_tokens: int = 24
     aggregation: Method = "feddtpt"
     min_samples: int | None = None
+    elbow_method: ElbowMethod = "split"
+    noise: Noise = "drop"
+    n_clusters: int | None = None
     client_weights: ClientWeights = "equal"
     guard: bool = True
     choose_for: ChooseFor = "mean"
@@ -45,10 +50,14 @@ class RoundSettings:
         for name in ("vocabulary_size", "max_tokens", "race_candidates"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.min_samples is not None and self.min_samples < 1:
-            raise ValueError(f"min_samples must be None or at least 1, got {self.min_samples}")
+        for name in ("min_samples", "n_clusters"):
+            number = getattr(self, name)
+            if number is not None and number < 1:
+                raise ValueError(f"{name} must be None or at least 1, got {number}")
         literals = {
             "aggregation": Method,
+            "elbow_method": ElbowMethod,
+            "noise": Noise,
             "client_weights": ClientWeights,
             "choose_for": ChooseFor,
         }

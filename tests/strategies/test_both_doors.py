@@ -27,7 +27,8 @@ from flwr.serverapp.strategy import DifferentialPrivacyServerSideFixedClipping a
 from flwr.supercore.task_identity import TaskIdentity
 from numpy.typing import NDArray
 
-from strategies import feddtpt, message
+from strategies import Aggregate, aggregate, feddtpt, message
+from strategies import rounds as rounds_module
 from strategies.candidates import Tokens
 from strategies.rounds import RoundResult
 from strategies.wire import GAIN_KEY, ROUND_KEY, SCORED_KEY, correct_key
@@ -342,6 +343,60 @@ def test_a_restored_run_does_not_start_from_another_prompt() -> None:
     strategy.load_state_dict({"version": 1, "round": 3, "prompt": [7, 8], "vocabulary": ""})
     with pytest.raises(ValueError, match=r"round 3 ended with the prompt \[7, 8\]"):
         strategy.start(Federation("message", four), ArrayRecord([np.array(SEED)]))
+
+
+@both_doors
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"elbow_method": "lines"},
+        {"noise": "keep"},
+        {"aggregation": "kmeans", "n_clusters": 3},
+        {"min_samples": 3},
+    ],
+    ids=str,
+)
+def test_the_papers_step_is_set_up_by_the_strategys_options(
+    door: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def watched(*prompts: Any, **told: Any) -> Aggregate:
+        asked.append(told)
+        return aggregate(*prompts, **told)
+
+    monkeypatch.setattr(rounds_module, "aggregate", watched)
+    defaults = {
+        "method": "feddtpt",
+        "elbow_method": "split",
+        "noise": "drop",
+        "n_clusters": None,
+        "min_samples": None,
+    }
+    strategy = make(door, guard=False, **options)
+    Federation(door, four).run_rounds(strategy, 1)
+    expected = defaults | {{"aggregation": "method"}.get(k, k): v for k, v in options.items()}
+    assert {key: asked[0][key] for key in defaults} == expected
+    if options == {"noise": "keep"}:
+        assert {11, 12, 13, 14, 15, 16} & set(strategy.prompt), "what one client found stays"
+    if "n_clusters" in options:
+        assert len(strategy.prompt) == 3
+
+
+@both_doors
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("elbow_method", "knee", "unknown elbow_method 'knee'; allowed: split, lines, chord, gap"),
+        ("noise", "some", "unknown noise 'some'; allowed: drop, keep"),
+        ("n_clusters", 0, "n_clusters must be None or at least 1, got 0"),
+    ],
+)
+def test_a_bad_option_of_the_papers_step_is_named(
+    door: str, option: str, value: Any, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        make(door, **{option: value})
 
 
 @both_doors
