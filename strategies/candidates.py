@@ -56,12 +56,16 @@ class LocalPrompt:
         in [-1, 1].
     weight
         How much its tokens count in the aggregation, at least 0.
+    accuracy
+        Accuracy of the local prompt on the client's own examples, in [0, 1]; ``None`` if it does
+        not say.
     """
 
     client: str
     tokens: Tokens
     gain: float
     weight: float = 1.0
+    accuracy: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,8 +62,8 @@ class FedDTPT(FedAvg):
     max_tokens : int, optional
         Longest prompt. Defaults to 24.
     aggregation : str, optional
-        ``"feddtpt"``, or an ablation or baseline of `strategies.aggregate`. Defaults to
-        ``"feddtpt"``.
+        ``"feddtpt"``, or an ablation or baseline of `strategies.aggregate`. ``"best"`` goes by what
+        clients report as ``accuracy``; those that report none come last. Defaults to ``"feddtpt"``.
     min_samples : int, optional
         DBSCAN's smallest neighbourhood of a core point. Defaults to None: it grows with the number
         of clients (`strategies.min_samples_for`).

@@ -51,7 +51,8 @@ class FedDTPT(FedAvg):
     max_tokens : int (default: 24)
         Longest prompt.
     aggregation : str (default: "feddtpt")
-        ``"feddtpt"``, or an ablation or baseline of `strategies.aggregate`.
+        ``"feddtpt"``, or an ablation or baseline of `strategies.aggregate`. ``"best"`` goes by what
+        nodes report as ``accuracy``; those that report none come last.
     min_samples : Optional[int] (default: None)
         DBSCAN's smallest neighbourhood of a core point. If `None`, it grows with the number of
         clients (`strategies.min_samples_for`).

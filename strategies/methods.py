@@ -170,7 +170,11 @@ def majority(uploads: Uploads, settings: Settings) -> Choice:
 
 
 def best(uploads: Uploads, settings: Settings) -> Choice:
-    """Take the prompt of the highest reported accuracy; ties fall to the canonical order."""
+    """Take the prompt of the highest reported accuracy; ties fall to the canonical order.
+
+    Each accuracy is on the client's own examples and its own word. The strategies rank clients that
+    report none, or none in [0, 1], last, among themselves by gain.
+    """
     if uploads.accuracies is None:
         raise ValueError("method 'best' needs the clients' accuracies")
     rows = uploads.prompt(int(np.argmax(uploads.accuracies)))

@@ -369,7 +369,11 @@ class Rounds:
             noise=self.settings.noise,
             n_clusters=self.settings.n_clusters,
             max_tokens=self.settings.max_tokens,
-            accuracies=[upload.gain for upload in self._uploads],
+            # Behind all that report an accuracy, in [0, 1], those that do not, by their gain.
+            accuracies=[
+                upload.gain - 2 if upload.accuracy is None else upload.accuracy
+                for upload in self._uploads
+            ],
             client_weights=weights if any(weights) else None,
         )
         return tuple(int(token) for token in result.tokens)

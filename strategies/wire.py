@@ -4,9 +4,10 @@ The contract between strategy and client, whichever of Flower's two interfaces c
 
 - *search* (``fit``, ``train``): the client receives one array, the global prompt's token ids, and
   the configuration ``server-round`` and ``vocabulary``. It answers with one array, its local
-  prompt's token ids, and may report ``gain``, ``vocabulary`` and ``client``; and, if its black box
-  failed, what happened as ``failure``, with what it had found until then or no array. A client
-  that may ask nothing more in this run sends the prompt back and says why as ``used-up``.
+  prompt's token ids, and may report ``gain``, ``accuracy``, ``vocabulary`` and ``client``; and, if
+  its black box failed, what happened as ``failure``, with what it had found until then or no
+  array. A client that may ask nothing more in this run sends the prompt back and says why as
+  ``used-up``.
 - *score* (``evaluate``): the client receives one array for each candidate, and answers with
   ``num-scored``, the number of private examples it tried them on, and ``correct-0``, ``correct-1``,
   …, how many of these each candidate answered correctly; or with ``failure`` and no counts. It may
@@ -240,7 +241,8 @@ def read_upload(
     gain = reply.metrics.get(GAIN_KEY, 0.0)
     if not isinstance(gain, (int, float)) or not -1 <= gain <= 1:
         raise UploadError(f"{GAIN_KEY} must be a number in [-1, 1], got {gain!r}")
-    return LocalPrompt(reply.client, tokens, float(gain), _weight(reply, client_weights))
+    weight = _weight(reply, client_weights)
+    return LocalPrompt(reply.client, tokens, float(gain), weight, _accuracy(reply))
 
 
 def read_scores(metrics: Mapping[str, Any], candidates: Sequence[Tokens]) -> dict[Tokens, Score]:
@@ -286,7 +288,15 @@ def _weight(reply: Reply, client_weights: ClientWeights) -> float:
         if not isinstance(number, int) or not 1 <= number < MOST_EXAMPLES:
             raise UploadError(f"the number of examples must be a positive count, got {number!r}")
         return float(number)
+    accuracy = _accuracy(reply)
+    if accuracy is None:
+        told = reply.metrics.get(ACCURACY_KEY)
+        raise UploadError(f"{ACCURACY_KEY} must be a number in [0, 1], got {told!r}")
+    return accuracy
+
+
+def _accuracy(reply: Reply) -> float | None:
     accuracy = reply.metrics.get(ACCURACY_KEY)
-    if not isinstance(accuracy, (int, float)) or not 0 <= accuracy <= 1:
-        raise UploadError(f"{ACCURACY_KEY} must be a number in [0, 1], got {accuracy!r}")
-    return float(accuracy)
+    if isinstance(accuracy, (int, float)) and 0 <= accuracy <= 1:
+        return float(accuracy)
+    return None

@@ -247,7 +247,11 @@ def test_without_a_usable_upload_the_prompt_stays(guard: bool, results: list[Fit
 @pytest.mark.parametrize("aggregation", ["feddtpt", "majority", "best", "average"])
 def test_without_a_guard_the_papers_aggregate_is_the_prompt(aggregation: Any) -> None:
     server = Server(guard=False, aggregation=aggregation)
-    results = [upload(A, "0", 0.1), upload(B, "1", 0.3), upload(C, "2", 0.2)]
+    results = [
+        upload(A, "0", 0.3, accuracy=0.1),
+        upload(B, "1", 0.1, accuracy=0.3),
+        upload(C, "2", 0.2, accuracy=0.2),
+    ]
     prompts = [np.array(p) for p in (A, B, C)]
     expected = aggregate(
         prompts, embed(prompts), method=aggregation, max_tokens=6, accuracies=[0.1, 0.3, 0.2]

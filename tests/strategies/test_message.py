@@ -215,7 +215,10 @@ def test_without_a_guard_the_papers_aggregate_is_the_prompt(aggregation: Any) ->
         prompts, embed(prompts), method=aggregation, max_tokens=6, accuracies=[0.1, 0.3, 0.2]
     )
     settled = tuple(int(token) for token in expected.tokens)
-    replies = [upload(A, "0", 0.1), upload(B, "1", 0.3), upload(C, "2", 0.2)]
+    replies = [
+        upload(tokens, str(k), gain, numbers={ACCURACY_KEY: accuracy})
+        for k, (tokens, gain, accuracy) in enumerate([(A, 0.3, 0.1), (B, 0.1, 0.3), (C, 0.2, 0.2)])
+    ]
     assert server.train(*replies) == (settled,)
     assert server.rounds[0].chosen.origin == "aggregate"
     metrics = server.score(scores([settled], {settled: 7}))

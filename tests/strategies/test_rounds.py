@@ -12,6 +12,7 @@ from strategies.aggregation import Method
 from strategies.rounds import RoundResult, Rounds
 from strategies.settings import RoundSettings
 from strategies.wire import (
+    ACCURACY_KEY,
     CLIENT_KEY,
     FAILURE_KEY,
     GAIN_KEY,
@@ -135,6 +136,33 @@ def test_an_unchanged_state_gives_the_same_round() -> None:
         return results[-1]
 
     assert one_round(local) == one_round(local[::-1]) == one_round(local)
+
+
+@pytest.mark.parametrize(
+    ("reports", "best"),
+    [
+        ([{ACCURACY_KEY: 0.5, GAIN_KEY: 0.4}, {ACCURACY_KEY: 0.9, GAIN_KEY: 0.1}], 1),
+        ([{ACCURACY_KEY: 0.0, GAIN_KEY: -1.0}, {GAIN_KEY: 1.0}], 0),
+        ([{ACCURACY_KEY: 0.1, GAIN_KEY: 0.0}, {ACCURACY_KEY: 90.0, GAIN_KEY: 0.5}], 0),
+        ([{GAIN_KEY: 0.1}, {GAIN_KEY: 0.3}, {}], 1),
+    ],
+)
+def test_the_best_prompt_is_that_of_the_highest_reported_accuracy(
+    reports: list[dict[str, Any]], best: int
+) -> None:
+    """A client that reports none comes last, whatever it gained."""
+    rounds = Rounds(
+        RoundSettings(embed, 10, aggregation="best", guard=False), SEED, central=lambda *_: None
+    )
+    rounds.begin_round(1)
+    # In canonical order the first is the one that is not to be chosen.
+    places = [(7 if k == best else 4 + k % 2) for k in range(len(reports))]
+    local = [
+        Reply(str(k), (packed(np.array([1, 2, place])),), report)
+        for k, (place, report) in enumerate(zip(places, reports, strict=True))
+    ]
+    rounds.read_uploads(1, local, lost=0)
+    assert rounds.propose() == ((1, 2, 7),)
 
 
 def test_prompts_that_were_changed_on_the_way_are_refused() -> None:

@@ -164,6 +164,7 @@ def test_what_a_client_is_weighed_by(client_weights: Any, weight: float) -> None
     metrics = GOOD | {ACCURACY_KEY: 0.75}
     upload = read(parameters, metrics, num_examples=12, client_weights=client_weights)
     assert upload.weight == weight
+    assert upload.accuracy == 0.75
 
 
 @pytest.mark.parametrize("number", [0, -1, 2.5, None, "9", float("nan"), 2**60])
@@ -182,6 +183,12 @@ def test_a_bad_accuracy_to_weigh_by_is_named(accuracy: Any) -> None:
             GOOD | {ACCURACY_KEY: accuracy},
             client_weights="accuracy",
         )
+
+
+@pytest.mark.parametrize("accuracy", [-0.1, 1.1, 85.0, None])
+def test_what_is_no_accuracy_is_none(accuracy: Any) -> None:
+    upload = read(ndarrays_to_parameters([of(1)]), GOOD | {ACCURACY_KEY: accuracy})
+    assert upload.accuracy is None
 
 
 @pytest.mark.parametrize(
