@@ -209,7 +209,7 @@ def _understood(answer: str, task: Task) -> bool:
 
 def most_queries(config: RunConfig, task: Task) -> int:
     """Return the most questions that a run asks one node's black box."""
-    own = 2 * config.k_shot * task.num_labels
+    own = min(2 * config.k_shot * task.num_labels, config.race_examples or sys.maxsize)
     every_round = config.queries_per_round + num_compared(config) * own
     return min(config.num_server_rounds * every_round, config.queries_per_run or sys.maxsize)
 

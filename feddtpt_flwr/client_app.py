@@ -16,7 +16,7 @@ from feddtpt_flwr.client_report import counted, described, refusal, unchanged, w
 from feddtpt_flwr.client_state import RUN_KEY, VERSION_KEY, ClientState, Phase, state_file, step
 from feddtpt_flwr.config import RunConfig
 from feddtpt_flwr.data import ClientData, Example
-from feddtpt_flwr.evaluation import BudgetExhaustedError, Evaluator
+from feddtpt_flwr.evaluation import BudgetExhaustedError, Evaluator, mixed_order
 from feddtpt_flwr.experiment import load_task
 from feddtpt_flwr.generator import Writer
 from feddtpt_flwr.language_model import ModelError
@@ -27,6 +27,7 @@ from strategies.candidates import Tokens
 from strategies.wire import (
     GAIN_KEY,
     LIMIT_KEY,
+    RACE_EXAMPLES_KEY,
     ROUND_KEY,
     SCORED_KEY,
     VOCABULARY_KEY,
@@ -151,19 +152,19 @@ class PromptTuningClient(NumPyClient):
     def evaluate(
         self, parameters: NDArrays, config: Mapping[str, Scalar]
     ) -> tuple[float, int, dict[str, Scalar]]:
-        """Count every prompt's right answers on all private examples of this client.
+        """Count every prompt's right answers on as many private examples as the server asks for.
 
-        The accuracy is the first prompt's on the validation examples, which no search sees. The
-        counts, by which the server compares prompts, are over the training examples too: a prompt
-        from another client has seen none of either. If the black box fails, or a limit of the run
-        does not cover the counting, there are no counts, and the metrics say why.
+        The examples of the search come first: this client has asked about them with the global
+        prompt and its own, and the next search begins with them. A prompt from another client has
+        seen neither these nor the validation examples. Each number of them has all labels in
+        proportion. The accuracy is the first prompt's. If the black box fails, or a limit of the
+        run does not cover the counting, there are no counts, and the metrics say why.
         """
         logs.add(round=int(config[ROUND_KEY]))
         if reason := self._mismatch(config):
             return 1.0, 0, refusal(self._name, config, reason)
         prompts = self._read(parameters)
-        validation = self._data.validation
-        examples = [*validation, *self._data.train]
+        examples = self._to_score(config)
         state = self._recall(config, "score")
         budget = scoring_budget(self._config, state, len(prompts) * len(examples))
         evaluator = self._evaluator(budget, state)
@@ -175,7 +176,7 @@ class PromptTuningClient(NumPyClient):
         finally:
             budget.tell()
             state.end(evaluator.cache)
-        accuracy = float(correct[0][: len(validation)].mean())
+        accuracy = float(correct[0].mean())
         metrics: dict[str, Scalar] = {
             correct_key(index): int(answers.sum()) for index, answers in enumerate(correct)
         }
@@ -183,7 +184,17 @@ class PromptTuningClient(NumPyClient):
             SCORED_KEY: len(examples),
             "accuracy": accuracy,
         }
-        return 1.0 - accuracy, len(validation), metrics
+        return 1.0 - accuracy, len(examples), metrics
+
+    def _to_score(self, config: Mapping[str, Scalar]) -> list[Example]:
+        # The same in every round, so that answers about a prompt that stays are known.
+        rng = np.random.default_rng([self._config.seed, _stream(self._name)])
+        examples = [
+            part[index]
+            for part in (self._data.train, self._data.validation)
+            for index in mixed_order([example.label for example in part], rng)
+        ]
+        return examples[: int(config.get(RACE_EXAMPLES_KEY, len(examples)))]
 
     def _counted(
         self,

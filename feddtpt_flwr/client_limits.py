@@ -18,7 +18,7 @@ def search_budget(config: RunConfig, state: ClientState, num_own: int) -> Client
     state : ClientState
         What was used before; it is told what is used from now on.
     num_own : int
-        Private examples on which the round's prompts will be compared.
+        Private examples on which the round's prompts may be compared.
     """
     this_round = Amounts(
         queries=inf,  # the budget's own
@@ -27,7 +27,7 @@ def search_budget(config: RunConfig, state: ClientState, num_own: int) -> Client
         seconds=config.seconds_per_round or inf,
     )
     # What a search finds is worth nothing if nobody can compare it.
-    run = _run(config, state, reserve=num_compared(config) * num_own)
+    run = _run(config, state, reserve=num_compared(config) * _most(config, num_own))
     return ClientBudget(
         config.queries_per_round,
         Span("round", this_round, state.used_in_step),
@@ -46,6 +46,10 @@ def scoring_budget(config: RunConfig, state: ClientState, queries: int) -> Clien
 def num_compared(config: RunConfig) -> int:
     """Return how many prompts a client compares in a round, at most."""
     return config.race_candidates + 1 if config.guard else 1
+
+
+def _most(config: RunConfig, num_own: int) -> int:
+    return min(num_own, config.race_examples) if config.race_examples else num_own
 
 
 def _run(config: RunConfig, state: ClientState, reserve: int = 0) -> Span:

@@ -141,6 +141,9 @@ class RunConfig(BaseModel):
         prompt; off is the paper's behaviour.
     race_candidates : int
         Most prompts in that comparison, the incumbent not counted.
+    race_examples : int
+        On how many private examples each of them is tried, all clients together; each client takes
+        its share of them. 0 for all that there are.
     fraction_fit : float
         Share of the clients that search in a round, in (0, 1].
     fraction_evaluate : float
@@ -231,6 +234,7 @@ class RunConfig(BaseModel):
     min_samples: int = Field(0, ge=0)
     guard: bool = True
     race_candidates: int = Field(4, ge=1)
+    race_examples: int = Field(256, ge=0)
     fraction_fit: float = Field(1.0, gt=0, le=1)
     fraction_evaluate: float = Field(1.0, gt=0, le=1)
     min_available_clients: int = Field(2, ge=1)

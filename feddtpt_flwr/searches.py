@@ -21,7 +21,7 @@ from feddtpt_flwr.generator import PromptGenerator, Writer
 from feddtpt_flwr.masked_lm import MaskedLM
 from feddtpt_flwr.privacy.public_tokens import PublicTokensProposer, allowed_tokens
 from feddtpt_flwr.proposer import MaskedLMProposer, Proposer
-from feddtpt_flwr.search import PromptSearch, SearchResult
+from feddtpt_flwr.search import WIDTH, PromptSearch, SearchResult
 from strategies.candidates import Tokens
 
 
@@ -89,7 +89,7 @@ def build_proposer(parts: SearchParts) -> Proposer:
     return PublicTokensProposer(proposer, parts.masked_lm, allowed, parts.excluded_words)
 
 
-def _feddtpt(parts: SearchParts, *, width: int = 4, first_batch: int | None = None) -> Search:
+def _feddtpt(parts: SearchParts, *, width: int = WIDTH, first_batch: int | None = None) -> Search:
     # Next to any word that a language model proposes, a random one reads badly: were its language
     # weighed, hardly any would be accepted.
     fluency = 0.0 if parts.config.proposer == "random" else 1.0

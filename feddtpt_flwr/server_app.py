@@ -195,6 +195,7 @@ def build(config: RunConfig, num_clients: int, saved: Checkpoint | None = None) 
         guard=config.guard,
         choose_for=config.choose_for,
         race_candidates=config.race_candidates,
+        race_examples=config.race_examples,
         admissible=_safely(readability(config, task)),
         on_round=recorder.round,
         fraction_fit=config.fraction_fit,

@@ -1,6 +1,6 @@
 """Clients that upload random tokens and lie, for comparisons with honest ones."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from flwr.common import Scalar
@@ -37,7 +37,9 @@ class BadClient:
         }
         return [tokens], self._number, claims
 
-    def score(self, candidates: Sequence[NDArray[np.int64]], server_round: int) -> Answer:
+    def score(
+        self, candidates: Sequence[NDArray[np.int64]], config: Mapping[str, Scalar]
+    ) -> Answer:
         """Return random counts."""
         counts = {
             correct_key(i): int(self._rng.integers(self._number + 1))

@@ -38,7 +38,9 @@ class Client(Protocol):
         """Return what is uploaded after a search from the global prompt."""
         ...
 
-    def score(self, candidates: Sequence[NDArray[np.int64]], server_round: int) -> Answer:
+    def score(
+        self, candidates: Sequence[NDArray[np.int64]], config: Mapping[str, Scalar]
+    ) -> Answer:
         """Return counts for every candidate, and no arrays."""
         ...
 
@@ -60,9 +62,11 @@ class HonestClient:
         """Search from the global prompt."""
         return self._client().fit([prompt], {ROUND_KEY: server_round})
 
-    def score(self, candidates: Sequence[NDArray[np.int64]], server_round: int) -> Answer:
+    def score(
+        self, candidates: Sequence[NDArray[np.int64]], config: Mapping[str, Scalar]
+    ) -> Answer:
         """Count right answers on the private examples."""
-        _, number, metrics = self._client().evaluate(list(candidates), {ROUND_KEY: server_round})
+        _, number, metrics = self._client().evaluate(list(candidates), dict(config))
         return [], number, metrics
 
     def _client(self) -> NumPyClient:
@@ -153,6 +157,7 @@ class Federation:
                 client_weights=client_weights,
                 guard=config.guard,
                 race_candidates=config.race_candidates,
+                race_examples=config.race_examples,
                 admissible=readability(config, self._task),
             ),
             seed_tokens(config, self._task, self._vocabulary),
@@ -208,8 +213,9 @@ class Federation:
         self._rounds.read_uploads(number, replies, 0)
         candidates = [np.array(tokens) for tokens in self._rounds.propose()]
         if len(candidates) > 1:
+            told = {**self._rounds.scoring_config(len(self._clients)), ROUND_KEY: number}
             counts = [
-                self._reply(index, client.score(candidates, number))
+                self._reply(index, client.score(candidates, told))
                 for index, client in enumerate(self._clients)
             ]
             self._rounds.read_scores(counts, 0)

@@ -2,6 +2,7 @@
 
 import os
 import re
+import sys
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -203,7 +204,9 @@ def most_queries(job: Job) -> int:
     scoring = max(1, round(config.fraction_evaluate * job.num_clients))
     compared = config.race_candidates + 1 if config.guard else 1
     # Soft prompts are averaged, not compared.
-    race = 0 if job.baseline else compared * 2 * config.k_shot * task.num_labels
+    share = -(-config.race_examples // scoring) or sys.maxsize
+    own = min(2 * config.k_shot * task.num_labels, share)
+    race = 0 if job.baseline else compared * own
     return config.num_server_rounds * (searching * config.queries_per_round + scoring * race)
 
 

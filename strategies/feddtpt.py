@@ -89,6 +89,9 @@ class FedDTPT(FedAvg):
         ``model``. Defaults to ``"mean"``.
     race_candidates : int, optional
         Most candidates besides the incumbent. Defaults to 4.
+    race_examples : int, optional
+        On how many examples each candidate is tried, all clients together: each is told its share,
+        as ``race-examples``. 0 for all that there are. Defaults to 256.
     admissible : Callable[[Tokens], bool], optional
         Prompts for which it is false are no candidates; for example, unreadable ones.
     on_round : Callable[[RoundResult], None], optional
@@ -135,6 +138,7 @@ class FedDTPT(FedAvg):
         guard: bool = True,
         choose_for: ChooseFor = "mean",
         race_candidates: int = 4,
+        race_examples: int = 256,
         admissible: Callable[[Tokens], bool] = lambda _: True,
         on_round: Callable[[RoundResult], None] | None = None,
         fraction_fit: float = 1.0,
@@ -178,6 +182,7 @@ class FedDTPT(FedAvg):
             guard=guard,
             choose_for=choose_for,
             race_candidates=race_candidates,
+            race_examples=race_examples,
             admissible=admissible,
             min_uploads=min_fit_clients,
             min_scores=min_evaluate_clients,
@@ -282,8 +287,9 @@ class FedDTPT(FedAvg):
         self._rounds.expect(parameters_to_ndarrays(parameters))
         number = self._rounds.number(server_round)
         instructions = super().configure_evaluate(number, parameters, client_manager)
+        told = self._rounds.scoring_config(len(instructions))
         for _, instruction in instructions:
-            instruction.config = {**instruction.config, **self._rounds.config(), ROUND_KEY: number}
+            instruction.config = {**instruction.config, **told, ROUND_KEY: number}
             self._rounds.count_bytes(payload_bytes(parameters.tensors, instruction.config))
         return instructions
 

@@ -76,6 +76,9 @@ class FedDTPT(FedAvg):
         answers of the black box that a candidate serves worst. Nodes name theirs as ``model``.
     race_candidates : int (default: 4)
         Most candidates besides the incumbent.
+    race_examples : int (default: 256)
+        On how many examples each candidate is tried, all nodes together: each is told its share, as
+        ``race-examples``. 0 for all that there are.
     admissible : Optional[Callable[[Tokens], bool]] (default: None)
         Prompts for which it is false are no candidates; for example, unreadable ones.
     on_round : Optional[Callable[[RoundResult], None]] (default: None)
@@ -133,6 +136,7 @@ class FedDTPT(FedAvg):
         guard: bool = True,
         choose_for: ChooseFor = "mean",
         race_candidates: int = 4,
+        race_examples: int = 256,
         admissible: Callable[[Tokens], bool] | None = None,
         on_round: Callable[[RoundResult], None] | None = None,
         fraction_train: float = 1.0,
@@ -174,6 +178,7 @@ class FedDTPT(FedAvg):
             guard=guard,
             choose_for=choose_for,
             race_candidates=race_candidates,
+            race_examples=race_examples,
             admissible=admissible or (lambda _: True),
             min_uploads=min_train_nodes,
             min_scores=min_evaluate_nodes,
@@ -210,6 +215,7 @@ class FedDTPT(FedAvg):
         log(INFO, "\t│\t├── Client weights: %s", settings.client_weights)
         log(INFO, "\t│\t├── Guard: %s", settings.guard)
         log(INFO, "\t│\t├── Candidates besides the incumbent: %d", settings.race_candidates)
+        log(INFO, "\t│\t├── Examples each is tried on: %s", settings.race_examples or "all")
         log(INFO, "\t│\t├── Longest prompt: %d tokens", settings.max_tokens)
         log(INFO, "\t│\t└── Vocabulary: %d tokens", settings.vocabulary_size)
         super().summary()
@@ -324,7 +330,7 @@ class FedDTPT(FedAvg):
         sample_size = max(share, self.min_evaluate_nodes)
         nodes, connected = sample_nodes(grid, self.min_evaluate_nodes, sample_size)
         log(INFO, "configure_evaluate: Sampled %s nodes (out of %s)", len(nodes), len(connected))
-        config.update(self._rounds.config())
+        config.update(self._rounds.scoring_config(len(nodes)))
         config["server-round"] = self._rounds.number(server_round)
         record = RecordDict({self.arrayrecord_key: arrays, self.configrecord_key: config})
         return self._sent(self._construct_messages(record, nodes, MessageType.EVALUATE))

@@ -26,6 +26,7 @@ from strategies.candidates import (
 )
 from strategies.settings import RoundSettings
 from strategies.wire import (
+    RACE_EXAMPLES_KEY,
     VOCABULARY_KEY,
     Reply,
     UploadError,
@@ -167,6 +168,15 @@ class Rounds:
         # Flower's message_size_mod fails on empty texts.
         vocabulary = self.settings.vocabulary
         return {VOCABULARY_KEY: vocabulary} if vocabulary else {}
+
+    def scoring_config(self, num_clients: int) -> dict[str, str | int]:
+        """Return what each of ``num_clients`` that score the candidates is told besides.
+
+        Together they try each candidate on ``race_examples``: what it costs to compare a prompt
+        does not grow with the federation.
+        """
+        share = -(-self.settings.race_examples // max(num_clients, 1))
+        return {**self.config(), RACE_EXAMPLES_KEY: share} if share else {**self.config()}
 
     def count_bytes(self, num_bytes: int) -> None:
         """Add the content of messages that are sent."""

@@ -41,6 +41,7 @@ class RoundSettings:
     guard: bool = True
     choose_for: ChooseFor = "mean"
     race_candidates: int = 4
+    race_examples: int = 256
     admissible: Callable[[Tokens], bool] = lambda _: True
     min_uploads: int = 1
     min_scores: int = 1
@@ -50,6 +51,8 @@ class RoundSettings:
         for name in ("vocabulary_size", "max_tokens", "race_candidates"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.race_examples < 0:
+            raise ValueError(f"race_examples must be at least 0, got {self.race_examples}")
         for name in ("min_samples", "n_clusters"):
             number = getattr(self, name)
             if number is not None and number < 1:

@@ -8,10 +8,11 @@ The contract between strategy and client, whichever of Flower's two interfaces c
   its black box failed, what happened as ``failure``, with what it had found until then or no
   array. A client that may ask nothing more in this run sends the prompt back and says why as
   ``used-up``.
-- *score* (``evaluate``): the client receives one array for each candidate, and answers with
-  ``num-scored``, the number of private examples it tried them on, and ``correct-0``, ``correct-1``,
-  …, how many of these each candidate answered correctly; or with ``failure`` and no counts. It may
-  name its black box as ``model``.
+- *score* (``evaluate``): the client receives one array for each candidate and may be told how many
+  examples are wanted of it, as ``race-examples``. It answers with ``num-scored``, the number of
+  private examples it tried them on, and ``correct-0``, ``correct-1``, …, how many of these each
+  candidate answered correctly; or with ``failure`` and no counts. It may name its black box as
+  ``model``.
 
 What it reports besides, in either, are finite numbers, lists of them, and texts; what this module
 has a name for is a single number where it is averaged or added up. The number of examples, with
@@ -35,6 +36,7 @@ GAIN_KEY = "gain"
 ACCURACY_KEY = "accuracy"
 QUERIES_KEY = "queries"
 SCORED_KEY = "num-scored"
+RACE_EXAMPLES_KEY = "race-examples"
 CLIENT_KEY = "client"
 UNPARSED_KEY = "unparsed"
 FROM_ARCHIVE_KEY = "from-archive"
