@@ -3,8 +3,9 @@
 import json
 import sys
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -22,6 +23,7 @@ from simulations import (
     federation,
     fedpit,
     privacy,
+    replay,
     runner,
     scaling,
     seeds,
@@ -48,6 +50,14 @@ JsonFile = Annotated[
 ]
 
 
+def _write(file: typer.FileTextWrite, result: Mapping[str, Any], table: str) -> None:
+    """Write the figures, and show their table; keep it beside a file."""
+    file.write(json.dumps(result, indent=2) + "\n")
+    if (path := Path(file.name)).suffix == ".json":
+        path.with_suffix(".md").write_text(table, encoding="utf-8")
+    typer.echo(table, err=True)
+
+
 @bench.command("aggregation")
 def aggregation(
     clients: Annotated[int, typer.Option(min=1, help="Clients that upload a prompt.")] = 1000,
@@ -65,11 +75,7 @@ def evaluation(
 ) -> None:
     """Time the embedded black box against the usual ways, with the same queries."""
     result = bench_evaluation.run(queries, repeats)
-    file.write(json.dumps(result, indent=2) + "\n")
-    table = bench_evaluation.markdown(result)
-    if (path := Path(file.name)).suffix == ".json":
-        path.with_suffix(".md").write_text(table, encoding="utf-8")
-    typer.echo(table, err=True)
+    _write(file, result, bench_evaluation.markdown(result))
 
 
 @bench.command("labels")
@@ -128,11 +134,19 @@ def message(
 ) -> None:
     """Time a train message to a thin node against one to an empty ClientApp."""
     result = bench_message.run(repeats)
-    file.write(json.dumps(result, indent=2) + "\n")
-    table = bench_message.markdown(result)
-    if (path := Path(file.name)).suffix == ".json":
-        path.with_suffix(".md").write_text(table, encoding="utf-8")
-    typer.echo(table, err=True)
+    _write(file, result, bench_message.markdown(result))
+
+
+@bench.command("races")
+def races(
+    examples: Annotated[int, typer.Option(min=134, help="Held-out examples.")] = 160,
+    changes: Annotated[int, typer.Option(min=8, help="Changes of each prompt.")] = 60,
+    draws: Annotated[int, typer.Option(min=10, help="Clients drawn from the answers.")] = 1000,
+    file: JsonFile = sys.stdout,  # type: ignore[assignment]
+) -> None:
+    """Judge the search's and the comparison's rules on answers that were given once."""
+    result = replay.run(examples, changes, draws)
+    _write(file, result, replay.markdown(result))
 
 
 @app.command("run")

@@ -230,11 +230,11 @@ def failing(
 def test_a_failure_ends_the_search_with_the_best_prompt_so_far(
     failure: ModelError, failing: Searching
 ) -> None:
-    failing.model.fails_after, failing.model.failure = 60, failure
+    failing.model.fails_after, failing.model.failure = 120, failure
     result = failing.run(200)
     asked = failing.model.asked
     assert result.failure is failure
-    assert failing.evaluator.budget.used == asked <= 60
+    assert failing.evaluator.budget.used == asked <= 120
     assert len(failing.feedback.trials) > 0
     failing.model.fails_after = None
     assert result.accuracy == failing.accuracy(result.tokens) >= result.start_accuracy

@@ -1,0 +1,380 @@
+"""What a search and a comparison are worth, and how often they err, on answers given once.
+
+python -m simulations bench races --json -
+
+The black box is asked once about many changes of a prompt, on many examples. Then clients are drawn
+from these answers, over and over. Each search and each comparison is the real one, only its answers
+come from the record: so a rule is judged by hundreds of draws, at the price of none.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from feddtpt_flwr import models
+from feddtpt_flwr.config import RunConfig
+from feddtpt_flwr.data import Example, Task
+from feddtpt_flwr.evaluation import Evaluator, QueryBudget
+from feddtpt_flwr.experiment import load_data, load_task, readability, seed_tokens
+from feddtpt_flwr.feedback import Feedback
+from feddtpt_flwr.language_model import LanguageModel
+from feddtpt_flwr.masked_lm import MaskedLM
+from feddtpt_flwr.proposer import MaskedLMProposer
+from feddtpt_flwr.search import PromptSearch, SearchResult
+from simulations.stamp import stamp
+from strategies.candidates import LocalPrompt, Score, Tokens, choose, propose_candidates, tally
+from strategies.edits import Edit
+
+SEED = 200
+"""Of no other table here: what is chosen by this one is measured elsewhere on other examples."""
+
+NUM_CLIENTS = 10
+PUBLIC, TRAIN, VALIDATION = 16, 32, 32  # examples, as by default with two labels
+CANDIDATES = 4
+
+SEARCHES: Mapping[str, Mapping[str, Any]] = {
+    "as it is": {},
+    "races of 1, each on all examples": {"width": 1, "first_batch": TRAIN + PUBLIC},
+    "races of 4": {"width": 4},
+    "races of 12": {"width": 12},
+    "first batch of 4": {"first_batch": 4},
+    "first batch of 16": {"first_batch": 16},
+    "any gain is enough": {"confidence": 0.5},
+    "confidence 0.9": {"confidence": 0.9},
+    "language counts for nothing": {"fluency": 0.0},
+}
+"""What differs from the search's defaults."""
+
+COMPARISONS = (0, 64, 128, 256, 512, 640)
+"""On how many examples of all clients together each candidate is tried; 0 takes the upload that
+gained most by its own client's count."""
+
+
+@dataclass(frozen=True)
+class Recording:
+    """Answers about a prompt and changes of it.
+
+    Attributes
+    ----------
+    parent : Tokens
+        The prompt.
+    edits : tuple[Edit, ...]
+        Its changes, each to another prompt.
+    correct : NDArray[np.bool_]
+        Which examples the prompt (first row) and each changed one answer correctly, shape
+        ``(1 + changes, examples)``.
+    """
+
+    parent: Tokens
+    edits: tuple[Edit, ...]
+    correct: NDArray[np.bool_]
+
+    @property
+    def rows(self) -> dict[Tokens, int]:
+        """Each prompt's row."""
+        prompts = [self.parent, *(edit.apply(self.parent) for edit in self.edits)]
+        return {prompt: row for row, prompt in enumerate(prompts)}
+
+
+class RecordedAnswers:
+    """Answers of a language model that it gave before; asked something else, it fails."""
+
+    def __init__(self, model: LanguageModel) -> None:
+        self._model = model
+        self._answers: dict[str, str] = {}
+
+    @property
+    def name(self) -> str:
+        """The name of the model that gave them."""
+        return self._model.name
+
+    def record(self, queries: Sequence[str], choices: Sequence[str]) -> None:
+        """Ask the model."""
+        self._answers |= zip(queries, self._model.answer(queries, choices), strict=True)
+
+    def answer(self, queries: Sequence[str], choices: Sequence[str]) -> list[str]:
+        """Return what the model answered."""
+        return [self._answers[query] for query in queries]
+
+
+class InRandomOrder:
+    """A proposer of recorded changes, each once; of another prompt it knows none."""
+
+    def __init__(self, recording: Recording, rng: np.random.Generator) -> None:
+        self._parent = recording.parent
+        self._left = [recording.edits[i] for i in rng.permutation(len(recording.edits))]
+
+    def propose(
+        self, tokens: Tokens, feedback: Feedback, rng: np.random.Generator, count: int
+    ) -> list[Edit]:
+        """Return the next ``count``, or as many as are left."""
+        if tokens != self._parent:
+            return []
+        proposed, self._left = self._left[:count], self._left[count:]
+        return proposed
+
+
+class Replay:
+    """A task, its models, and held-out examples with which everything is recorded.
+
+    Parameters
+    ----------
+    num_examples : int
+        Examples that each change is asked about, enough for a client's own and as many others.
+    config : RunConfig
+        Settings of the run.
+    """
+
+    def __init__(self, num_examples: int, config: RunConfig) -> None:
+        self._config = config.model_copy(update={"seed": SEED, "test_size": num_examples})
+        self._task: Task = load_task(self._config)
+        self._masked_lm: MaskedLM = models.masked_lm(self._config, self._task)
+        self._examples: tuple[Example, ...] = load_data(self._config, 1).test
+        self._answers = RecordedAnswers(models.language_model(self._config))
+
+    @property
+    def seed_prompt(self) -> Tokens:
+        """The task's seed prompt."""
+        return seed_tokens(self._config, self._task, self._masked_lm.vocabulary)
+
+    def text(self, tokens: Tokens) -> str:
+        """Return a prompt's text."""
+        return self._masked_lm.vocabulary.decode(tokens)
+
+    def record(self, parent: Tokens, num_changes: int) -> Recording:
+        """Ask about a prompt and readable changes of it, as a search without feedback tries."""
+        longest = self._config.max_prompt_tokens
+        readable = readability(self._config, self._task)
+        proposer = MaskedLMProposer(self._masked_lm, max_tokens=longest)
+        rng = np.random.default_rng(SEED)
+        changes: dict[Tokens, Edit] = {}
+        while len(changes) < num_changes:
+            for edit in proposer.propose(parent, Feedback(), rng, 8):
+                changed = edit.apply(parent)
+                if 1 <= len(changed) <= longest and changed != parent and readable(changed):
+                    changes.setdefault(changed, edit)
+        edits = tuple(changes.values())[:num_changes]
+        texts = [self.text(tokens) for tokens in (parent, *list(changes)[:num_changes])]
+        for text in texts:
+            queries = [self._task.compose(text, example.input) for example in self._examples]
+            self._answers.record(queries, self._task.answers)
+        everything = QueryBudget(len(texts) * len(self._examples))
+        correct = self._evaluator(everything).correct_all(texts, self._examples)
+        return Recording(parent, edits, correct)
+
+    def search(
+        self,
+        recording: Recording,
+        own: NDArray[np.int64],
+        rng: np.random.Generator,
+        differs: Mapping[str, Any],
+    ) -> tuple[SearchResult, int]:
+        """Let one client search on the examples of these indices; return its queries as well."""
+        budget = QueryBudget(self._config.queries_per_round)
+        search = PromptSearch(
+            self._evaluator(budget),
+            InRandomOrder(recording, rng),
+            self._masked_lm,
+            [self._examples[i] for i in own],
+            rng,
+            max_tokens=self._config.max_prompt_tokens,
+            **differs,
+        )
+        return search.run(recording.parent, Feedback()), budget.used
+
+    def one_client(
+        self, recording: Recording, draws: int, differs: Mapping[str, Any]
+    ) -> dict[str, float]:
+        """Return what a client's search is worth on the examples that it has not seen.
+
+        Returns
+        -------
+        dict[str, float]
+            ``gain`` in accuracy; ``changed``, how often the prompt was changed; ``worse``, how
+            often a change was for the worse; ``queries``.
+        """
+        rows, gains, queries = recording.rows, [], []
+        for draw in range(draws):
+            rng = np.random.default_rng([SEED, draw])
+            order = rng.permutation(len(self._examples))
+            own, others = order[: TRAIN + PUBLIC], order[TRAIN + PUBLIC :]
+            result, asked = self.search(recording, own, rng, differs)
+            accuracy = recording.correct[:, others].mean(1)
+            gains.append(accuracy[rows[result.tokens]] - accuracy[0] if result.accepted else np.nan)
+            queries.append(asked)
+        changed = np.array(gains)[~np.isnan(gains)]
+        return {
+            "gain": round(float(changed.sum()) / draws, 4),
+            "changed": round(len(changed) / draws, 3),
+            "worse": round(float((changed < 0).mean()), 3) if len(changed) else 0.0,
+            "queries": round(float(np.mean(queries))),
+        }
+
+    def federation(self, recording: Recording, draws: int) -> dict[str, dict[str, float]]:
+        """Return what a round is worth by `COMPARISONS`: ``gain`` in accuracy and ``queries``.
+
+        The clients' examples are drawn from three fifths of all, the accuracy is that on the rest.
+        """
+        gains: dict[int, list[float]] = {number: [] for number in COMPARISONS}
+        queries: dict[int, list[int]] = {number: [] for number in COMPARISONS}
+        for draw in range(draws):
+            rng = np.random.default_rng([SEED, draw])
+            order = rng.permutation(len(self._examples))
+            theirs, held_out = np.split(order, [3 * len(order) // 5])
+            public, private = theirs[:PUBLIC], theirs[PUBLIC:]
+            own = [rng.permutation(private)[: TRAIN + VALIDATION] for _ in range(NUM_CLIENTS)]
+            found = [
+                self.search(recording, np.concatenate([mine[:TRAIN], public]), rng, {})
+                for mine in own
+            ]
+            accuracy = recording.correct[:, held_out].mean(1)
+            for number in COMPARISONS:
+                row, asked = _compare(recording, own, [result for result, _ in found], number)
+                gains[number].append(accuracy[row] - accuracy[0])
+                queries[number].append(asked + sum(used for _, used in found))
+        return {
+            str(number): {
+                "gain": round(float(np.mean(gains[number])), 4),
+                "queries": round(float(np.mean(queries[number]))),
+            }
+            for number in COMPARISONS
+        }
+
+    def _evaluator(self, budget: QueryBudget) -> Evaluator:
+        return Evaluator(self._answers, self._task, budget)
+
+
+def _compare(
+    recording: Recording,
+    own: Sequence[NDArray[np.int64]],
+    found: Sequence[SearchResult],
+    number: int,
+) -> tuple[int, int]:
+    """Return the row of the prompt that is chosen, and the questions that are new to a client."""
+    rows = recording.rows
+    uploads = [
+        LocalPrompt(str(k), result.tokens, result.accuracy - result.start_accuracy)
+        for k, result in enumerate(found)
+    ]
+    if not number:
+        return rows[max(uploads, key=lambda upload: upload.gain).tokens], 0
+    candidates = propose_candidates(
+        recording.parent,
+        uploads,
+        None,
+        limit=CANDIDATES,
+        max_tokens=10**6,
+        admissible=rows.__contains__,  # there are no answers about merges
+    )
+    share = min(-(-number // len(own)), TRAIN + VALIDATION)
+    counts, asked = [], 0
+    for mine, result in zip(own, found, strict=True):
+        scored = mine[:share]
+        right = {c.tokens: int(recording.correct[rows[c.tokens], scored].sum()) for c in candidates}
+        counts.append({tokens: Score(correct, share) for tokens, correct in right.items()})
+        known = {recording.parent, result.tokens}
+        asked += sum(
+            max(0, share - TRAIN) if candidate.tokens in known else share
+            for candidate in candidates
+        )
+    return rows[choose(candidates, tally(counts))[0].tokens], asked
+
+
+def run(num_examples: int, num_changes: int, draws: int) -> dict[str, Any]:
+    """Record a seed prompt, a better and a still better one; judge all rules by each.
+
+    Parameters
+    ----------
+    num_examples, num_changes : int
+        Examples, and changes of each prompt; every pair of them is one query.
+    draws : int
+        Clients, and a tenth as many federations, that are drawn from them.
+
+    Returns
+    -------
+    dict[str, Any]
+        For each prompt its ``accuracy``, that of its changes, and what every rule is worth.
+    """
+    replay = Replay(num_examples, RunConfig.from_run_config({}))
+    parents = []
+    first = replay.record(replay.seed_prompt, num_changes)
+    best = np.argsort(-first.correct[1:].mean(1))
+    better = [first.edits[best[i]].apply(first.parent) for i in (num_changes // 8, 0)]
+    for recording in (first, *(replay.record(tokens, num_changes) for tokens in better)):
+        accuracy = recording.correct.mean(1)
+        parents.append(
+            {
+                "prompt": replay.text(recording.parent),
+                "accuracy": round(float(accuracy[0]), 3),
+                "changes_mean": round(float(accuracy[1:].mean()), 3),
+                "changes_sd": round(float(accuracy[1:].std()), 3),
+                "changes_better": round(float((accuracy[1:] > accuracy[0]).mean()), 3),
+                "searches": {
+                    name: replay.one_client(recording, draws, differs)
+                    for name, differs in SEARCHES.items()
+                },
+                "comparisons": replay.federation(recording, draws // 10),
+            }
+        )
+    return {
+        **stamp(),
+        "seed": SEED,
+        "examples": num_examples,
+        "changes": num_changes,
+        "draws": draws,
+        "prompts": parents,
+    }
+
+
+def markdown(result: Mapping[str, Any]) -> str:
+    """Return the tables."""
+    prompts = result["prompts"]
+    lines = [
+        "# What a search and a comparison are worth, on recorded answers",
+        "",
+        f"`python -m simulations bench races`, {result['date']}, {result['machine']}. "
+        f"SmolLM2-135M-Instruct answered {result['changes']} changes of each of three prompts on "
+        f"{result['examples']} examples of rotten_tomatoes (seed {result['seed']}, not used by any "
+        f"other table). From these answers {result['draws']} clients were drawn, with "
+        f"{TRAIN + PUBLIC} examples and the default's queries each; gains are on the examples that "
+        "a client had not seen. A search ends with its first accepted change here. The second "
+        "and third prompt are changes of the first, chosen by these same examples: their accuracy "
+        "is flattered, and what can be gained is more than it seems.",
+        "",
+        "| prompt | accuracy | its changes, mean and sd | better ones |",
+        "|---|---|---|---|",
+        *(
+            f"| {p['prompt']} | {p['accuracy']:.3f} | {p['changes_mean']:.3f}, "
+            f"{p['changes_sd']:.3f} | {p['changes_better']:.0%} |"
+            for p in prompts
+        ),
+        "",
+        "## One client: gain, how often it changed the prompt, how often for the worse",
+        "",
+        *_table(prompts, "searches", _search_cell),
+        "",
+        f"## {NUM_CLIENTS} clients: gain and queries, by the examples of all together",
+        "",
+        "With 0 the upload is taken that gained most by its own client's count.",
+        "",
+        *_table(prompts, "comparisons", lambda c: f"{c['gain']:+.3f}, {c['queries']:,}"),
+    ]
+    return "\n".join([*lines, ""])
+
+
+def _search_cell(found: Mapping[str, float]) -> str:
+    return f"{found['gain']:+.3f}, {found['changed']:.0%}, {found['worse']:.0%}"
+
+
+def _table(
+    prompts: Sequence[Mapping[str, Any]], what: str, cell: Callable[[Mapping[str, float]], str]
+) -> list[str]:
+    heads = " | ".join(f"from {p['accuracy']:.3f}" for p in prompts)
+    lines = [f"| | {heads} |", "|---" * (len(prompts) + 1) + "|"]
+    for name in prompts[0][what]:
+        cells = " | ".join(cell(p[what][name]) for p in prompts)
+        lines.append(f"| {name} | {cells} |")
+    return lines
