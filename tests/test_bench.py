@@ -4,8 +4,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
-from simulations import bench_overhead, bench_startup, scaling
+from simulations import bench_aggregation, bench_overhead, bench_startup, scaling
+from simulations.__main__ import app
 
 
 def test_the_exponent_is_that_of_a_power_law() -> None:
@@ -13,6 +15,17 @@ def test_the_exponent_is_that_of_a_power_law() -> None:
     power, factor = scaling.exponent(clients, [0.5 * number**1.5 for number in clients])
     assert power == pytest.approx(1.5)
     assert factor == pytest.approx(0.5)
+
+
+def test_the_servers_step_is_timed_on_the_command_line() -> None:
+    shown = CliRunner().invoke(app, ["bench", "aggregation", "--clients", "3", "--json", "-"])
+    assert shown.exit_code == 0, shown.output
+    report = json.loads(shown.stdout)
+    assert report["clients"] == 3
+    assert report["tokens"] == 20
+    assert 0 <= report["propose_seconds"] <= report["seconds"] < 60
+    assert report["peak_mib"] > 0
+    assert 2 <= report["candidates"] <= 1 + bench_aggregation.CANDIDATES
 
 
 @pytest.mark.slow

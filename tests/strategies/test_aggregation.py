@@ -183,6 +183,52 @@ def test_attention_has_the_mean_length_and_no_copies() -> None:
     assert len(set(result.tokens.tolist())) == 5
 
 
+def test_attention_takes_the_heaviest_tokens_by_hand() -> None:
+    """Equal tokens have cosine 1 and others 0, so that sums of similarities are small numbers."""
+    prompts = of([1, 2, 3], [1, 2, 4], [1, 5, 3])
+    result = aggregate(prompts, [np.eye(6)[p] for p in prompts], method="attention")
+    e = np.e
+    for weights, sums in zip(
+        result.weights, ([e**2, e, e], [e**2, e, 1], [e**2, 1, e]), strict=True
+    ):
+        np.testing.assert_allclose(weights, np.array(sums) / sum(sums), atol=1e-8)
+    # 1 of the last two prompts weighs 0.665, 2 of the second and 3 of the third 0.245.
+    assert result.tokens.tolist() == [1, 2, 3]
+    assert result.sources.tolist() == [[1, 0], [1, 1], [2, 2]]
+    assert result.labels is None
+
+
+@pytest.mark.parametrize(
+    ("n_clusters", "tokens", "sources"),
+    [
+        (None, [1, 4], [[0, 0], [1, 1]]),
+        (1, [1], [[0, 0]]),
+        (3, [1, 4, 2], [[0, 0], [1, 1], [0, 1]]),
+    ],
+)
+def test_kmeans_takes_the_heaviest_token_of_each_cluster_by_hand(
+    n_clusters: int | None, tokens: list[int], sources: list[list[int]]
+) -> None:
+    """Tokens 1 and 3 are equal, 4 is 0.63 from 2 and 0.89 from these.
+
+    The first client's sums of similarities are 1.6 and 0.8, the second's 1 and 1.4, so that their
+    weights are 0.690, 0.310, 0.401 and 0.599.
+    """
+    rows = [np.array([[1, 0], [0, 1.0]]), np.array([[1, 0], [0.6, 0.8]])]
+    result = aggregate(of([1, 2], [3, 4]), rows, method="kmeans", n_clusters=n_clusters)
+    first, second = np.exp([1.6, 0.8]), np.exp([1.0, 1.4])
+    np.testing.assert_allclose(result.weights[0], first / first.sum(), atol=1e-8)
+    np.testing.assert_allclose(result.weights[1], second / second.sum(), atol=1e-8)
+    assert result.tokens.tolist() == tokens
+    assert result.sources.tolist() == sources
+    assert result.labels is not None
+    (one, two), (three, four) = (labels.tolist() for labels in result.labels)
+    assert one == three
+    assert (two == four, one == two) == {None: (True, False), 1: (True, True), 3: (False, False)}[
+        n_clusters
+    ]
+
+
 @pytest.mark.parametrize(("n_clusters", "longest"), [(None, 4), (2, 2), (99, 6)])
 def test_kmeans_has_as_many_clusters(n_clusters: int | None, longest: int) -> None:
     result = run(of([1, 2, 3, 4], [1, 2, 3, 5]), method="kmeans", n_clusters=n_clusters)

@@ -7,23 +7,29 @@ it equals a hidden one. It shows what the rounds do, not what a search finds.
 import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext, suppress
 from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
 import pytest
-from flwr.app import ArrayRecord, Context, Error, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.client import Client, NumPyClient
 from flwr.clientapp import ClientApp
-from flwr.clientapp.mod import LocalDpMod, arrays_size_mod, fixedclipping_mod, message_size_mod
+from flwr.clientapp.mod import (
+    LocalDpMod,
+    adaptiveclipping_mod,
+    arrays_size_mod,
+    fixedclipping_mod,
+    message_size_mod,
+)
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from flwr.server import ServerConfig
+from flwr.server import strategy as legacy_strategies
 from flwr.server.compat import start_grid
-from flwr.server.strategy import (
-    DifferentialPrivacyServerSideFixedClipping as LegacyPrivacy,
-)
+from flwr.server.strategy import DPFedAvgAdaptive, DPFedAvgFixed
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import DifferentialPrivacyServerSideFixedClipping as MessagePrivacy
+from flwr.serverapp import strategy as message_strategies
 from flwr.supercore.task_identity import TaskIdentity
 from numpy.typing import NDArray
 
@@ -36,6 +42,7 @@ from strategies.wire import GAIN_KEY, ROUND_KEY, SCORED_KEY, correct_key
 SEED, HIDDEN = (1, 2, 3, 4, 5, 6), (11, 12, 13, 14, 15, 16)
 VOCABULARY_SIZE = 20
 DOORS = ("legacy", "message")
+DOORS_OF_FLOWER = {"legacy": legacy_strategies, "message": message_strategies}
 
 Answer = tuple[list[NDArray[Any]], dict[str, Any]]
 both_doors = pytest.mark.parametrize("door", DOORS)
@@ -122,6 +129,7 @@ class Federation(Grid):
         make = legacy_app if door == "legacy" else message_app
         self.app = make(node_search, list(mods))
         self.asked: dict[tuple[str, int], list[int]] = defaultdict(list)
+        self.told: dict[tuple[str, int], list[dict[str, Any]]] = defaultdict(list)
         self.states: dict[int, RecordDict] = {}
         TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
 
@@ -144,6 +152,7 @@ class Federation(Grid):
         (config,) = question.content.config_records.values()
         server_round = cast(int, config[ROUND_KEY])
         self.asked[question.metadata.message_type, server_round].append(node)
+        self.told[question.metadata.message_type, server_round].append(dict(config))
         context = Context(1, node, {}, self.states.setdefault(node, RecordDict()), {})
         # As it would come out of the other end of a connection.
         copy = recorddict_from_proto(recorddict_to_proto(question.content))
@@ -411,6 +420,46 @@ def test_a_sample_of_the_clients_searches_and_all_score(door: str) -> None:
 
 
 @both_doors
+@pytest.mark.parametrize(("fraction", "number"), [(0.5, 5), (0.39, 3), (0.01, 2)])
+def test_all_search_and_a_sample_scores(door: str, fraction: float, number: int) -> None:
+    """At least `min_evaluate_nodes` score, by default two."""
+    federation = Federation(door, lambda _: range(1, 11))
+    rounds: list[RoundResult] = []
+    strategy = make(door, fraction_evaluate=fraction, on_round=rounds.append)
+    federation.run_rounds(strategy, 2)
+    for result in rounds:
+        assert len(federation.asked["train", result.server_round]) == 10
+        assert len(federation.asked["evaluate", result.server_round]) == number
+        assert {score.total for score in result.scores.values()} == {6 * number}
+        assert result.failures == 0
+    assert right(strategy.prompt) >= 2
+
+
+@both_doors
+def test_configuration_of_ones_own_reaches_the_clients(door: str) -> None:
+    federation = Federation(door, four)
+    if door == "legacy":
+        strategy = make(
+            door,
+            on_fit_config_fn=lambda server_round: {"temperature": 0.5 * server_round},
+            on_evaluate_config_fn=lambda server_round: {"batch": server_round},
+        )
+        federation.run_rounds(strategy, 2)
+    else:
+        # The message API has a configuration for all rounds.
+        strategy, arrays = make(door), ArrayRecord([np.array(SEED)])
+        configs = ConfigRecord({"temperature": 0.5}), ConfigRecord({"batch": 1})
+        strategy.start(federation, arrays, 2, 3600, *configs)
+    for number in (1, 2):
+        in_round = number if door == "legacy" else 1
+        assert len(federation.told["train", number]) == 4
+        for config in federation.told["train", number]:
+            assert config == {"temperature": 0.5 * in_round, ROUND_KEY: number}
+        for config in federation.told["evaluate", number]:
+            assert config == {"batch": in_round, ROUND_KEY: number}
+
+
+@both_doors
 def test_who_joins_late_starts_from_the_prompt_so_far(door: str) -> None:
     seen: dict[int, list[Tokens]] = {}
 
@@ -490,13 +539,38 @@ def test_a_clipping_mod_without_its_wrapper_is_a_failure(door: str) -> None:
     assert rounds[0].failures >= 4
 
 
+# Clients take part in the last two kinds with a mod of their own.
+WRAPPERS: dict[str, tuple[str, list[Any]]] = {
+    "ServerSideFixedClipping": ("clipping_norm", []),
+    "ServerSideAdaptiveClipping": ("initial_clipping_norm", []),
+    "ClientSideFixedClipping": ("clipping_norm", [fixedclipping_mod]),
+    "ClientSideAdaptiveClipping": ("initial_clipping_norm", [adaptiveclipping_mod]),
+}
+
+
 @both_doors
-@pytest.mark.parametrize("clipping_norm", [0.5, 1000.0])
-def test_central_differential_privacy_is_refused(door: str, clipping_norm: float) -> None:
+@pytest.mark.parametrize("kind", WRAPPERS)
+@pytest.mark.parametrize("norm", [0.5, 1000.0])
+def test_central_differential_privacy_is_refused(door: str, kind: str, norm: float) -> None:
     """The wrapper clips ids, or adds noise to what the strategy returns."""
-    wrapper = LegacyPrivacy if door == "legacy" else MessagePrivacy
+    wrapper = getattr(DOORS_OF_FLOWER[door], f"DifferentialPrivacy{kind}")
+    name, mods = WRAPPERS[kind]
     strategy = make(door)
-    private = wrapper(cast(Any, strategy), 1.0, clipping_norm, 4)
-    with pytest.raises((ValueError, TypeError)):
-        Federation(door, four).run_rounds(private, 3)
+    private = wrapper(strategy, noise_multiplier=0.1, num_sampled_clients=4, **{name: norm})
+    # Clients that clip token ids have nothing to upload; the wrapper keeps that from the strategy.
+    dropped = bool(mods) and norm < 1
+    with nullcontext() if dropped else pytest.raises((ValueError, TypeError, KeyError)):
+        Federation(door, four, mods=mods).run_rounds(private, 3)
     assert strategy.prompt == SEED
+
+
+@pytest.mark.parametrize("server_side", [True, False])
+def test_flowers_older_wrappers_are_refused_or_harmless(server_side: bool) -> None:
+    for wrapper, name in ((DPFedAvgFixed, "clip_norm"), (DPFedAvgAdaptive, "init_clip_norm")):
+        strategy = make("legacy")
+        options: dict[str, Any] = {name: 0.5, "server_side_noising": server_side}
+        private = wrapper(strategy, num_sampled_clients=4, **options)
+        # The first adds noise to uploads, which are rejected; the second needs clients of its own.
+        with suppress(ValueError, TypeError, KeyError):
+            Federation("legacy", four).run_rounds(private, 3)
+        assert strategy.prompt == SEED

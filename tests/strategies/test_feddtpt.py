@@ -17,7 +17,7 @@ from flwr.server.client_manager import ClientManager
 from flwr.server.client_proxy import ClientProxy
 from numpy.typing import NDArray
 
-from strategies import aggregate
+from strategies import METHODS, aggregate
 from strategies.candidates import Score, Tokens
 from strategies.feddtpt import FedDTPT
 from strategies.rounds import RoundResult
@@ -244,7 +244,7 @@ def test_without_a_usable_upload_the_prompt_stays(guard: bool, results: list[Fit
     assert server.central.asked == [(1, SEED)]
 
 
-@pytest.mark.parametrize("aggregation", ["feddtpt", "majority", "best", "average"])
+@pytest.mark.parametrize("aggregation", METHODS)
 def test_without_a_guard_the_papers_aggregate_is_the_prompt(aggregation: Any) -> None:
     server = Server(guard=False, aggregation=aggregation)
     results = [

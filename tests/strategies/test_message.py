@@ -9,7 +9,7 @@ from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 from numpy.typing import NDArray
 
-from strategies import aggregate
+from strategies import METHODS, aggregate
 from strategies.candidates import Tokens
 from strategies.message import FedDTPT
 from strategies.rounds import RoundResult
@@ -207,7 +207,7 @@ def test_a_guarded_round() -> None:
     assert result.num_bytes > 4 * 8 * sum(map(len, candidates))
 
 
-@pytest.mark.parametrize("aggregation", ["feddtpt", "majority", "best", "average"])
+@pytest.mark.parametrize("aggregation", METHODS)
 def test_without_a_guard_the_papers_aggregate_is_the_prompt(aggregation: Any) -> None:
     server = Server(guard=False, aggregation=aggregation)
     prompts: list[NDArray[np.int64]] = [np.array(p) for p in (A, B, C)]
