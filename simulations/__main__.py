@@ -13,6 +13,7 @@ from rich.console import Console
 from feddtpt_flwr.data import DataError
 from simulations import (
     bench_aggregation,
+    bench_elbow,
     bench_endpoint,
     bench_evaluation,
     bench_labels,
@@ -115,6 +116,16 @@ def run_scaling(
 ) -> None:
     """Time the server's step for growing numbers of clients, and fit how the time grows."""
     scaling.run(clients or scaling.CLIENTS, folder)
+
+
+@bench.command("elbow")
+def run_elbow(
+    seed: Annotated[list[int] | None, typer.Option(help="A seed; give two or more.")] = None,
+    file: JsonFile = sys.stdout,  # type: ignore[assignment]
+) -> None:
+    """Compare ways to read DBSCAN's radius, and to treat noise, where the groups are known."""
+    result = bench_elbow.run(seeds=seed or bench_elbow.SEEDS)
+    file.write(json.dumps(result, indent=2) + "\n")
 
 
 @bench.command("endpoint")

@@ -1,0 +1,197 @@
+"""What the server's step leaves open: how the radius of DBSCAN is read, and what noise becomes.
+
+python -m simulations bench elbow --json simulations/results/elbow.json
+
+Made-up federations with real embeddings. Every client makes changes of a task's seed prompt that
+the search's own proposer suggests, at random and unseen by any black box. Which token came from
+which is therefore known: those that came from one token of the seed prompt belong together, what a
+client wrote itself belongs to nothing. A radius is good if DBSCAN finds these groups.
+
+Besides the elbows of `strategies.elbow` there are the library kneed, if it is installed, and the
+best radius that any elbow could have found, which no server knows.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from feddtpt_flwr import models
+from feddtpt_flwr.config import RunConfig
+from feddtpt_flwr.data import get_task
+from feddtpt_flwr.feedback import Feedback
+from feddtpt_flwr.masked_lm import TokenEmbedder
+from feddtpt_flwr.proposer import MaskedLMProposer
+from simulations.stamp import stamp
+from strategies import ELBOWS, aggregate, cluster_tokens, elbow, min_samples_for
+from strategies.attention import unit_rows
+from strategies.elbow import neighbour_distances
+from strategies.selection import Noise
+
+TASKS = ("rotten_tomatoes", "bbc_news", "tweet_sentiment", "rte", "mrpc")
+CLIENTS = (4, 10)
+SEEDS = (0, 1, 2, 3, 4)
+EDITS = 2
+"""Changes of each client, one after the other."""
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+Radius = Callable[[Floats], float]
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """A prompt whose tokens' origin is known.
+
+    Attributes
+    ----------
+    tokens
+        Its token ids, ``N`` of them.
+    origins
+        As many places in the seed prompt, -1 for what is new.
+    """
+
+    tokens: tuple[int, ...]
+    origins: tuple[int, ...]
+
+
+def edited(seed_prompt: Sequence[int], proposer: Any, rng: np.random.Generator) -> Lineage:
+    """Change a prompt `EDITS` times as ``proposer``, a `MaskedLMProposer`, suggests."""
+    tokens, origins = tuple(seed_prompt), tuple(range(len(seed_prompt)))
+    for _ in range(EDITS):
+        for edit in proposer.propose(tokens, Feedback(), rng, 1):
+            tokens = edit.apply(tokens)
+            new = (-1,) * len(edit.tokens)
+            origins = origins[: edit.start] + new + origins[edit.stop :]
+    return Lineage(tokens, origins)
+
+
+def singles(labels: Ints) -> Ints:
+    """Give everything of label -1 a label of its own."""
+    alone = labels < 0
+    result = labels.copy()
+    result[alone] = labels.max(initial=-1) + 1 + np.arange(alone.sum())
+    return result
+
+
+def judged(prompts: Sequence[Lineage], embeddings: Sequence[NDArray[Any]]) -> dict[str, Any]:
+    """Return how well each way to read the radius finds the groups of one federation.
+
+    Returns
+    -------
+    dict
+        For each way, ``rand``, the adjusted Rand index between DBSCAN's clusters and the true
+        groups, at most 1 and 0 by chance, noise being clusters of one; and ``largest``, the share
+        of all tokens in the largest cluster.
+    """
+    from sklearn.metrics import adjusted_rand_score
+
+    truth = singles(np.concatenate([np.array(p.origins) for p in prompts]))
+    points = unit_rows(np.concatenate(embeddings)).astype(np.float32)
+    needed = min_samples_for(len(prompts))
+    # As `strategies.methods.feddtpt` does it.
+    curve = neighbour_distances(points, max(1, needed - 1))
+
+    def at(radius: float) -> dict[str, float]:
+        labels = singles(cluster_tokens(points, radius * (1 + 1e-6), needed))
+        return {
+            "rand": float(adjusted_rand_score(truth, labels)),
+            "largest": float(np.bincount(labels).max() / len(labels)),
+        }
+
+    found = {name: at(radius(curve)) for name, radius in _ways().items()}
+    best = max((at(radius) for radius in np.unique(curve)), key=lambda figures: figures["rand"])
+    return found | {"best radius": best}
+
+
+def noise_kept(
+    prompts: Sequence[Lineage], embeddings: Sequence[NDArray[Any]], noise: Noise
+) -> dict[str, float]:
+    """Return what is in the next prompt of one federation.
+
+    Returns
+    -------
+    dict
+        ``tokens``, its length; ``seed_share``, the share of the seed prompt's tokens that it holds,
+        in [0, 1]; ``new``, how many tokens it holds that a client wrote itself.
+    """
+    result = aggregate([np.array(p.tokens) for p in prompts], embeddings, noise=noise)
+    origins = [prompts[client].origins[place] for client, place in result.sources.tolist()]
+    there = {origin for prompt in prompts for origin in prompt.origins if origin >= 0}
+    return {
+        "tokens": float(len(result.tokens)),
+        "seed_share": len(set(origins) - {-1}) / max(len(there), 1),
+        "new": float(origins.count(-1)),
+    }
+
+
+def summary(federations: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, Any]:
+    """Average the figures of each way over federations, and take the worst largest cluster."""
+    result: dict[str, Any] = {}
+    for name, first in federations[0].items():
+        columns = {key: [federation[name][key] for federation in federations] for key in first}
+        result[name] = {key: round(float(np.mean(values)), 3) for key, values in columns.items()}
+        if "largest" in columns:
+            result[name]["largest_worst"] = round(max(columns["largest"]), 3)
+    return result
+
+
+def run(
+    tasks: Sequence[str] = TASKS, clients: Sequence[int] = CLIENTS, seeds: Sequence[int] = SEEDS
+) -> dict[str, Any]:
+    """Compare the ways over one federation for each task, number of clients and seed.
+
+    Returns
+    -------
+    dict
+        ``elbows`` and ``noise`` with the means over federations, and the settings.
+    """
+    config = RunConfig.from_run_config({})
+    elbows, noises = [], []
+    for name, number, seed in product(tasks, clients, seeds):
+        task = get_task(name)
+        masked_lm = models.masked_lm(config, task)
+        proposer = MaskedLMProposer(
+            masked_lm, max_tokens=config.max_prompt_tokens, use_feedback=False, reword=False
+        )
+        rng = np.random.default_rng([seed, number, *name.encode()])
+        start = masked_lm.vocabulary.encode(task.seed_prompt)
+        prompts = [edited(start, proposer, rng) for _ in range(number)]
+        embedder: TokenEmbedder = models.token_embedder(config, task)
+        embeddings = embedder.embed([np.array(p.tokens) for p in prompts])
+        elbows.append(judged(prompts, embeddings))
+        noises.append({way: noise_kept(prompts, embeddings, way) for way in get_args(Noise)})
+    return {
+        **stamp(),
+        "tasks": list(tasks),
+        "clients": list(clients),
+        "seeds": list(seeds),
+        "edits": EDITS,
+        "federations": len(elbows),
+        "elbows": summary(elbows),
+        "noise": summary(noises),
+    }
+
+
+def _ways() -> dict[str, Radius]:
+    def ours(name: Any) -> Radius:
+        return lambda curve: elbow(curve, name)
+
+    ways = {name: ours(name) for name in ELBOWS}
+    try:
+        from kneed import KneeLocator
+    except ImportError:
+        return ways
+
+    def kneed(curve: Floats) -> float:
+        if len(curve) < 3 or curve[0] == curve[-1]:
+            return float(curve[-1])
+        places = np.arange(len(curve))
+        knee = KneeLocator(places, curve, curve="convex", direction="increasing").knee
+        # Without a knee all distances are near ones.
+        return float(curve[-1 if knee is None else int(knee)])
+
+    return ways | {"kneed": kneed}
