@@ -102,11 +102,12 @@ def propose_candidates(
     The paper's aggregate, the edits of the best two, three, … clients merged, and the best local
     prompts take turns until the limit is reached. The second local prompt is not the second best
     but the best beyond the first three tenths (`LIARS`) of the clients, rounded down; up to six
-    clients they are the same. If the clients that lie are no more and claim more than all honest
-    ones, it is the best honest prompt, whatever they claim; with a limit of 4 or more it is always
-    compared, unless it is the incumbent. Nothing that was claimed tells three liars from the three
-    best of ten, so honest clients, too, have their second best compared as part of a merge only,
-    where the limit is low.
+    clients they are the same. If the clients that lie are no more than that and claim more than
+    all honest ones, it is an honest prompt, whatever they claim, and the best where they are as
+    many; with a limit of 4 or more it is always compared, unless it is the incumbent. A liar that
+    claims less than some honest client may hit this place, but does not know what is claimed.
+    Nothing that is claimed tells three liars from the three best of ten, so honest clients, too,
+    have their second best compared as part of a merge only, where the limit is low.
 
     Parameters
     ----------
