@@ -1,0 +1,160 @@
+"""Races and acceptance by hand: the answers are given, the search's arithmetic is looked at."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from feddtpt_flwr.data import Example
+from feddtpt_flwr.evaluation import QueryBudget
+from feddtpt_flwr.feedback import Feedback
+from feddtpt_flwr.search import WIDTH, PromptSearch, Runner, SearchResult
+from strategies.candidates import Tokens
+from strategies.edits import Edit
+
+NUMBER = 32
+START: Tokens = (0,)
+EXAMPLES = [Example(str(number), number % 2) for number in range(NUMBER)]
+HALF = np.arange(NUMBER) % 4 < 2  # of each label as many right as wrong
+
+
+class Given:
+    """An evaluator whose answers are given; as the real one, it asks nothing twice."""
+
+    def __init__(self, answers: Mapping[Tokens, NDArray[np.bool_]], limit: int) -> None:
+        self._answers = {str(tokens): correct for tokens, correct in answers.items()}
+        self.budget = QueryBudget(limit)
+        self._known: set[tuple[str, str]] = set()
+
+    @property
+    def asked(self) -> Counter[str]:
+        return Counter(prompt for prompt, _ in self._known)
+
+    def correct_all(self, prompts: Sequence[str], examples: Sequence[Example]) -> NDArray[np.bool_]:
+        new = {(p, e.input) for p in prompts for e in examples} - self._known
+        self.budget.spend(len(new))
+        self._known |= new
+        which = [int(example.input) for example in examples]
+        return np.array([self._answers[prompt][which] for prompt in prompts])
+
+
+class GivenChanges:
+    """Proposes every prompt there is, once."""
+
+    def __init__(self, prompts: Sequence[Tokens]) -> None:
+        self._edits = [Edit(0, 1, tokens) for tokens in prompts]
+
+    def propose(
+        self, tokens: Tokens, feedback: Feedback, rng: np.random.Generator, count: int
+    ) -> list[Edit]:
+        edits, self._edits = self._edits[:count], self._edits[count:]
+        return edits
+
+
+def language(likelihood: Mapping[Tokens, float]) -> Any:
+    """A masked language model that only says how well prompts of one token read, in nats."""
+    return SimpleNamespace(
+        vocabulary=SimpleNamespace(decode=str),
+        log_likelihood=lambda prompts: np.array([likelihood.get(p, 0.0) for p in prompts]),
+    )
+
+
+def raced(
+    changes: Sequence[NDArray[np.bool_]], limit: int = 10_000
+) -> tuple[SearchResult, list[int], Given]:
+    """Search from a prompt that has half the answers; return how often each change was asked."""
+    prompts: list[Tokens] = [(number,) for number in range(1, len(changes) + 1)]
+    evaluator = Given(dict(zip([START, *prompts], [HALF, *changes], strict=True)), limit)
+    search = PromptSearch(
+        evaluator,  # type: ignore[arg-type]
+        GivenChanges(prompts),
+        language({}),
+        EXAMPLES,
+        np.random.default_rng(0),
+        max_tokens=1,
+    )
+    result = search.run(START, Feedback())
+    return result, [evaluator.asked[str(prompt)] for prompt in prompts], evaluator
+
+
+def better_by(number: int) -> NDArray[np.bool_]:
+    """``number`` answers more than the prompt, and none lost."""
+    correct = HALF.copy()
+    correct[np.flatnonzero(~HALF)[:number]] = True
+    return correct
+
+
+def test_batches_double_and_the_better_half_goes_on() -> None:
+    result, asked, _ = raced([better_by(16)] * WIDTH)
+    assert sorted(asked) == [8, 8, 8, 8, 16, 16, 32, 32]
+    assert result.accuracy == 1
+    assert len(result.accepted) == 1
+
+
+@pytest.mark.parametrize("change", [~HALF & HALF, HALF], ids=["all wrong", "nothing changed"])
+def test_what_hurts_or_does_nothing_costs_the_first_batch_only(
+    change: NDArray[np.bool_],
+) -> None:
+    result, asked, evaluator = raced([change] * 3)
+    assert asked == [8, 8, 8]
+    assert result.tokens == START
+    assert evaluator.budget.used == NUMBER + 3 * 8, "the prompt itself is asked about once"
+
+
+def test_as_many_race_as_the_budget_lets_one_of_them_finish() -> None:
+    _, asked, evaluator = raced([better_by(16)] * WIDTH, limit=2 * NUMBER + 8)
+    assert sorted(asked) == [0] * 6 + [8, 32]
+    assert evaluator.budget.left == 0
+
+
+def test_nothing_is_tried_that_could_not_be_finished() -> None:
+    result, asked, _ = raced([better_by(16)] * WIDTH, limit=2 * NUMBER - 1)
+    assert asked == [0] * WIDTH
+    assert result.accuracy == 0.5
+
+
+@pytest.mark.parametrize(
+    ("won", "lost", "nats", "convinces"),
+    [
+        (1, 0, 0.0, True),  # 0.75 likely to help; 0.7 is asked for
+        (1, 0, -0.5, False),
+        (1, 1, 0.0, False),
+        (0, 0, 1.0, False),  # reading better is not enough
+        (3, 0, -1.0, True),
+        (16, 0, -2.0, True),
+        (16, 0, -2.5, False),  # no number of answers buys what nobody can read
+    ],
+)
+def test_evidence_is_weighed_against_language(
+    won: int, lost: int, nats: float, convinces: bool
+) -> None:
+    correct = better_by(won)
+    correct[np.flatnonzero(HALF)[:lost]] = False
+    search = PromptSearch(
+        Given({}, 0),  # type: ignore[arg-type]
+        GivenChanges([]),
+        language({START: -3.0, (1,): -3.0 + nats}),
+        EXAMPLES,
+        np.random.default_rng(0),
+        max_tokens=1,
+    )
+    runner = Runner(Edit(0, 1, (1,)), np.arange(NUMBER), correct, HALF)
+    assert search._convinces(runner, START) is convinces
+
+
+def test_a_change_that_was_not_tried_on_all_examples_never_convinces() -> None:
+    search = PromptSearch(
+        Given({}, 0),  # type: ignore[arg-type]
+        GivenChanges([]),
+        language({}),
+        EXAMPLES,
+        np.random.default_rng(0),
+        max_tokens=1,
+    )
+    order = np.flatnonzero(~HALF)
+    runner = Runner(Edit(0, 1, (1,)), order, np.ones(16, dtype=bool), np.zeros(16, dtype=bool))
+    assert not search._convinces(runner, START)
