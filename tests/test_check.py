@@ -40,6 +40,10 @@ def test_most_queries_of_a_run(task: Task) -> None:
         {"num-server-rounds": 3, "queries-per-round": 100, "k-shot": 4, "race-candidates": 2}
     )
     assert most_queries(config, task) == 3 * (100 + 3 * 16)
+    fewer = config.model_copy(update={"race_examples": 10})
+    assert most_queries(fewer, task) == 3 * (100 + 3 * 10)
+    every = config.model_copy(update={"race_examples": 0})
+    assert most_queries(every, task) == most_queries(config, task)
     without = config.model_copy(update={"guard": False})
     assert most_queries(without, task) == 3 * (100 + 16)
 

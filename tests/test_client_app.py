@@ -3,7 +3,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from flwr.common import ConfigRecord, RecordDict
+from flwr.common import ConfigRecord, RecordDict, Scalar
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from numpy.typing import NDArray
 
@@ -18,6 +18,7 @@ from strategies.wire import (
     CLIENT_KEY,
     GAIN_KEY,
     QUERIES_KEY,
+    RACE_EXAMPLES_KEY,
     ROUND_KEY,
     SCORED_KEY,
     VOCABULARY_KEY,
@@ -69,9 +70,9 @@ class Node:
         return arrays[0], num_examples, metrics
 
     def evaluate(
-        self, *prompts: NDArray[np.int64], server_round: int = 1
+        self, *prompts: NDArray[np.int64], server_round: int = 1, **config: Scalar
     ) -> tuple[float, int, dict[str, Any]]:
-        return self.client().evaluate(list(prompts), {ROUND_KEY: server_round})
+        return self.client().evaluate(list(prompts), {ROUND_KEY: server_round, **config})
 
     def saved(self, key: str) -> Any:
         record = self.state.config_records[STATE_KEY]
@@ -171,16 +172,14 @@ def test_evaluate_counts_right_answers(
 ) -> None:
     other = np.array(vocabulary.encode("Is it good?"))
     loss, num_examples, metrics = node.evaluate(start, other, server_round=3)
-    validation = node.data.validation
-    everything = [*node.data.train, *validation]
+    everything = [*node.data.train, *node.data.validation]
     evaluator = Evaluator(language_model, task, QueryBudget(100))
     for index, prompt in enumerate((START, "Is it good?")):
         assert metrics[correct_key(index)] == evaluator.correct(prompt, everything).sum()
-    accuracy = evaluator.correct(START, validation).mean()
+    accuracy = evaluator.correct(START, everything).mean()
     assert loss == pytest.approx(1 - accuracy)
     assert metrics["accuracy"] == pytest.approx(accuracy)
-    assert num_examples == len(validation)
-    assert metrics[SCORED_KEY] == len(everything)
+    assert num_examples == metrics[SCORED_KEY] == len(everything)
     assert (metrics[CLIENT_KEY], metrics[ROUND_KEY]) == ("0", 3)
     read_scores(metrics, [tuple(start.tolist()), tuple(other.tolist())])
 
@@ -199,6 +198,25 @@ def test_evaluate_asks_nothing_twice(
     assert third[correct_key(1)] == first[correct_key(0)]
     assert third[correct_key(0)] == second[correct_key(1)]
     assert loss == pytest.approx(1 - third["accuracy"])
+
+
+def test_evaluate_takes_as_many_examples_as_are_wanted(
+    node: Node, start: NDArray[np.int64], language_model: LocalLanguageModel, task: Task
+) -> None:
+    """Those of the search first, whose answers may be known; of every label in proportion."""
+    evaluator = Evaluator(language_model, task, QueryBudget(100))
+    right = evaluator.correct(START, node.data.train).sum()
+    for server_round, wanted in enumerate((4, 6, 4), start=1):
+        _, number, metrics = node.evaluate(
+            start, server_round=server_round, **{RACE_EXAMPLES_KEY: wanted}
+        )
+        assert number == metrics[SCORED_KEY] == wanted
+        assert metrics[QUERIES_KEY] == (4, 2, 0)[server_round - 1], "the same ones every time"
+        if wanted == 6:
+            assert metrics[correct_key(0)] == right
+    labels = [example.label for example in node.client()._to_score({RACE_EXAMPLES_KEY: 4})]
+    assert sorted(labels) == [0, 0, 1, 1]
+    assert len(node.client()._to_score({RACE_EXAMPLES_KEY: 1000})) == 10
 
 
 def test_evaluate_keeps_the_feedback(node: Node, start: NDArray[np.int64]) -> None:

@@ -37,7 +37,7 @@ from strategies import Aggregate, aggregate, feddtpt, message
 from strategies import rounds as rounds_module
 from strategies.candidates import Tokens
 from strategies.rounds import RoundResult
-from strategies.wire import GAIN_KEY, ROUND_KEY, SCORED_KEY, correct_key
+from strategies.wire import GAIN_KEY, RACE_EXAMPLES_KEY, ROUND_KEY, SCORED_KEY, correct_key
 
 SEED, HIDDEN = (1, 2, 3, 4, 5, 6), (11, 12, 13, 14, 15, 16)
 VOCABULARY_SIZE = 20
@@ -456,7 +456,19 @@ def test_configuration_of_ones_own_reaches_the_clients(door: str) -> None:
         for config in federation.told["train", number]:
             assert config == {"temperature": 0.5 * in_round, ROUND_KEY: number}
         for config in federation.told["evaluate", number]:
-            assert config == {"batch": in_round, ROUND_KEY: number}
+            assert config == {"batch": in_round, ROUND_KEY: number, RACE_EXAMPLES_KEY: 256 // 4}
+
+
+@both_doors
+@pytest.mark.parametrize(("wanted", "share"), [(0, None), (1, 1), (4, 1), (5, 2), (20, 5)])
+def test_clients_share_the_examples_of_a_comparison(
+    door: str, wanted: int, share: int | None
+) -> None:
+    federation = Federation(door, four)
+    federation.run_rounds(make(door, race_examples=wanted), 1)
+    assert [config.get(RACE_EXAMPLES_KEY) for config in federation.told["evaluate", 1]] == [
+        share
+    ] * 4
 
 
 @both_doors

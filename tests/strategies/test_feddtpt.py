@@ -28,6 +28,7 @@ from strategies.wire import (
     GAIN_KEY,
     MODEL_KEY,
     QUERIES_KEY,
+    RACE_EXAMPLES_KEY,
     ROUND_KEY,
     SCORED_KEY,
     VOCABULARY_KEY,
@@ -355,7 +356,8 @@ def test_the_candidates_are_sent_to_be_counted() -> None:
     sent = ndarrays_to_parameters([np.array(tokens) for tokens in candidates])
     for _, instruction in server.strategy.configure_evaluate(1, sent, manager()):
         assert prompts_in(instruction.parameters) == candidates
-        assert instruction.config == {"extra": 1, ROUND_KEY: 1, VOCABULARY_KEY: "abc"}
+        told = {ROUND_KEY: 1, VOCABULARY_KEY: "abc", RACE_EXAMPLES_KEY: 86}
+        assert instruction.config == {"extra": 1, **told}
 
 
 def test_the_count_does_not_wait_for_a_client_that_has_left() -> None:
@@ -559,6 +561,7 @@ def test_clients_can_be_weighed_by_their_examples() -> None:
         ("client_weights", "size", "unknown client_weights 'size'; allowed: equal, examples"),
         ("min_samples", 0, "min_samples must be None or at least 1, got 0"),
         ("race_candidates", 0, "race_candidates must be at least 1"),
+        ("race_examples", -1, "race_examples must be at least 0, got -1"),
     ],
 )
 def test_a_bad_setting_is_named(option: str, value: Any, message: str) -> None:
