@@ -12,12 +12,14 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from feddtpt_flwr import models
 from feddtpt_flwr.config import RunConfig
 from feddtpt_flwr.data import ClientData, FederatedData
 from feddtpt_flwr.experiment import load_data, load_task
 from feddtpt_flwr.node import Node
-from simulations import kept_runs
+from simulations import figures, kept_runs
 from simulations.bad_clients import BadClient
 from simulations.kept_runs import accuracy_rows
 from simulations.local_federation import Client, Federation, HonestClient, Outcome
@@ -119,7 +121,7 @@ def run(
     variants: Sequence[str] = tuple(VARIANTS),
     common: Mapping[str, Any] = SETTINGS,
 ) -> str:
-    """Run what is missing; write ``federation.json`` and ``federation.md`` to ``folder``.
+    """Run what is missing; write ``federation.json``, ``.md`` and ``.png`` to ``folder``.
 
     Returns
     -------
@@ -131,14 +133,18 @@ def run(
     ValueError
         If ``federation.json`` holds runs of other settings.
     """
-    return kept_runs.complete(
-        folder / "federation.json",
-        {name: {**common, **differs} for name, differs in VARIANTS.items()},
+    file = folder / "federation.json"
+    settings = {name: {**common, **differs} for name, differs in VARIANTS.items()}
+    shown = kept_runs.complete(
+        file,
+        settings,
         variants,
         seeds,
         lambda *of: asdict(run_once(*of)),
         lambda runs: table(runs, common),
     )
+    _plot(kept_runs.read(file, settings), file.with_suffix(".png"))
+    return shown
 
 
 def table(kept: kept_runs.Runs, common: Mapping[str, Any]) -> str:
@@ -162,6 +168,16 @@ def table(kept: kept_runs.Runs, common: Mapping[str, Any]) -> str:
             lines += ["", f"## {title}", ""]
             lines += accuracy_rows(kept, rows, base, f"difference to {base}", _perplexity)
     return "\n".join([*lines, ""])
+
+
+def _plot(kept: kept_runs.Runs, file: Path) -> None:
+    """Draw the first table."""
+    base, names = next(iter(TABLES.values()))
+    runs = {name: kept[name].values() for name in names if kept.get(name)}
+    if base in runs:
+        rows = {name: [run["accuracy"] for run in of_seeds] for name, of_seeds in runs.items()}
+        start = float(np.mean([run["seed_accuracy"] for run in runs[base]]))
+        figures.seeds_and_means(rows, start).savefig(file, dpi=120)
 
 
 def _perplexity(prompts: Sequence[str]) -> str:

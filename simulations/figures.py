@@ -1,13 +1,15 @@
 """A suite's figures: accuracy against queries, and the tokens that the server's step sees."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from simulations.clusters import TokenMap
 from simulations.grid import Grid
-from simulations.intervals import Mean
+from simulations.intervals import Mean, mean
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -77,6 +79,35 @@ def _curve(axes: "Axes", points: list[Point], label: str, colour: str) -> None:
     axes.fill_between(
         queries, [m.low for m in means], [m.high for m in means], alpha=0.15, color=colour, lw=0
     )
+
+
+def seeds_and_means(rows: Mapping[str, Sequence[float]], start: float) -> "Figure":
+    """Draw a line for each row: a dot for every seed, the mean and its interval.
+
+    Parameters
+    ----------
+    rows : Mapping[str, Sequence[float]]
+        Name to held-out accuracies by seed, at least one, in [0, 1]; the first is at the top.
+    start : float
+        The seed prompt's accuracy, drawn as a line across.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.5, 1.1 + 0.42 * len(rows)), layout="constrained")
+    axes = figure.subplots()
+    axes.axvline(start, color="grey", linestyle=":", label="seed prompt")
+    for place, values in enumerate(rows.values()):
+        found = mean(np.array(values))
+        axes.plot(values, [place] * len(values), "o", color="C0", alpha=0.35, markersize=5)
+        axes.plot([found.low, found.high], [place, place], color="C0", linewidth=2)
+        axes.plot(found.value, place, "D", color="C0", markersize=6)
+    axes.set_yticks(range(len(rows)), list(rows))
+    axes.margins(y=0.2)
+    axes.invert_yaxis()
+    axes.set_xlabel("held-out accuracy: every seed, the mean and its 95 % interval")
+    axes.grid(axis="x", alpha=0.3)
+    axes.legend(fontsize=8, loc="lower left", frameon=False)
+    return figure
 
 
 def token_map(name: str, title: str, tokens: TokenMap) -> Drawing:

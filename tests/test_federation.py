@@ -60,6 +60,7 @@ def test_runs_and_their_tables(
         patch.delattr(federation, "run_once")
         (tmp_path / "federation.md").unlink()
         assert federation.run([0], tmp_path, list(rows), TINY) == table
+    assert (tmp_path / "federation.png").read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "federation.md").read_text(encoding="utf-8") == table
 
 
