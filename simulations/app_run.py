@@ -9,6 +9,7 @@ from pathlib import Path
 
 import tomli_w
 
+from simulations.processes import MARK
 from simulations.suite import Value
 
 APP = Path(__file__).parent.parent
@@ -46,8 +47,9 @@ def start_run(
 ) -> "subprocess.Popen[bytes]":
     """Start the app, or ``baseline`` if one is named.
 
-    In ``folder`` it leaves its run folder, ``settings.toml`` and ``run.log``. Whoever sends the
-    process SIGTERM ends the run.
+    In ``folder`` it leaves its run folder, ``settings.toml`` and ``run.log``; ``folder`` is also
+    the mark of its processes (see `simulations.processes`). Whoever sends the process SIGTERM ends
+    the run.
     """
     file = write_settings(folder, settings)
     if baseline:
@@ -62,6 +64,7 @@ def start_run(
         **os.environ,
         "OMP_NUM_THREADS": str(cores.threads),
         "TOKENIZERS_PARALLELISM": "false",
+        MARK: str(folder),
     }
     with (folder / "run.log").open("wb") as log:
         return subprocess.Popen(

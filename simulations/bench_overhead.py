@@ -11,14 +11,11 @@ from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 from simulations.app_run import Cores, start_run, why_it_failed
+from simulations.processes import marked
 from simulations.stamp import stamp
 from simulations.suite import Value
-
-MARK = "FEDDTPT_BENCH_RUN"
-"""The variable by which the processes of a run are told from others."""
 
 POLL_SECONDS = 0.2
 
@@ -74,25 +71,21 @@ def role(command: str) -> str:
 
 
 def _measure(clients: int, settings: Mapping[str, Value]) -> dict[str, Any]:
-    mark = uuid4().hex
-    os.environ[MARK] = mark
     seen: dict[int, tuple[str, float]] = {}
     start = time.monotonic()
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            process = start_run(Path(folder), settings, clients, Cores.share(clients, 1))
-            try:
-                while process.poll() is None:
-                    seen |= _processes(mark)
-                    time.sleep(POLL_SECONDS)
-            finally:
-                process.terminate()  # it ends its run, if this one is interrupted
-                process.wait()
-            if process.returncode:
-                log = (Path(folder) / "run.log").read_text(encoding="utf-8")
-                raise RuntimeError(f"the run failed: {why_it_failed(log)}")
-    finally:
-        del os.environ[MARK]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        process = start_run(folder, settings, clients, Cores.share(clients, 1))
+        try:
+            while process.poll() is None:
+                seen |= _processes(str(folder))
+                time.sleep(POLL_SECONDS)
+        finally:
+            process.terminate()  # it ends its run, if this one is interrupted
+            process.wait()
+        if process.returncode:
+            log = (folder / "run.log").read_text(encoding="utf-8")
+            raise RuntimeError(f"the run failed: {why_it_failed(log)}")
     seconds = time.monotonic() - start
     by_role: dict[str, float] = defaultdict(float)
     for command, used in seen.values():
@@ -105,15 +98,13 @@ def _measure(clients: int, settings: Mapping[str, Value]) -> dict[str, Any]:
 
 
 def _processes(mark: str) -> dict[int, tuple[str, float]]:
-    """Return command line and processor seconds so far of each process with this mark (Linux)."""
+    """Return command line and processor seconds so far of each process with this mark."""
     found = {}
-    for folder in Path("/proc").glob("[0-9]*"):
+    for folder in marked(mark):
         try:
-            if f"{MARK}={mark}".encode() not in (folder / "environ").read_bytes():
-                continue
             command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
             fields = (folder / "stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-        except OSError:  # it has ended meanwhile, or is somebody else's
+        except OSError:  # it has ended meanwhile
             continue
         found[int(folder.name)] = (command, sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK"))
     return found

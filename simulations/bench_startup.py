@@ -15,6 +15,7 @@ from typing import IO, Any, cast
 
 from feddtpt_flwr.assets import EMBEDDED
 from feddtpt_flwr.language_model.weights import converted, resolve_dtype
+from simulations.processes import proportional_kib
 from simulations.stamp import stamp
 
 QUERY = "Is this movie review positive or negative? I loved every minute of it."
@@ -109,13 +110,7 @@ def _memory(number: int) -> int:
     processes = [_start(OURS, {}) for _ in range(number)]
     for process in processes:
         _answer(process)
-    kib = sum(_proportional_kib(process.pid) for process in processes)
+    kib = sum(proportional_kib(Path(f"/proc/{process.pid}")) for process in processes)
     for process in processes:
         process.communicate("\n")
     return round(kib / 1024)
-
-
-def _proportional_kib(pid: int) -> int:
-    """Return a process's memory, a page that n processes share counted as one n-th (Linux)."""
-    lines = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))

@@ -36,6 +36,8 @@ class Outcome:
         Exchanged in each round, both directions, all clients.
     curve : tuple[tuple[int, float], ...]
         Queries so far and held-out accuracy, from the start on, where it was measured.
+    peak_mib : int | None
+        The most memory that all of the run's processes took together; None if it was not measured.
     """
 
     folder: Path
@@ -49,6 +51,7 @@ class Outcome:
     queries: int
     num_bytes: tuple[int, ...]
     curve: tuple[tuple[int, float], ...]
+    peak_mib: int | None = None
 
     @property
     def config(self) -> RunConfig:
@@ -70,8 +73,8 @@ class Failure:
     reason: str
 
 
-def read_outcome(folder: Path, seconds: float) -> Outcome:
-    """Read the app's run folder.
+def read_outcome(folder: Path, seconds: float, peak_mib: int | None = None) -> Outcome:
+    """Read the app's run folder; what the app does not know itself is given.
 
     Raises
     ------
@@ -98,6 +101,7 @@ def read_outcome(folder: Path, seconds: float) -> Outcome:
         queries=learned["queries"],
         num_bytes=tuple(event["bytes"] for event in rounds),
         curve=tuple((queries, value) for queries, value in curve if value is not None),
+        peak_mib=peak_mib,
     )
 
 
@@ -126,14 +130,16 @@ class Results:
                 return None
             if "failure" in result:
                 return Failure(result["failure"])
-            return read_outcome(folder / result["run-folder"], result["seconds"])
+            run_folder = folder / result["run-folder"]
+            return read_outcome(run_folder, result["seconds"], result.get("peak_mib"))
         except (OSError, ValueError, KeyError):
             return None
 
     def write_outcome(self, job: Job, outcome: Outcome) -> None:
         """Say that a run has completed."""
         run_folder = str(outcome.folder.relative_to(self.job_folder(job)))
-        self._write(job, {"run-folder": run_folder, "seconds": outcome.seconds})
+        own = {"seconds": outcome.seconds, "peak_mib": outcome.peak_mib}
+        self._write(job, {"run-folder": run_folder, **own})
 
     def write_failure(self, job: Job, failure: Failure) -> None:
         """Say that a run has failed; it is run again the next time."""

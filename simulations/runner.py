@@ -26,6 +26,7 @@ from simulations.app_run import Cores, start_run, why_it_failed, write_settings
 from simulations.in_process import Worker
 from simulations.obstacles import obstacle
 from simulations.outcome import Failure, Outcome, Results, read_outcome
+from simulations.peak_memory import wait_and_watch
 from simulations.suite import Job, Suite, Value
 
 TERMINATE_SECONDS = 30.0
@@ -49,6 +50,22 @@ class Plan:
     done: list[Job]
     to_run: list[Job]
     impossible: dict[Job, str]
+
+
+@dataclass(frozen=True)
+class _End:
+    """How a run has ended.
+
+    Attributes
+    ----------
+    status : int
+        0 if all went well.
+    peak_mib : int | None
+        The most memory that its processes took together; None if that was not measured.
+    """
+
+    status: int
+    peak_mib: int | None = None
 
 
 def plan(jobs: Sequence[Job], results: Results) -> Plan:
@@ -157,36 +174,39 @@ class _Processes:
         self._in_process = in_process
         self.stopping = Event()
 
-    def run(self, folder: Path, settings: Mapping[str, Value], job: Job, cores: Cores) -> int:
-        """Run a job; return its exit status."""
+    def run(self, folder: Path, settings: Mapping[str, Value], job: Job, cores: Cores) -> _End:
+        """Run a job to its end."""
         if job.baseline:
             alone = Cores(1, cores.clients * cores.threads)
-            return self.wait_for(
-                lambda: start_run(folder, settings, job.num_clients, alone, job.baseline)
+            return self._wait_for(
+                folder, lambda: start_run(folder, settings, job.num_clients, alone, job.baseline)
             )
         if not self._in_process:
-            return self.wait_for(lambda: start_run(folder, settings, job.num_clients, cores))
+            return self._wait_for(
+                folder, lambda: start_run(folder, settings, job.num_clients, cores)
+            )
         write_settings(folder, settings)
         with self._lock:
             if self.stopping.is_set():
-                return -1
+                return _End(-1)
             worker = self._idle.pop() if self._idle else Worker(cores.clients * cores.threads)
             self._running.add(worker.process)
         status = worker.run(folder, job.num_clients)
         with self._lock:
             if status >= 0:  # one that has died takes no other order
                 self._idle.append(worker)
-        return status
+        return _End(status)  # a worker's memory is that of all its runs
 
-    def wait_for(self, start: Callable[[], "subprocess.Popen[bytes]"]) -> int:
-        """Start a process and return its exit status."""
+    def _wait_for(self, folder: Path, start: Callable[[], "subprocess.Popen[bytes]"]) -> _End:
+        """Start a process whose run's mark is ``folder``, and wait for its end."""
         with self._lock:
             if self.stopping.is_set():
-                return -1
+                return _End(-1)
             process = start()
             self._running.add(process)
         try:
-            return process.wait()
+            peak_mib = wait_and_watch(process, str(folder))
+            return _End(process.wait(), peak_mib)
         finally:
             with self._lock:
                 self._running.discard(process)
@@ -214,18 +234,18 @@ def _run(job: Job, results: Results, cores: Cores, processes: _Processes) -> Out
     folder.chmod(0o755)
     settings = {**dict(job.settings), "seed": job.seed}
     start = time.monotonic()
-    status = processes.run(folder, settings, job, cores)
+    end = processes.run(folder, settings, job, cores)
     seconds = round(time.monotonic() - start, 1)
     if processes.stopping.is_set():
         return Failure("stopped")
     try:
         (run_folder,) = (path for path in folder.iterdir() if path.is_dir())
-        if status:
-            raise ValueError(f"exit status {status}")
-        outcome = read_outcome(run_folder, seconds)
+        if end.status:
+            raise ValueError(f"exit status {end.status}")
+        outcome = read_outcome(run_folder, seconds, end.peak_mib)
     except (ValueError, OSError, KeyError) as error:
         log = (folder / "run.log").read_text(encoding="utf-8", errors="replace")
-        failure = Failure(why_it_failed(log) if status else str(error))
+        failure = Failure(why_it_failed(log) if end.status else str(error))
         results.write_failure(job, failure)
         return failure
     results.write_outcome(job, outcome)

@@ -133,7 +133,7 @@ def cost_table(grid: Grid) -> Table:
             cells = [grid.cell(**place, tasks=task) for task in grid.labels("tasks")]
             runs = [outcome for cell in cells for outcome in cell.outcomes.values()]
             where = f"{' / '.join(p for p in (model, partition) if p)}: " if several else ""
-            rows.append([where + name, *(_costs(runs) if runs else ["-"] * 5)])
+            rows.append([where + name, *(_costs(runs) if runs else ["-"] * 6)])
     return Table(
         "Cost",
         [
@@ -143,12 +143,17 @@ def cost_table(grid: Grid) -> Table:
             "bytes in all",
             "queries of the clients",
             "seconds",
+            "peak MiB",
         ],
         rows,
         [
             "Means over the completed runs. Bytes are the content of all messages of all clients, "
             "both ways. What is tuned are the learned prompt's token ids; of a soft prompt, its "
-            "numbers. Seconds say little where runs were at work side by side, or in one process."
+            "numbers. Seconds say little where runs were at work side by side, or in one process. "
+            "Peak MiB is the most memory that all processes of a run took together at one of many "
+            "looks, on average over the runs in which it was measured; it is not in a process that "
+            "several runs have in common. A page that processes share is divided among them, also "
+            "among those of other runs."
         ],
     )
 
@@ -182,12 +187,14 @@ def transfer_table(grid: Grid, accuracies: dict[tuple[str, str, str], dict[int, 
 
 
 def _costs(runs: Sequence[Outcome]) -> list[str]:
+    peaks = [run.peak_mib for run in runs if run.peak_mib is not None]
     return [
         f"{np.mean([run.num_parameters for run in runs]):,.1f}",
         f"{np.mean([size for run in runs for size in run.num_bytes]):,.0f}",
         f"{np.mean([sum(run.num_bytes) for run in runs]):,.0f}",
         f"{np.mean([run.queries for run in runs]):,.0f}",
         f"{np.mean([run.seconds for run in runs]):,.0f}",
+        f"{np.mean(peaks):,.0f}" if peaks else "-",
     ]
 
 

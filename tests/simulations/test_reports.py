@@ -83,7 +83,17 @@ def test_methods_are_compared_within_seeds(written: tuple[Suite, Results]) -> No
 
 def test_costs_are_means_over_runs(written: tuple[Suite, Results]) -> None:
     rows = cost_table(read_grid(*written)).rows
-    assert rows[0] == ["the full method", "5.0", "1,500", "3,000", "200", "12"]
+    assert rows[0] == ["the full method", "5.0", "1,500", "3,000", "200", "12", "-"]
+
+
+def test_peak_memory_is_the_mean_of_the_runs_in_which_it_was_measured(tmp_path: Path) -> None:
+    suite, results = write_suite(tmp_path), Results(tmp_path / "runs")
+    peaks = {0: 1000, 1: None, 2: 2001}
+    for job in suite.jobs(["one", "full"]):
+        write_run(results, job, [0.5, 0.6], peak_mib=peaks[job.seed])
+    full, blind = cost_table(read_grid(suite, results)).rows
+    assert full[-1] == "1,500"
+    assert blind[1:] == ["-"] * 6, "no run"
 
 
 def test_different_seed_prompts_each_have_a_row(tmp_path: Path) -> None:

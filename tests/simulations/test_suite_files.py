@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -117,6 +118,19 @@ def test_results_are_of_exactly_these_settings(tmp_path: Path) -> None:
     assert results.read(changed) is None
     results.write_failure(job, Failure("no more memory"))
     assert results.read(job) == Failure("no more memory")
+
+
+def test_a_result_from_before_memory_was_measured_is_one(tmp_path: Path) -> None:
+    results = Results(tmp_path / "runs")
+    job = write_suite(tmp_path).jobs()[0]
+    outcome = write_run(results, job, [0.5, 0.6], peak_mib=700)
+    assert results.read(job) == outcome
+    assert outcome.peak_mib == 700
+    file = results.job_folder(job) / "result.json"
+    content = json.loads(file.read_text(encoding="utf-8"))
+    assert content.pop("peak_mib") == 700
+    file.write_text(json.dumps(content), encoding="utf-8")
+    assert results.read(job) == replace(outcome, peak_mib=None)
 
 
 def test_half_a_result_is_none(tmp_path: Path) -> None:

@@ -44,6 +44,7 @@ def write_run(
     prompt: str = "Is this film good?",
     tokens: Sequence[int] = (1, 2, 3, 4, 5),
     uploads: Sequence[Sequence[int]] = (),
+    peak_mib: int | None = None,
 ) -> Outcome:
     """Write a completed run with the accuracies of the start and of every round."""
     folder = results.job_folder(job) / "try-1" / "run"
@@ -74,6 +75,6 @@ def write_run(
         },
     }
     (folder / "prompt.json").write_text(json.dumps(learned), encoding="utf-8")
-    outcome = read_outcome(folder, 12.0)
+    outcome = read_outcome(folder, 12.0, peak_mib)
     results.write_outcome(job, outcome)
     return outcome
