@@ -20,7 +20,7 @@ from feddtpt_flwr.language_model.weights import load_causal_lm
 from simulations.bench_aggregation import peak_mib
 from simulations.llama_server import llama_server
 from simulations.sentences import held_out
-from simulations.stamp import stamp
+from simulations.stamp import as_text, stamp
 
 PROMPTS = (
     "Decide whether this movie review is positive or negative.",
@@ -130,7 +130,7 @@ def markdown(result: dict[str, Any]) -> str:
     lines = [
         "# How fast a local black box answers",
         "",
-        f"{result['date']}, {result['machine']}; SmolLM2-135M on embedded movie reviews, "
+        f"{as_text(result)}; SmolLM2-135M on embedded movie reviews, "
         f"{result['repeats']} turns of {result['queries']} queries about the same texts, each turn "
         "with a prompt of its own (a quarter of them for the ways of others), medians. Peaks of "
         "matrix multiplication in GFLOP/s: "

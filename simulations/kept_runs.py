@@ -44,7 +44,7 @@ def read(file: Path, settings: Mapping[str, Mapping[str, Any]]) -> Runs:
 
 
 def write(file: Path, settings: Mapping[str, Mapping[str, Any]], runs: Runs) -> None:
-    """Write all runs, the machine and the date; the file is whole at any time."""
+    """Write all runs and the stamp; the file is whole at any time."""
     content = {
         **stamp(),
         "settings": {variant: settings[variant] for variant in settings if variant in runs},

@@ -24,7 +24,7 @@ from feddtpt_flwr.language_model import LanguageModel
 from feddtpt_flwr.masked_lm import MaskedLM
 from feddtpt_flwr.proposer import MaskedLMProposer
 from feddtpt_flwr.search import PromptSearch, SearchResult
-from simulations.stamp import stamp
+from simulations.stamp import as_text, stamp
 from strategies.candidates import LocalPrompt, Score, Tokens, choose, propose_candidates, tally
 from strategies.edits import Edit
 
@@ -335,7 +335,7 @@ def markdown(result: Mapping[str, Any]) -> str:
     lines = [
         "# What a search and a comparison are worth, on recorded answers",
         "",
-        f"`python -m simulations bench races`, {result['date']}, {result['machine']}. "
+        f"`python -m simulations bench races`, {as_text(result)}. "
         f"SmolLM2-135M-Instruct answered {result['changes']} changes of each of three prompts on "
         f"{result['examples']} examples of rotten_tomatoes (seed {result['seed']}, not used by any "
         f"other table). From these answers {result['draws']} clients were drawn, with "

@@ -18,7 +18,7 @@ from simulations.grid import Grid, read_grid
 from simulations.outcome import Outcome, Results, write_atomically
 from simulations.perplexity import perplexity_table
 from simulations.prompts import Piece, highlight
-from simulations.stamp import stamp
+from simulations.stamp import as_text, stamp
 from simulations.suite import AXES, Suite
 from simulations.tables import Table, all_tables, transfer_table
 from simulations.transfer import known_transfer
@@ -92,7 +92,7 @@ def collect(suite: Suite, results: Results) -> Content:
         tables.append(table)
     return Content(
         suite,
-        ", ".join(stamp().values()),
+        as_text(stamp()),
         grid.num_runs,
         grid.num_wanted,
         tables,

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from simulations import bench_aggregation
-from simulations.stamp import stamp
+from simulations.stamp import as_text, stamp
 
 CLIENTS = (100, 300, 1000, 3000, 10_000)
 
@@ -62,7 +62,7 @@ def _table(report: dict[str, Any]) -> str:
     lines = [
         "# aggregation",
         "",
-        f"{report['date']}, {report['machine']}; synthetic uploads, about "
+        f"{as_text(report)}; synthetic uploads, about "
         f"{report['runs'][0]['tokens']} tokens of {report['runs'][0]['dim']} dimensions a client, "
         "settings by default; `aggregate()` and the candidates to compare. "
         "Peak memory is the whole process's.",

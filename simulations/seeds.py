@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from simulations.stamp import stamp
+from simulations.stamp import as_text, stamp
 
 RESULTS = Path(__file__).parent / "results"
 APP = Path(__file__).parent.parent
@@ -101,8 +101,7 @@ def _table(name: str, header: dict[str, Any], results: Sequence[SeedResult]) -> 
     lines = [
         f"# {name}",
         "",
-        f"{header['date']}, {header['machine']}; settings: `{json.dumps(header['settings'])}`, "
-        "otherwise the defaults.",
+        f"{as_text(header)}; settings: `{json.dumps(header['settings'])}`, otherwise the defaults.",
         "",
         f"Accuracy on {results[0].held_out} held-out examples.",
         "",
