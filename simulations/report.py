@@ -42,7 +42,7 @@ class PromptPair:
 
 
 Run = dict[str, Any]
-"""A run's place in the suite, and what it gave."""
+"""A run's place in the suite, what it gave, and its run folder below the suite's results."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def collect(suite: Suite, results: Results) -> Content:
         list(figures.curves(grid)),
         list(_token_maps(grid)),
         list(_prompts(grid)),
-        list(_runs(grid)),
+        list(_runs(grid, results.folder)),
     )
 
 
@@ -139,7 +139,11 @@ def markdown(content: Content) -> str:
 
 
 def runs_json(content: Content) -> str:
-    """Return every completed run, for other tables than the report's."""
+    """Return every completed run, for other tables than the report's.
+
+    ``run-folder`` is where a run's files are, below the folder of the suite's results or, with
+    ``runs-of``, of that suite's: where they lie on this machine concerns nobody else.
+    """
     head = {"suite": content.suite.name, "made": content.made, "wanted": content.num_wanted}
     return json.dumps({**head, "runs": content.runs}, indent=1) + "\n"
 
@@ -199,12 +203,13 @@ def _prompts(grid: Grid) -> Iterator[PromptPair]:
             yield _pair(" / ".join([*filter(None, cell.labels), f"seed {seed}"]), outcome)
 
 
-def _runs(grid: Grid) -> Iterator[Run]:
+def _runs(grid: Grid, results: Path) -> Iterator[Run]:
     for cell in grid.cells.values():
         place = {axis: label for axis, label in zip(AXES, cell.labels, strict=True) if label}
         for seed, outcome in sorted(cell.outcomes.items()):
-            given = {key: value for key, value in asdict(outcome).items() if key != "folder"}
-            yield {**place, "seed": seed, **given}
+            given = asdict(outcome)
+            run_folder = given.pop("folder").relative_to(results).as_posix()
+            yield {**place, "seed": seed, **given, "run-folder": run_folder}
 
 
 def _pair(run: str, outcome: Outcome) -> PromptPair:

@@ -200,6 +200,10 @@ def test_the_markdown_shows_figures_that_are_there(
     assert [run["accuracy"] for run in runs if run["methods"] == "full"] == [*FULL.values()]
     assert runs[0]["curve"] == [[0, 0.5], [100, 0.6], [200, FULL[0]]]
     assert runs[-1] | {"tasks": "one", "methods": "blind", "seed": 1} == runs[-1]
+    for run in runs:
+        place = f"{run['tasks']}/{run['methods']}/seed{run['seed']}"
+        assert run["run-folder"] == f"{place}/try-1/run", "a row leads to its run"
+        assert (written[1].folder / run["run-folder"] / "prompt.json").is_file()
     again = write_report(*written, tmp_path / "again")
     assert again.read_bytes() == (folder / "report.html").read_bytes(), "the same every time"
 
