@@ -1,4 +1,5 @@
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -102,6 +103,20 @@ def test_queries_are_bounded_by_what_clients_may_ask(tmp_path: Path) -> None:
         of_all = f"{settings}race-examples = {wanted}\n"
         job = write_suite(tmp_path, SUITE + of_all).jobs(["one", "full"])[0]
         assert most_queries(job) == 2 * 10 * (50 + 5 * share)
+
+
+def test_the_readme_says_how_many_queries_each_suite_asks() -> None:
+    text = (SUITES.parent / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(.+)` \| .* \| ([\d,.]+)( M)? \|$", text, re.MULTILINE)
+    told = {}
+    for names, number, millions in rows:
+        # With two suites, the second is the embedded one, which the column is about.
+        name = names.split("`, `")[-1]
+        told[name] = float(number.replace(",", "")) * (1e6 if millions else 1)
+    assert told.keys() == {name for name in NAMES if f"{name}-embedded" not in NAMES}
+    for name, number in told.items():
+        jobs = load_suite(name).jobs(environment={"FEDDTPT_GLUE": "/data/glue"})
+        assert sum(map(most_queries, jobs)) == pytest.approx(number, rel=0.03), name
 
 
 def test_results_are_of_exactly_these_settings(tmp_path: Path) -> None:
