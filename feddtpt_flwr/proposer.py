@@ -26,11 +26,6 @@ REWORDINGS_AT_ONCE = 8
 """Of a local model many cost little more than one: each token of all takes one pass. Of a service
 each token is a request."""
 
-REWORDING_PRIOR = 2
-"""How often other words for the whole are thought to help, before any experience, against a change
-of a part. From the seed prompt of the movie reviews the first differ more: on 200 examples 0.62
-were right with a standard deviation of 0.092, with changes of a part 0.59 and 0.061."""
-
 SHORTEST_REWORDING = 3
 """Fewest tokens of a prompt in other words, where there is room."""
 
@@ -127,10 +122,7 @@ class MaskedLMProposer:
             for (operator, _), (successes, failures) in feedback.site_counts().items():
                 won[operator == "rewrite"] += successes
                 lost[operator == "rewrite"] += failures
-        part, rewording = (
-            rng.beta(prior + w, 5 + n)
-            for prior, w, n in zip((1, REWORDING_PRIOR), won, lost, strict=True)
-        )
+        part, rewording = (rng.beta(1 + w, 5 + n) for w, n in zip(won, lost, strict=True))
         return bool(rewording > part)
 
     def _rewordings(

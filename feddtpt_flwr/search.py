@@ -18,14 +18,10 @@ from feddtpt_flwr.readability import per_token
 from strategies.candidates import Tokens
 from strategies.edits import Edit
 
-WIDTH = 8
-"""Changes that are raced at once. Over one round of 250 queries, with 300 draws of clients from the
-answers about 100 changes of a seed prompt, the local prompts had 0.667 of others' examples right
-with races of 4, 0.683 with 8 and 0.692 with 12; from prompts that are already good, 8 were best."""
-
+WIDTH = 4  # changes that are raced at once
 FIRST_BATCH = 8  # examples that every change is tried on
 MAX_ATTEMPTS = 50  # to find enough new prompts, before the search ends
-PROPOSALS = 2  # made at once for each place in a race: about half are not readable
+RACES_AHEAD = 2  # proposals are made for so many races at once
 MOST_EVIDENCE = 3.0  # log-odds, as of a change that helps with a probability of 0.95
 
 
@@ -175,7 +171,7 @@ class PromptSearch:
         self._confidence = confidence
         self._fluency = fluency
         self._width = width
-        self._first_size = min(first_batch or FIRST_BATCH, len(examples))
+        self._first_batch = first_batch or FIRST_BATCH
         self._admissible = admissible
         self._on_accept = on_accept or (lambda _: None)
 
@@ -229,19 +225,17 @@ class PromptSearch:
     ) -> list[Edit]:
         """Return edits that lead to new and admissible prompts, those waiting first.
 
-        Enough for a race, as many as the budget has a place for; none if it does not let any of
-        them finish or nothing new turns up.
+        Enough for several races, since many proposals together cost little more than one; none if
+        the budget does not let any of them finish or nothing new turns up.
         """
         if not self._can_finish():
             return []
         chosen = self._new(waiting, tokens, tried)
         for _ in range(MAX_ATTEMPTS):
             # Proposing takes time as well.
-            wanted = min(self._width, self._affordable(0, self._first_size))
-            if len(chosen) >= wanted:
+            if len(chosen) >= self._width or not self._can_finish():
                 break
-            # A handful more costs less than asking once more.
-            count = PROPOSALS * max(wanted - len(chosen), wanted // 2)
+            count = RACES_AHEAD * self._width
             proposed = self._proposer.propose(tokens, feedback, self._rng, count)
             chosen |= self._new(proposed, tokens, tried | set(chosen))
         return list(chosen.values())
@@ -310,7 +304,7 @@ class PromptSearch:
 
     def _batches(self) -> Iterator[int]:
         """Yield how many examples have been asked after each batch; batches double."""
-        size = self._first_size
+        size = self._first_batch
         while size < len(self._examples):
             yield size
             size *= 2

@@ -38,7 +38,7 @@ CANDIDATES = 4
 SEARCHES: Mapping[str, Mapping[str, Any]] = {
     "as it is": {},
     "races of 1, each on all examples": {"width": 1, "first_batch": TRAIN + PUBLIC},
-    "races of 4": {"width": 4},
+    "races of 8": {"width": 8},
     "races of 12": {"width": 12},
     "first batch of 4": {"first_batch": 4},
     "first batch of 16": {"first_batch": 16},

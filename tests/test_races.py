@@ -90,7 +90,7 @@ def better_by(number: int) -> NDArray[np.bool_]:
 
 def test_batches_double_and_the_better_half_goes_on() -> None:
     result, asked, _ = raced([better_by(16)] * WIDTH)
-    assert sorted(asked) == [8, 8, 8, 8, 16, 16, 32, 32]
+    assert sorted(asked) == [8, 8, 16, 32]
     assert result.accuracy == 1
     assert len(result.accepted) == 1
 
@@ -107,7 +107,7 @@ def test_what_hurts_or_does_nothing_costs_the_first_batch_only(
 
 def test_as_many_race_as_the_budget_lets_one_of_them_finish() -> None:
     _, asked, evaluator = raced([better_by(16)] * WIDTH, limit=2 * NUMBER + 8)
-    assert sorted(asked) == [0] * 6 + [8, 32]
+    assert sorted(asked) == [0] * (WIDTH - 2) + [8, 32]
     assert evaluator.budget.left == 0
 
 
