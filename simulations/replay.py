@@ -173,7 +173,7 @@ class Replay:
         differs: Mapping[str, Any],
     ) -> tuple[SearchResult, int]:
         """Let one client search on the examples of these indices; return its queries as well."""
-        budget = QueryBudget(self._config.queries_per_round)
+        budget, rows = QueryBudget(self._config.queries_per_round), recording.rows
         search = PromptSearch(
             self._evaluator(budget),
             InRandomOrder(recording, rng),
@@ -181,6 +181,8 @@ class Replay:
             [self._examples[i] for i in own],
             rng,
             max_tokens=self._config.max_prompt_tokens,
+            # Changes that wait are made of the changed prompt as well; of that nothing is recorded.
+            admissible=lambda prompts: [prompt in rows for prompt in prompts],
             **differs,
         )
         return search.run(recording.parent, Feedback()), budget.used

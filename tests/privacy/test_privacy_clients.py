@@ -205,7 +205,7 @@ def test_a_drawn_choice_and_noised_counts_are_all_that_goes_out(
         correct_key(0),
         correct_key(1),
     }
-    assert (counted, scored[SCORED_KEY], scored[QUERIES_KEY]) == (4, 8, 16)
+    assert (counted, scored[SCORED_KEY], scored[QUERIES_KEY]) == (8, 8, 16)
     assert scored["accuracy"] == int(scored[correct_key(0)]) / 8
     assert loss == pytest.approx(1 - float(scored["accuracy"]))
     read_scores(scored, [tuple(p.tolist()) for p in prompts])

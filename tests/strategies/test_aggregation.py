@@ -35,7 +35,10 @@ def run(prompts: Prompts, **options: Any) -> Aggregate:
 
 
 def reference(prompts: Prompts, embeddings: Embeddings, min_samples: int) -> list[int]:
-    """Section 3.4 and Algorithm 2 word for word, with lists and loops and no overflow in sight."""
+    """Section 3.4 and Algorithm 2 word for word, with lists and loops and no overflow in sight.
+
+    Empty where they leave something open.
+    """
     where = [(k, n) for k, prompt in enumerate(prompts) for n in range(len(prompt))]
     unit = {(k, n): embeddings[k][n] / np.linalg.norm(embeddings[k][n]) for k, n in where}
     alpha = {}
@@ -65,10 +68,11 @@ def reference(prompts: Prompts, embeddings: Embeddings, min_samples: int) -> lis
             clusters.append(cluster)
     for p in where:
         if p not in core:
-            for cluster in clusters:
-                if any(q in cluster and q in core for q in near[p]):
-                    cluster.add(p)
-                    break
+            reached = [c for c in clusters if any(q in c and q in core for q in near[p])]
+            if len(reached) > 1:
+                return []  # DBSCAN leaves open to which of them it belongs
+            for cluster in reached:
+                cluster.add(p)
 
     def rank(p: tuple[int, int]) -> tuple[float, int, float]:
         weight = round(float(np.log(alpha[p])), 9)
