@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from feddtpt_flwr import models
 from feddtpt_flwr.assets import AssetError
-from feddtpt_flwr.client_limits import num_compared
+from feddtpt_flwr.client_limits import most_scored, num_compared
 from feddtpt_flwr.config import ConfigError, RunConfig
 from feddtpt_flwr.data import DataError, Task
 from feddtpt_flwr.data.own import OwnFile, count_by_class
@@ -209,7 +209,7 @@ def _understood(answer: str, task: Task) -> bool:
 
 def most_queries(config: RunConfig, task: Task) -> int:
     """Return the most questions that a run asks one node's black box."""
-    own = min(2 * config.k_shot * task.num_labels, config.race_examples or sys.maxsize)
+    own = most_scored(config, 2 * config.k_shot * task.num_labels)
     every_round = config.queries_per_round + num_compared(config) * own
     return min(config.num_server_rounds * every_round, config.queries_per_run or sys.maxsize)
 

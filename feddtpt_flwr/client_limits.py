@@ -27,7 +27,7 @@ def search_budget(config: RunConfig, state: ClientState, num_own: int) -> Client
         seconds=config.seconds_per_round or inf,
     )
     # What a search finds is worth nothing if nobody can compare it.
-    run = _run(config, state, reserve=num_compared(config) * _most(config, num_own))
+    run = _run(config, state, reserve=num_compared(config) * most_scored(config, num_own))
     return ClientBudget(
         config.queries_per_round,
         Span("round", this_round, state.used_in_step),
@@ -48,8 +48,11 @@ def num_compared(config: RunConfig) -> int:
     return config.race_candidates + 1 if config.guard else 1
 
 
-def _most(config: RunConfig, num_own: int) -> int:
-    return min(num_own, config.race_examples) if config.race_examples else num_own
+def most_scored(config: RunConfig, num_own: int) -> int:
+    """Return on how many of its ``num_own`` private examples a client tries a prompt, at most."""
+    # Where counts are noised, every client takes all of its examples.
+    every = not config.race_examples or config.privacy == "exponential"
+    return num_own if every else min(num_own, config.race_examples)
 
 
 def _run(config: RunConfig, state: ClientState, reserve: int = 0) -> Span:

@@ -143,7 +143,7 @@ class RunConfig(BaseModel):
         Most prompts in that comparison, the incumbent not counted.
     race_examples : int
         On how many private examples each of them is tried, all clients together; each client takes
-        its share of them. 0 for all that there are.
+        its share of them. 0 for all that there are, as ``privacy = "exponential"`` always takes.
     fraction_fit : float
         Share of the clients that search in a round, in (0, 1].
     fraction_evaluate : float

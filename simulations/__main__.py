@@ -19,12 +19,12 @@ from simulations import (
     bench_labels,
     bench_message,
     bench_overhead,
+    bench_races,
     bench_startup,
     deployment,
     federation,
     fedpit,
     privacy,
-    replay,
     runner,
     scaling,
     seeds,
@@ -156,8 +156,8 @@ def races(
     file: JsonFile = sys.stdout,  # type: ignore[assignment]
 ) -> None:
     """Judge the search's and the comparison's rules on answers that were given once."""
-    result = replay.run(examples, changes, draws)
-    _write(file, result, replay.markdown(result))
+    result = bench_races.run(examples, changes, draws)
+    _write(file, result, bench_races.markdown(result))
 
 
 @app.command("run")

@@ -1,13 +1,11 @@
-"""What a search and a comparison are worth, and how often they err, on answers given once.
-
-python -m simulations bench races --json -
+"""Searches and comparisons on answers that were given once.
 
 The black box is asked once about many changes of a prompt, on many examples. Then clients are drawn
 from these answers, over and over. Each search and each comparison is the real one, only its answers
 come from the record: so a rule is judged by hundreds of draws, at the price of none.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +22,6 @@ from feddtpt_flwr.language_model import LanguageModel
 from feddtpt_flwr.masked_lm import MaskedLM
 from feddtpt_flwr.proposer import MaskedLMProposer
 from feddtpt_flwr.search import PromptSearch, SearchResult
-from simulations.stamp import as_text, stamp
 from strategies.candidates import LocalPrompt, Score, Tokens, choose, propose_candidates, tally
 from strategies.edits import Edit
 
@@ -33,24 +30,6 @@ SEED = 200
 
 NUM_CLIENTS = 10
 PUBLIC, TRAIN, VALIDATION = 16, 32, 32  # examples, as by default with two labels
-CANDIDATES = 4
-
-SEARCHES: Mapping[str, Mapping[str, Any]] = {
-    "as it is": {},
-    "races of 1, each on all examples": {"width": 1, "first_batch": TRAIN + PUBLIC},
-    "races of 8": {"width": 8},
-    "races of 12": {"width": 12},
-    "first batch of 4": {"first_batch": 4},
-    "first batch of 16": {"first_batch": 16},
-    "any gain is enough": {"confidence": 0.5},
-    "confidence 0.9": {"confidence": 0.9},
-    "language counts for nothing": {"fluency": 0.0},
-}
-"""What differs from the search's defaults."""
-
-COMPARISONS = (0, 64, 128, 256, 512, 640)
-"""On how many examples of all clients together each candidate is tried; 0 takes the upload that
-gained most by its own client's count."""
 
 
 @dataclass(frozen=True)
@@ -215,13 +194,21 @@ class Replay:
             "queries": round(float(np.mean(queries))),
         }
 
-    def federation(self, recording: Recording, draws: int) -> dict[str, dict[str, float]]:
-        """Return what a round is worth by `COMPARISONS`: ``gain`` in accuracy and ``queries``.
+    def federation(
+        self, recording: Recording, draws: int, comparisons: Sequence[int]
+    ) -> dict[str, dict[str, float]]:
+        """Return what a round is worth: ``gain`` in accuracy and ``queries``.
 
         The clients' examples are drawn from three fifths of all, the accuracy is that on the rest.
+
+        Parameters
+        ----------
+        comparisons : Sequence[int]
+            On how many examples of all clients together each candidate is tried; 0 takes the upload
+            that gained most by its own client's count.
         """
-        gains: dict[int, list[float]] = {number: [] for number in COMPARISONS}
-        queries: dict[int, list[int]] = {number: [] for number in COMPARISONS}
+        gains: dict[int, list[float]] = {number: [] for number in comparisons}
+        queries: dict[int, list[int]] = {number: [] for number in comparisons}
         for draw in range(draws):
             rng = np.random.default_rng([SEED, draw])
             order = rng.permutation(len(self._examples))
@@ -233,8 +220,9 @@ class Replay:
                 for mine in own
             ]
             accuracy = recording.correct[:, held_out].mean(1)
-            for number in COMPARISONS:
-                row, asked = _compare(recording, own, [result for result, _ in found], number)
+            for number in comparisons:
+                results = [result for result, _ in found]
+                row, asked = _compare(recording, own, results, number, self._config.race_candidates)
                 gains[number].append(accuracy[row] - accuracy[0])
                 queries[number].append(asked + sum(used for _, used in found))
         return {
@@ -242,7 +230,7 @@ class Replay:
                 "gain": round(float(np.mean(gains[number])), 4),
                 "queries": round(float(np.mean(queries[number]))),
             }
-            for number in COMPARISONS
+            for number in comparisons
         }
 
     def _evaluator(self, budget: QueryBudget) -> Evaluator:
@@ -254,6 +242,7 @@ def _compare(
     own: Sequence[NDArray[np.int64]],
     found: Sequence[SearchResult],
     number: int,
+    candidates: int,
 ) -> tuple[int, int]:
     """Return the row of the prompt that is chosen, and the questions that are new to a client."""
     rows = recording.rows
@@ -263,11 +252,11 @@ def _compare(
     ]
     if not number:
         return rows[max(uploads, key=lambda upload: upload.gain).tokens], 0
-    candidates = propose_candidates(
+    compared = propose_candidates(
         recording.parent,
         uploads,
         None,
-        limit=CANDIDATES,
+        limit=candidates,
         max_tokens=10**6,
         admissible=rows.__contains__,  # there are no answers about merges
     )
@@ -275,108 +264,10 @@ def _compare(
     counts, asked = [], 0
     for mine, result in zip(own, found, strict=True):
         scored = mine[:share]
-        right = {c.tokens: int(recording.correct[rows[c.tokens], scored].sum()) for c in candidates}
+        right = {c.tokens: int(recording.correct[rows[c.tokens], scored].sum()) for c in compared}
         counts.append({tokens: Score(correct, share) for tokens, correct in right.items()})
         known = {recording.parent, result.tokens}
         asked += sum(
-            max(0, share - TRAIN) if candidate.tokens in known else share
-            for candidate in candidates
+            max(0, share - TRAIN) if candidate.tokens in known else share for candidate in compared
         )
-    return rows[choose(candidates, tally(counts))[0].tokens], asked
-
-
-def run(num_examples: int, num_changes: int, draws: int) -> dict[str, Any]:
-    """Record a seed prompt, a better and a still better one; judge all rules by each.
-
-    Parameters
-    ----------
-    num_examples, num_changes : int
-        Examples, and changes of each prompt; every pair of them is one query.
-    draws : int
-        Clients, and a tenth as many federations, that are drawn from them.
-
-    Returns
-    -------
-    dict[str, Any]
-        For each prompt its ``accuracy``, that of its changes, and what every rule is worth.
-    """
-    replay = Replay(num_examples, RunConfig.from_run_config({}))
-    parents = []
-    first = replay.record(replay.seed_prompt, num_changes)
-    best = np.argsort(-first.correct[1:].mean(1))
-    better = [first.edits[best[i]].apply(first.parent) for i in (num_changes // 8, 0)]
-    for recording in (first, *(replay.record(tokens, num_changes) for tokens in better)):
-        accuracy = recording.correct.mean(1)
-        parents.append(
-            {
-                "prompt": replay.text(recording.parent),
-                "accuracy": round(float(accuracy[0]), 3),
-                "changes_mean": round(float(accuracy[1:].mean()), 3),
-                "changes_sd": round(float(accuracy[1:].std()), 3),
-                "changes_better": round(float((accuracy[1:] > accuracy[0]).mean()), 3),
-                "searches": {
-                    name: replay.one_client(recording, draws, differs)
-                    for name, differs in SEARCHES.items()
-                },
-                "comparisons": replay.federation(recording, draws // 10),
-            }
-        )
-    return {
-        **stamp(),
-        "seed": SEED,
-        "examples": num_examples,
-        "changes": num_changes,
-        "draws": draws,
-        "prompts": parents,
-    }
-
-
-def markdown(result: Mapping[str, Any]) -> str:
-    """Return the tables."""
-    prompts = result["prompts"]
-    lines = [
-        "# What a search and a comparison are worth, on recorded answers",
-        "",
-        f"`python -m simulations bench races`, {as_text(result)}. "
-        f"SmolLM2-135M-Instruct answered {result['changes']} changes of each of three prompts on "
-        f"{result['examples']} examples of rotten_tomatoes (seed {result['seed']}, not used by any "
-        f"other table). From these answers {result['draws']} clients were drawn, with "
-        f"{TRAIN + PUBLIC} examples and the default's queries each; gains are on the examples that "
-        "a client had not seen. A search ends with its first accepted change here. The second "
-        "and third prompt are changes of the first, chosen by these same examples: their accuracy "
-        "is flattered, and what can be gained is more than it seems.",
-        "",
-        "| prompt | accuracy | its changes, mean and sd | better ones |",
-        "|---|---|---|---|",
-        *(
-            f"| {p['prompt']} | {p['accuracy']:.3f} | {p['changes_mean']:.3f}, "
-            f"{p['changes_sd']:.3f} | {p['changes_better']:.0%} |"
-            for p in prompts
-        ),
-        "",
-        "## One client: gain, how often it changed the prompt, how often for the worse",
-        "",
-        *_table(prompts, "searches", _search_cell),
-        "",
-        f"## {NUM_CLIENTS} clients: gain and queries, by the examples of all together",
-        "",
-        "With 0 the upload is taken that gained most by its own client's count.",
-        "",
-        *_table(prompts, "comparisons", lambda c: f"{c['gain']:+.3f}, {c['queries']:,}"),
-    ]
-    return "\n".join([*lines, ""])
-
-
-def _search_cell(found: Mapping[str, float]) -> str:
-    return f"{found['gain']:+.3f}, {found['changed']:.0%}, {found['worse']:.0%}"
-
-
-def _table(
-    prompts: Sequence[Mapping[str, Any]], what: str, cell: Callable[[Mapping[str, float]], str]
-) -> list[str]:
-    heads = " | ".join(f"from {p['accuracy']:.3f}" for p in prompts)
-    lines = [f"| | {heads} |", "|---" * (len(prompts) + 1) + "|"]
-    for name in prompts[0][what]:
-        cells = " | ".join(cell(p[what][name]) for p in prompts)
-        lines.append(f"| {name} | {cells} |")
-    return lines
+    return rows[choose(compared, tally(counts))[0].tokens], asked

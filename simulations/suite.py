@@ -2,7 +2,6 @@
 
 import os
 import re
-import sys
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError
 
+from feddtpt_flwr.client_limits import most_scored, num_compared
 from feddtpt_flwr.config import ConfigError, RunConfig
 from feddtpt_flwr.data import DataError
 from feddtpt_flwr.experiment import load_task
@@ -202,11 +202,11 @@ def most_queries(job: Job) -> int:
     task = load_task(config)
     searching = max(1, round(config.fraction_fit * job.num_clients))
     scoring = max(1, round(config.fraction_evaluate * job.num_clients))
-    compared = config.race_candidates + 1 if config.guard else 1
+    # Each takes its share of the examples, all together not many more than are wanted.
+    shared = config.model_copy(update={"race_examples": -(-config.race_examples // scoring)})
+    own = most_scored(shared, 2 * config.k_shot * task.num_labels)
     # Soft prompts are averaged, not compared.
-    share = -(-config.race_examples // scoring) or sys.maxsize
-    own = min(2 * config.k_shot * task.num_labels, share)
-    race = 0 if job.baseline else compared * own
+    race = 0 if job.baseline else num_compared(config) * own
     return config.num_server_rounds * (searching * config.queries_per_round + scoring * race)
 
 

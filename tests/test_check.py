@@ -42,8 +42,8 @@ def test_most_queries_of_a_run(task: Task) -> None:
     assert most_queries(config, task) == 3 * (100 + 3 * 16)
     fewer = config.model_copy(update={"race_examples": 10})
     assert most_queries(fewer, task) == 3 * (100 + 3 * 10)
-    every = config.model_copy(update={"race_examples": 0})
-    assert most_queries(every, task) == most_queries(config, task)
+    for every in ({"race_examples": 0}, {"race_examples": 10, "privacy": "exponential"}):
+        assert most_queries(config.model_copy(update=every), task) == most_queries(config, task)
     without = config.model_copy(update={"guard": False})
     assert most_queries(without, task) == 3 * (100 + 16)
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from simulations import replay
+from simulations import bench_races, replay
 from simulations.replay import InRandomOrder, Recording
 from strategies.edits import Edit
 
@@ -29,8 +29,8 @@ def test_recorded_changes_are_proposed_once_and_of_their_prompt_only() -> None:
 def test_rules_and_their_tables(embedded_assets: None, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, number in {"PUBLIC": 2, "TRAIN": 4, "VALIDATION": 2}.items():
         monkeypatch.setattr(replay, name, number)
-    monkeypatch.setattr(replay, "SEARCHES", {"as it is": {}, "races of 1": {"width": 1}})
-    result = replay.run(num_examples=20, num_changes=8, draws=10)
+    monkeypatch.setattr(bench_races, "SEARCHES", {"as it is": {}, "races of 1": {"width": 1}})
+    result = bench_races.run(num_examples=20, num_changes=8, draws=10)
     assert len(result["prompts"]) == 3
     for prompt in result["prompts"]:
         for found in prompt["searches"].values():
@@ -39,6 +39,6 @@ def test_rules_and_their_tables(embedded_assets: None, monkeypatch: pytest.Monke
             assert found["queries"] >= 6
         costs = [found["queries"] for found in prompt["comparisons"].values()]
         assert costs == sorted(costs), "more examples cost more"
-    table = replay.markdown(result)
+    table = bench_races.markdown(result)
     assert "| races of 1 |" in table
     assert "| 256 |" in table
