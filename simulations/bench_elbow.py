@@ -24,7 +24,7 @@ from feddtpt_flwr.config import RunConfig
 from feddtpt_flwr.data import get_task
 from feddtpt_flwr.feedback import Feedback
 from feddtpt_flwr.masked_lm import TokenEmbedder
-from feddtpt_flwr.proposer import MaskedLMProposer
+from feddtpt_flwr.proposer import MaskedLMProposer, Proposer
 from simulations.stamp import stamp
 from strategies import ELBOWS, aggregate, cluster_tokens, elbow, min_samples_for
 from strategies.attention import unit_rows
@@ -58,8 +58,8 @@ class Lineage:
     origins: tuple[int, ...]
 
 
-def edited(seed_prompt: Sequence[int], proposer: Any, rng: np.random.Generator) -> Lineage:
-    """Change a prompt `EDITS` times as ``proposer``, a `MaskedLMProposer`, suggests."""
+def edited(seed_prompt: Sequence[int], proposer: Proposer, rng: np.random.Generator) -> Lineage:
+    """Change a prompt `EDITS` times as ``proposer`` suggests."""
     tokens, origins = tuple(seed_prompt), tuple(range(len(seed_prompt)))
     for _ in range(EDITS):
         for edit in proposer.propose(tokens, Feedback(), rng, 1):
