@@ -1,7 +1,7 @@
 """The server: seed prompt, strategy, central evaluation, run folder, checkpoints."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from logging import INFO, WARNING
 from pathlib import Path
@@ -26,6 +26,7 @@ from feddtpt_flwr.round_server import RoundServer
 from feddtpt_flwr.run_folder import RunFolder
 from strategies.candidates import Tokens
 from strategies.feddtpt import FedDTPT
+from strategies.selection import Fluencies, FluencyFn
 
 app = ServerApp()
 
@@ -192,6 +193,7 @@ def build(config: RunConfig, num_clients: int, saved: Checkpoint | None = None) 
         max_tokens=config.max_prompt_tokens,
         aggregation=config.aggregation,
         min_samples=config.min_samples or None,
+        fluency_fn=_or_all_alike(masked_lm.log_likelihood),
         guard=config.guard,
         choose_for=config.choose_for,
         race_candidates=config.race_candidates,
@@ -235,6 +237,19 @@ def _safely(admissible: Callable[[Tokens], bool]) -> Callable[[Tokens], bool]:
         except ModelError as error:
             log(WARNING, "a candidate is left out: %s", error)
             return False
+
+    return judged
+
+
+def _or_all_alike(fluency_fn: FluencyFn) -> FluencyFn:
+    """Call all prompts as good as each other where they cannot be judged now."""
+
+    def judged(prompts: Sequence[Tokens]) -> Fluencies:
+        try:
+            return fluency_fn(prompts)
+        except ModelError as error:
+            log(WARNING, "the aggregated prompt is not made to read better: %s", error)
+            return np.zeros(len(prompts))
 
     return judged
 

@@ -20,6 +20,8 @@ from numpy.typing import NDArray
 
 from strategies import Aggregate, aggregate, min_samples_for
 from strategies.candidates import LocalPrompt, propose_candidates
+from strategies.edits import apply_edits
+from strategies.shared_edits import shared_edits
 
 Ints = NDArray[np.int64]
 Float32s = NDArray[np.float32]
@@ -123,10 +125,14 @@ def _measure(clients: int, tokens: int, dim: int, seed: int) -> dict[str, Any]:
     start = time.perf_counter()
     result: Aggregate = aggregate(prompts, embeddings)
     aggregated = time.perf_counter()
+    edits = shared_edits(
+        tuple(shared), uploads, result.labels, result.weights, min_clients=min_samples_for(clients)
+    )
     candidates = propose_candidates(
         tuple(shared),
         uploads,
         tuple(result.tokens.tolist()),
+        apply_edits(tuple(shared), edits),
         limit=CANDIDATES,
         max_tokens=tokens + EDITS * clients,
     )

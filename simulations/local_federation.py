@@ -141,7 +141,8 @@ class Federation:
         self._config = config
         self._task = load_task(config)
         self._test = data.test
-        self._vocabulary = models.masked_lm(config, self._task).vocabulary
+        masked_lm = models.masked_lm(config, self._task)
+        self._vocabulary = masked_lm.vocabulary
         self._clients = [
             clients(Node(str(index), config, own, data.public))
             for index, own in enumerate(data.clients)
@@ -154,6 +155,7 @@ class Federation:
                 max_tokens=config.max_prompt_tokens,
                 aggregation=config.aggregation,
                 min_samples=config.min_samples or None,
+                fluency_fn=masked_lm.log_likelihood,
                 client_weights=client_weights,
                 guard=config.guard,
                 race_candidates=config.race_candidates,

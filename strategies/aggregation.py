@@ -25,8 +25,11 @@ What the paper leaves open, and what is done here:
 - *Repeated tokens*: two clusters may have the same token as representative. It stays as often as
   the prompt that repeats it most holds it.
 - *Unequal lengths*: "original position" is position over prompt length, and a representative's is
-  the mean of its cluster's: see :func:`strategies.selection.in_order`. Alpha sums to 1 over a
-  prompt however long it is, so weights are compared as alpha times length.
+  the mean of its cluster's; neighbours then stand as most prompts that hold both have them: see
+  :func:`strategies.selection.in_order`. Alpha sums to 1 over a prompt however long it is, so
+  weights are compared as alpha times length.
+- *Fluency*: none in the paper. With ``fluency_fn``, among tokens that weigh as much as the
+  representative the one with which the prompt reads best: :func:`strategies.selection.most_fluent`.
 - *One client*, or clients who all sent the same prompt: that prompt comes back.
 - *The softmax overflows* for large sums: weights are compared as logarithms.
 - *Weights of clients*: none in the paper. ``client_weights`` is off unless given.
@@ -41,7 +44,7 @@ from numpy.typing import NDArray
 
 from strategies.elbow import ELBOWS, ElbowMethod
 from strategies.methods import METHODS, Choice, Settings, Vocabulary
-from strategies.selection import Noise, cut
+from strategies.selection import FluencyFn, Noise, cut
 from strategies.uploads import Uploads, collect
 
 Method = Literal["feddtpt", "average", "attention", "kmeans", "best", "majority"]
@@ -87,6 +90,7 @@ def aggregate(
     client_weights: Sequence[float] | None = None,
     vocabulary: Vocabulary | None = None,
     n_clusters: int | None = None,
+    fluency_fn: FluencyFn | None = None,
 ) -> Aggregate:
     """Combine the clients' local prompts into the next global prompt.
 
@@ -121,6 +125,10 @@ def aggregate(
         to uploaded tokens only.
     n_clusters
         For ``"kmeans"``; ``None`` means the mean prompt length.
+    fluency_fn
+        How well each of some prompts reads, larger is better. Of the tokens of a cluster that weigh
+        the same it takes the one that reads best. ``None``, as in the paper: the heaviest, however
+        little heavier it is.
 
     Returns
     -------
@@ -146,7 +154,9 @@ def aggregate(
     if all(np.array_equal(prompt, prompts[0]) for prompt in prompts):
         rows = cut(uploads, uploads.prompt(0), max_tokens)
         return _report(uploads, Choice(rows, uploads.tokens[rows]))
-    settings = Settings(min_samples, elbow_method, noise, max_tokens, vocabulary, n_clusters)
+    settings = Settings(
+        min_samples, elbow_method, noise, max_tokens, vocabulary, n_clusters, fluency_fn
+    )
     return _report(uploads, METHODS[method](uploads, settings))
 
 

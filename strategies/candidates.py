@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
-from itertools import islice
+from itertools import chain, islice
 
 from strategies.edits import merges
 
@@ -34,7 +34,8 @@ class Candidate:
     tokens
         Its token ids.
     origin
-        Where it came from: ``"incumbent"``, ``"aggregate"``, ``"merge of N"`` or ``"client NAME"``.
+        Where it came from: ``"incumbent"``, ``"aggregate"``, ``"shared edits"``, ``"merge of N"``
+        or ``"client NAME"``.
     """
 
     tokens: Tokens
@@ -92,6 +93,7 @@ def propose_candidates(
     incumbent: Tokens,
     local_prompts: Sequence[LocalPrompt],
     aggregated: Tokens | None,
+    shared: Tokens | None = None,
     *,
     limit: int,
     max_tokens: int,
@@ -99,15 +101,16 @@ def propose_candidates(
 ) -> tuple[Candidate, ...]:
     """Return the prompts worth comparing, the incumbent first.
 
-    The paper's aggregate, the edits of the best two, three, … clients merged, and the best local
-    prompts take turns until the limit is reached. The second local prompt is not the second best
-    but the best beyond the first three tenths (`LIARS`) of the clients, rounded down; up to six
-    clients they are the same. If the clients that lie are no more than that and claim more than
-    all honest ones, it is an honest prompt, whatever they claim, and the best where they are as
-    many; with a limit of 4 or more it is always compared, unless it is the incumbent. A liar that
-    claims less than some honest client may hit this place, but does not know what is claimed.
-    Nothing that is claimed tells three liars from the three best of ten, so honest clients, too,
-    have their second best compared as part of a merge only, where the limit is low.
+    The paper's aggregate, the edits that several clients share and those of the best two, three, …
+    merged, and the best local prompts take turns until the limit is reached. The second local
+    prompt is not the second best but the best beyond the first three tenths (`LIARS`) of the
+    clients, rounded down; up to six clients they are the same. If the clients that lie are no more
+    than that and claim more than all honest ones, it is an honest prompt, whatever they claim, and
+    the best where they are as many; with a limit of 4 or more it is always compared, unless it is
+    the incumbent. A liar that claims less than some honest client may hit this place, but does not
+    know what is claimed. Nothing that is claimed tells three liars from the three best of ten, so
+    honest clients, too, have their second best compared as part of a merge only, where the limit
+    is low.
 
     Parameters
     ----------
@@ -117,6 +120,9 @@ def propose_candidates(
         What the clients uploaded.
     aggregated
         The paper's aggregation of them, or ``None`` to leave it out.
+    shared
+        The incumbent with the edits that several clients made (`strategies.shared_edits`), or
+        ``None``.
     limit
         Most candidates besides the incumbent, at least 1.
     max_tokens
@@ -134,7 +140,7 @@ def propose_candidates(
     def new(tokens: Tokens) -> bool:
         return tokens not in chosen and allowed(tokens)
 
-    for candidate in _in_turns(incumbent, best_first, aggregated, new):
+    for candidate in _in_turns(incumbent, best_first, aggregated, shared, new):
         if new(candidate.tokens):
             chosen[candidate.tokens] = candidate
         # Of many clients' prompts and merges a handful is compared; the others are not even made.
@@ -147,16 +153,19 @@ def _in_turns(
     incumbent: Tokens,
     best_first: Sequence[LocalPrompt],
     aggregated: Tokens | None,
+    shared: Tokens | None,
     new: Callable[[Tokens], bool],
 ) -> Iterator[Candidate]:
     """Yield everything that might be compared, each when it is asked for."""
     ordered = _second_beyond_the_liars(best_first, new)
     uploads = (Candidate(p.tokens, f"client {p.client}") for p in ordered)
-    merged = (
+    merged: Iterator[Candidate] = (
         Candidate(tokens, f"merge of {number}")
         for number, tokens in enumerate(merges(incumbent, (p.tokens for p in best_first)), start=1)
         if number > 1  # of one prompt, it is that prompt
     )
+    if shared is not None and new(shared):
+        merged = chain([Candidate(shared, "shared edits")], merged)
     yield from islice(uploads, 1)
     yield from islice(merged, 1)
     if aggregated is not None:

@@ -18,7 +18,7 @@ from strategies.candidates import Tokens
 from strategies.elbow import ElbowMethod
 from strategies.metrics import check_alike, means_and_totals, round_metrics
 from strategies.rounds import RoundResult, Rounds
-from strategies.selection import Noise
+from strategies.selection import FluencyFn, Noise
 from strategies.settings import EmbedFn, RoundSettings
 from strategies.wire import ACCURACY_KEY, ClientWeights, Reply, payload_bytes
 
@@ -31,8 +31,9 @@ class FedDTPT(FedAvg):
 
     Implementation based on https://arxiv.org/abs/2411.00985, section 3.4 and Algorithm 2, with a
     guard that the paper lacks: before the aggregated prompt becomes the global one, the clients
-    count the correct answers of it, of the best local prompts, of their merged edits and of the
-    prompt so far on their private examples, and the best one stays. The paper to the letter is
+    count the correct answers of it, of the best local prompts, of the edits that several clients
+    share, of merged edits and of the prompt so far on their private examples, and the best one
+    stays. The paper to the letter is
     ``guard=False, elbow_method="lines", noise="drop"``; what it leaves open is in
     `strategies.aggregation`.
 
@@ -64,6 +65,10 @@ class FedDTPT(FedAvg):
         of its own. The paper does not say.
     n_clusters : Optional[int] (default: None)
         Clusters of ``aggregation="kmeans"``. If `None`, as many as a prompt has tokens on average.
+    fluency_fn : Optional[FluencyFn] (default: None)
+        Gives of each of some prompts how well it reads, larger is better; of the tokens that weigh
+        the same the paper's step then takes the one that reads best. If `None`, the heaviest,
+        however little heavier it is, as in the paper.
     client_weights : str (default: "equal")
         What a client's tokens count by in the aggregation: ``"equal"``, as in the paper;
         ``"examples"``, its value of `weighted_by_key`, at most the median client's; or
@@ -132,6 +137,7 @@ class FedDTPT(FedAvg):
         elbow_method: ElbowMethod = "split",
         noise: Noise = "drop",
         n_clusters: int | None = None,
+        fluency_fn: FluencyFn | None = None,
         client_weights: ClientWeights = "equal",
         guard: bool = True,
         choose_for: ChooseFor = "mean",
@@ -174,6 +180,7 @@ class FedDTPT(FedAvg):
             elbow_method=elbow_method,
             noise=noise,
             n_clusters=n_clusters,
+            fluency_fn=fluency_fn,
             client_weights=client_weights,
             guard=guard,
             choose_for=choose_for,

@@ -1,7 +1,7 @@
 """The paper's aggregation and its server ablations, each a function from uploads to a choice."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -9,7 +9,15 @@ from numpy.typing import NDArray
 
 from strategies.clustering import cluster_tokens, min_samples_for
 from strategies.elbow import ElbowMethod, elbow, neighbour_distances
-from strategies.selection import Noise, cut, heaviest, in_order, limit_repetitions
+from strategies.selection import (
+    FluencyFn,
+    Noise,
+    cut,
+    heaviest,
+    in_order,
+    limit_repetitions,
+    most_fluent,
+)
 from strategies.uploads import Uploads
 
 Floats = NDArray[np.float64]
@@ -30,6 +38,7 @@ class Settings:
     max_tokens: int | None = None
     vocabulary: Vocabulary | None = None
     n_clusters: int | None = None
+    fluency_fn: FluencyFn | None = None
 
 
 @dataclass(frozen=True)
@@ -54,9 +63,12 @@ class Choice:
     eps: float | None = None
 
 
-def _assemble(uploads: Uploads, labels: Ints, noise: Noise, limit: int | None) -> Ints:
-    chosen = limit_repetitions(uploads, heaviest(uploads, labels, noise))
-    return in_order(uploads, chosen[:limit], labels)
+def _assemble(uploads: Uploads, labels: Ints, settings: Settings) -> Ints:
+    chosen = limit_repetitions(uploads, heaviest(uploads, labels, settings.noise))
+    rows = in_order(uploads, chosen[: settings.max_tokens], labels)
+    if settings.fluency_fn is None:
+        return rows
+    return most_fluent(uploads, rows, labels, settings.fluency_fn)
 
 
 def typical_prompt(uploads: Uploads) -> Ints:
@@ -83,7 +95,7 @@ def feddtpt(uploads: Uploads, settings: Settings) -> Choice:
     eps = elbow(curve, settings.elbow_method)
     # One part in a million more, lest rounding leave the token at the elbow outside its radius.
     labels = cluster_tokens(points, eps * (1 + 1e-6), min_samples)
-    rows = _assemble(uploads, labels, settings.noise, settings.max_tokens)
+    rows = _assemble(uploads, labels, settings)
     if not len(rows):
         rows = cut(uploads, typical_prompt(uploads), settings.max_tokens)
     return Choice(rows, uploads.tokens[rows], labels, eps)
@@ -98,7 +110,7 @@ def attention(uploads: Uploads, settings: Settings) -> Choice:
     keys = np.column_stack([uploads.tokens, uploads.occurrences])
     labels = np.unique(keys, axis=0, return_inverse=True)[1].reshape(-1).astype(np.int64)
     limit = min(uploads.mean_length, settings.max_tokens or uploads.mean_length)
-    rows = _assemble(uploads, labels, "drop", limit)
+    rows = _assemble(uploads, labels, replace(settings, noise="drop", max_tokens=limit))
     return Choice(rows, uploads.tokens[rows])
 
 
@@ -118,7 +130,7 @@ def kmeans(uploads: Uploads, settings: Settings) -> Choice:
     model = KMeans(n_clusters=wanted, n_init=4, random_state=0)
     weight = uploads.client_weights[uploads.clients]
     labels = np.asarray(model.fit(points, sample_weight=weight).labels_, dtype=np.int64)
-    rows = _assemble(uploads, labels, "drop", settings.max_tokens)
+    rows = _assemble(uploads, labels, replace(settings, noise="drop"))
     return Choice(rows, uploads.tokens[rows], labels)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from strategies.aggregation import aggregate
+from strategies.aggregation import Aggregate, aggregate
 from strategies.by_model import Count, by_model, compared_by, model_name
 from strategies.candidates import (
     Candidate,
@@ -24,7 +24,10 @@ from strategies.candidates import (
     propose_candidates,
     tally,
 )
+from strategies.clustering import min_samples_for
+from strategies.edits import apply_edits
 from strategies.settings import RoundSettings
+from strategies.shared_edits import shared_edits
 from strategies.wire import (
     RACE_EXAMPLES_KEY,
     VOCABULARY_KEY,
@@ -256,17 +259,27 @@ class Rounds:
         incumbent = Candidate(self.prompt, "incumbent")
         self.candidates = (incumbent,)
         if self._enough(len(self._uploads), self.settings.min_uploads, self._failures, "uploads"):
+            result = self._aggregate()
+            aggregated = tuple(result.tokens.tolist())
             if self.settings.guard:
+                shared = shared_edits(
+                    self.prompt,
+                    self._uploads,
+                    result.labels,
+                    result.weights,
+                    min_clients=min_samples_for(len(self._uploads)),
+                )
                 self.candidates = propose_candidates(
                     self.prompt,
                     self._uploads,
-                    self._aggregate(),
+                    aggregated,
+                    apply_edits(self.prompt, shared),
                     limit=self.settings.race_candidates,
                     max_tokens=self.settings.max_tokens,
                     admissible=self.settings.admissible,
                 )
             else:
-                self.candidates = (Candidate(self._aggregate(), "aggregate"),)
+                self.candidates = (Candidate(aggregated, "aggregate"),)
         self._handed_out = tuple(candidate.tokens for candidate in self.candidates)
         if len(self.candidates) == 1:
             self._settle(self.candidates[0], {})
@@ -363,14 +376,14 @@ class Rounds:
     def _warn(self, text: str, *values: object) -> None:
         _logger.warning("round %d: " + text, self._number, *values)
 
-    def _aggregate(self) -> Tokens:
+    def _aggregate(self) -> Aggregate:
         prompts = [np.array(upload.tokens, dtype=np.int64) for upload in self._uploads]
         weights = [upload.weight for upload in self._uploads]
         if self.settings.client_weights == "examples":
             # Their number is the client's own word: see `tally`.
             limit = low_median(weights)
             weights = [min(weight, limit) for weight in weights]
-        result = aggregate(
+        return aggregate(
             prompts,
             self.settings.embed_fn(prompts),
             method=self.settings.aggregation,
@@ -378,6 +391,7 @@ class Rounds:
             elbow_method=self.settings.elbow_method,
             noise=self.settings.noise,
             n_clusters=self.settings.n_clusters,
+            fluency_fn=self.settings.fluency_fn,
             max_tokens=self.settings.max_tokens,
             # Behind all that report an accuracy, in [0, 1], those that do not, by their gain.
             accuracies=[
@@ -386,7 +400,6 @@ class Rounds:
             ],
             client_weights=weights if any(weights) else None,
         )
-        return tuple(int(token) for token in result.tokens)
 
     def _settle(self, chosen: Candidate, scores: dict[Tokens, Score]) -> None:
         _logger.info("round %d: the %s is the global prompt", self._number, chosen.origin)

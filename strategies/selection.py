@@ -1,7 +1,8 @@
 """From clusters to a prompt: representatives, repetitions, length and order."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import repeat
 from typing import Any, Literal
 
 import numpy as np
@@ -11,6 +12,14 @@ from strategies.uploads import Uploads
 
 Ints = NDArray[np.int64]
 Noise = Literal["drop", "keep"]
+
+Fluencies = Sequence[float] | NDArray[np.float64]
+FluencyFn = Callable[[Sequence[tuple[int, ...]]], Fluencies]
+"""Prompts to how well each reads, larger is better: their log-likelihoods, for instance."""
+
+EQUAL = 0.1
+"""Tokens of a cluster that are to the others' at most so much less similar than its representative
+weigh as much as it, where a prompt is to read well."""
 
 DECIMALS = 9
 """Mean positions that agree to so many decimals are equal: the rest is rounding."""
@@ -104,9 +113,11 @@ def in_order(uploads: Uploads, rows: Ints, labels: NDArray[np.integer[Any]]) -> 
 
     A representative stands for its cluster, so its place is the mean of where the cluster's tokens
     stood, each as position over prompt length, which lets prompts of unequal length combine. The
-    paper does not say more than "original positions". The representative's own place depends on
-    how its client lengthened or shortened the rest of the prompt, so that words which all clients
-    were sent may change places.
+    paper does not say more than "original positions". Means over prompts that were lengthened and
+    shortened elsewhere let neighbours change places that stand alike in every prompt. So from left
+    to right each then moves before its neighbour as long as most clients whose prompts hold tokens
+    of both clusters have them so: the local Kemenization of Dwork et al. (2001), "Rank aggregation
+    methods for the Web".
 
     Parameters
     ----------
@@ -123,6 +134,18 @@ def in_order(uploads: Uploads, rows: Ints, labels: NDArray[np.integer[Any]]) -> 
         The rows in order. Equal places: the heavier token first, then the smaller token id, then
         the canonical order of clients.
     """
+    rows = _by_mean_place(uploads, rows, labels)
+    votes = _precedence(uploads, rows, labels)
+    order: list[int] = []
+    for slot in range(len(rows)):
+        place = slot
+        while place and votes.get((slot, order[place - 1]), 0.0) > 0:
+            place -= 1
+        order.insert(place, slot)
+    return rows[order]
+
+
+def _by_mean_place(uploads: Uploads, rows: Ints, labels: NDArray[np.integer[Any]]) -> Ints:
     places = uploads.relative_positions
     clustered = labels >= 0
     counts = np.maximum(np.bincount(labels[clustered]), 1)
@@ -131,6 +154,92 @@ def in_order(uploads: Uploads, rows: Ints, labels: NDArray[np.integer[Any]]) -> 
     keys = [rows, uploads.tokens[rows], -uploads.log_weights[rows]]
     # Sums of floats depend on their order in the last bits; equal places must stay equal.
     return rows[np.lexsort([*keys, np.round(np.array(own), DECIMALS)])]
+
+
+def _precedence(
+    uploads: Uploads, rows: Ints, labels: NDArray[np.integer[Any]]
+) -> dict[tuple[int, int], float]:
+    """Return by how much more client weight has the first of two rows' clusters before the second.
+
+    Only pairs that some prompt holds are in it: linear in clients, however many rows there are.
+    """
+    size = len(rows)
+    of_cluster = np.full(labels.max(initial=-1) + 2, -1)  # the last one stands for noise
+    of_cluster[labels[rows]] = np.arange(size)
+    of_cluster[-1] = -1
+    slots = of_cluster[labels]
+    slots[rows] = np.arange(size)
+    there = np.flatnonzero(slots >= 0)
+    # A prompt's tokens of one cluster stand at their mean position.
+    keys, group = np.unique(uploads.clients[there] * size + slots[there], return_inverse=True)
+    places = np.bincount(group, weights=uploads.positions[there]) / np.bincount(group)
+    firsts, seconds = [], []
+    for own in np.split(np.arange(len(keys)), np.flatnonzero(np.diff(keys // size)) + 1):
+        ordered = own[np.argsort(places[own], kind="stable")]
+        first, second = np.triu_indices(len(ordered), 1)
+        firsts.append(ordered[first])
+        seconds.append(ordered[second])
+    first, second = np.concatenate(firsts), np.concatenate(seconds)
+    votes = uploads.client_weights[keys[first] // size] * (places[first] < places[second])
+    codes, pair = np.unique(keys[first] % size * size + keys[second] % size, return_inverse=True)
+    totals = np.round(np.bincount(pair, weights=votes), DECIMALS)
+    pairs = map(divmod, codes.tolist(), repeat(size))
+    ahead: dict[tuple[int, int], float] = dict(zip(pairs, totals.tolist(), strict=True))
+    return {(a, b): won - ahead.get((b, a), 0.0) for (a, b), won in ahead.items()}
+
+
+def most_fluent(
+    uploads: Uploads, rows: Ints, labels: NDArray[np.integer[Any]], fluency_fn: FluencyFn
+) -> Ints:
+    """Exchange representatives for others that weigh as much, where the prompt then reads better.
+
+    From left to right, each place takes the token with which the whole prompt reads best, among
+    those of its cluster that are nearly as similar to the other clients' tokens (`EQUAL`). The
+    paper takes the largest weight, however little larger it is, and no account of the neighbours.
+
+    Parameters
+    ----------
+    uploads
+        All uploads.
+    rows
+        Chosen rows of ``uploads``, in the prompt's order.
+    labels
+        Shape ``(n,)``: cluster of each token, negative for noise, which stays.
+    fluency_fn
+        How well prompts read.
+
+    Returns
+    -------
+    NDArray[np.int64]
+        As many rows; the same where nothing reads better.
+    """
+    chosen, allowed = rows.copy(), uploads.repetitions
+    for place, row in enumerate(rows.tolist()):
+        others = Counter(np.delete(uploads.tokens[chosen], place).tolist())
+        equals = (
+            other
+            for other in _equals(uploads, row, labels)
+            if others[token := int(uploads.tokens[other])] < allowed[token]
+        )
+        if len(options := [row, *equals]) > 1:
+            prompts = []
+            for option in options:
+                chosen[place] = option
+                prompts.append(tuple(uploads.tokens[chosen].tolist()))
+            chosen[place] = options[int(np.argmax(fluency_fn(prompts)))]
+    return chosen
+
+
+def _equals(uploads: Uploads, row: int, labels: NDArray[np.integer[Any]]) -> list[int]:
+    """Return the heaviest row of every other token that weighs as much as ``row``'s."""
+    if labels[row] < 0:
+        return []
+    similarity = uploads.similarity
+    least = similarity[row] - EQUAL * abs(similarity[row])
+    members = np.flatnonzero((labels == labels[row]) & (similarity >= least))
+    order = members[np.lexsort([members, uploads.tokens[members], -similarity[members]])]
+    _, first = np.unique(uploads.tokens[order], return_index=True)
+    return [int(r) for r in order[np.sort(first)] if uploads.tokens[r] != uploads.tokens[row]]
 
 
 def cut(uploads: Uploads, rows: Ints, max_tokens: int | None) -> Ints:

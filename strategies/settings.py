@@ -11,7 +11,7 @@ from strategies.aggregation import Method
 from strategies.by_model import ChooseFor
 from strategies.candidates import Tokens
 from strategies.elbow import ElbowMethod
-from strategies.selection import Noise
+from strategies.selection import FluencyFn, Noise
 from strategies.wire import ClientWeights, UploadError, read_prompt
 
 EmbedFn = Callable[[Sequence[NDArray[np.int64]]], Sequence[NDArray[np.floating[Any]]]]
@@ -37,6 +37,7 @@ class RoundSettings:
     elbow_method: ElbowMethod = "split"
     noise: Noise = "drop"
     n_clusters: int | None = None
+    fluency_fn: FluencyFn | None = None
     client_weights: ClientWeights = "equal"
     guard: bool = True
     choose_for: ChooseFor = "mean"

@@ -87,7 +87,27 @@ def reference(prompts: Prompts, embeddings: Embeddings, min_samples: int) -> lis
         if used < max(int((prompt == token).sum()) for prompt in prompts):
             kept.append(p)
     kept.sort(key=lambda p: stood[p])
-    return [int(prompts[k][n]) for k, n in kept]
+    of = {min(cluster, key=rank): cluster for cluster in clusters}
+    ordered: list[tuple[int, int]] = []
+    for p in kept:
+        ordered.append(p)
+        at = len(ordered) - 1
+        while at and majority_before(of[p], of[ordered[at - 1]], prompts):
+            ordered[at - 1], ordered[at] = ordered[at], ordered[at - 1]
+            at -= 1
+    return [int(prompts[k][n]) for k, n in ordered]
+
+
+def majority_before(
+    one: set[tuple[int, int]], other: set[tuple[int, int]], prompts: Prompts
+) -> bool:
+    """Return whether more prompts have ``one`` before ``other`` than the other way round."""
+    lead = 0
+    for k in range(len(prompts)):
+        mine, theirs = ([n for client, n in c if client == k] for c in (one, other))
+        if mine and theirs:
+            lead += int(np.sign(np.mean(theirs) - np.mean(mine)))
+    return lead > 0
 
 
 def mean_place(cluster: set[tuple[int, int]], prompts: Prompts) -> float:
@@ -257,7 +277,6 @@ def test_the_whole_step_equals_the_slow_reference(prompts: Prompts, min_samples:
         {p for p in tokens if tokens[p] == tokens[k, n]} for k, n in result.sources.tolist()
     ]
     places = [mean_place(cluster, prompts) for cluster in clusters]
-    assert places == sorted(places)
     if len(set(places)) == len(places):
         assert result.tokens.tolist() == expected
 

@@ -64,6 +64,31 @@ def test_the_best_come_first() -> None:
     assert by_limit[2] == by_limit[1] | {"aggregate"}
 
 
+def test_what_several_clients_share_comes_before_merges() -> None:
+    some = uploads((A, 0.1), (B, 0.3), (C, 0.2))
+    shared = (1, 2, 3)
+    found = propose_candidates(INCUMBENT, some, (6, 6), shared, limit=4, max_tokens=9)
+    assert [c.origin for c in found] == [
+        "incumbent",
+        "client 1",
+        "shared edits",
+        "aggregate",
+        "client 2",
+    ]
+    assert origins(found)["shared edits"] == shared
+    every = propose_candidates(INCUMBENT, some, (6, 6), shared, limit=9, max_tokens=9)
+    assert {"merge of 2", "merge of 3"} <= set(origins(every))
+
+
+@pytest.mark.parametrize("shared", [None, INCUMBENT, B, (6,) * 10, ()])
+def test_nothing_new_is_shared(shared: Tokens | None) -> None:
+    """None at all, what was sent or uploaded, a prompt that is too long, an empty one."""
+    some = uploads((A, 0.1), (B, 0.3), (C, 0.2))
+    without = propose_candidates(INCUMBENT, some, (6, 6), limit=4, max_tokens=9)
+    found = propose_candidates(INCUMBENT, some, (6, 6), shared, limit=4, max_tokens=9)
+    assert {c.tokens for c in found} == {c.tokens for c in without}
+
+
 def test_without_aggregate() -> None:
     found = propose_candidates(INCUMBENT, uploads((A, 0.1)), None, limit=4, max_tokens=9)
     assert origins(found) == {"incumbent": INCUMBENT, "client 0": A}
