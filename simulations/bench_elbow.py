@@ -1,4 +1,4 @@
-"""What the server's step leaves open: how the radius of DBSCAN is read, and what noise becomes.
+"""What the server's step leaves open: DBSCAN's radius, what noise becomes, and the order of tokens.
 
 python -m simulations bench elbow --json simulations/results/elbow.json
 
@@ -6,6 +6,9 @@ Made-up federations with real embeddings. Every client makes changes of a task's
 the search's own proposer suggests, at random and unseen by any black box. Which token came from
 which is therefore known: those that came from one token of the seed prompt belong together, what a
 client wrote itself belongs to nothing. A radius is good if DBSCAN finds these groups.
+
+The order is good if the tokens of the seed prompt come out as they stood in it, and if the prompt
+reads well, by the model that proposed.
 
 Besides the elbows of `strategies.elbow` there are the library kneed, if it is installed, and the
 best radius that any elbow could have found, which no server knows.
@@ -28,8 +31,11 @@ from feddtpt_flwr.proposer import MaskedLMProposer, Proposer
 from simulations.stamp import stamp
 from strategies import ELBOWS, aggregate, cluster_tokens, elbow, min_samples_for
 from strategies.attention import unit_rows
+from strategies.candidates import Tokens
 from strategies.elbow import neighbour_distances
-from strategies.selection import Noise
+from strategies.methods import METHODS, Settings
+from strategies.selection import Noise, by_mean_place, most_fluent
+from strategies.uploads import collect
 
 TASKS = ("rotten_tomatoes", "bbc_news", "tweet_sentiment", "rte", "mrpc")
 CLIENTS = (4, 10)
@@ -128,6 +134,49 @@ def noise_kept(
     }
 
 
+def orders(
+    prompts: Sequence[Lineage],
+    embeddings: Sequence[NDArray[Any]],
+    log_likelihood: Callable[[Sequence[Tokens]], Floats],
+) -> dict[str, dict[str, float]]:
+    """Return how the next prompt of one federation reads, by how its tokens are put in order.
+
+    Returns
+    -------
+    dict
+        By mean place alone, as most prompts have neighbours, and with tokens of equal weight
+        exchanged besides: ``nats``, the negative log-likelihood per token; ``misplaced``, the
+        share of pairs of seed tokens that stand the other way round than in the seed prompt; and
+        ``exchanged``, the share of tokens that are others than the heaviest.
+    """
+    uploads = collect([np.array(p.tokens) for p in prompts], embeddings)
+    origins = np.concatenate([prompts[client].origins for client in uploads.arrival])
+    choice = METHODS["feddtpt"](uploads, Settings())
+    rows, labels = choice.rows, np.array(choice.labels)
+    ways = {
+        "mean place": by_mean_place(uploads, rows, labels),
+        "as most have neighbours": rows,
+        "equal weights by fluency": most_fluent(uploads, rows, labels, log_likelihood),
+    }
+    result = {}
+    for name, found in ways.items():
+        tokens = tuple(uploads.tokens[found].tolist())
+        result[name] = {
+            "nats": -float(log_likelihood([tokens])[0]) / len(tokens),
+            "misplaced": _misplaced(origins[found]),
+            "exchanged": float((~np.isin(found, rows)).mean()),
+        }
+    return result
+
+
+def _misplaced(origins: Ints) -> float:
+    """Return the share of pairs of seed tokens that stand the wrong way round, in [0, 1]."""
+    seed = origins[origins >= 0]
+    first, second = np.triu_indices(len(seed), 1)
+    pairs = seed[second] - seed[first]
+    return float((pairs < 0).sum() / max((pairs != 0).sum(), 1))
+
+
 def summary(federations: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, Any]:
     """Average the figures of each way over federations, and take the worst largest cluster."""
     result: dict[str, Any] = {}
@@ -147,10 +196,10 @@ def run(
     Returns
     -------
     dict
-        ``elbows`` and ``noise`` with the means over federations, and the settings.
+        ``elbows``, ``noise`` and ``orders`` with the means over federations, and the settings.
     """
     config = RunConfig.from_run_config({})
-    elbows, noises = [], []
+    elbows, noises, ordered = [], [], []
     for name, number, seed in product(tasks, clients, seeds):
         task = get_task(name)
         masked_lm = models.masked_lm(config, task)
@@ -163,6 +212,7 @@ def run(
         embedder: TokenEmbedder = models.token_embedder(config, task)
         embeddings = embedder.embed([np.array(p.tokens) for p in prompts])
         elbows.append(judged(prompts, embeddings))
+        ordered.append(orders(prompts, embeddings, masked_lm.log_likelihood))
         noises.append({way: noise_kept(prompts, embeddings, way) for way in get_args(Noise)})
     return {
         **stamp(),
@@ -173,6 +223,7 @@ def run(
         "federations": len(elbows),
         "elbows": summary(elbows),
         "noise": summary(noises),
+        "orders": summary(ordered),
     }
 
 

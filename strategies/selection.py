@@ -134,7 +134,7 @@ def in_order(uploads: Uploads, rows: Ints, labels: NDArray[np.integer[Any]]) -> 
         The rows in order. Equal places: the heavier token first, then the smaller token id, then
         the canonical order of clients.
     """
-    rows = _by_mean_place(uploads, rows, labels)
+    rows = by_mean_place(uploads, rows, labels)
     votes = _precedence(uploads, rows, labels)
     order: list[int] = []
     for slot in range(len(rows)):
@@ -145,7 +145,8 @@ def in_order(uploads: Uploads, rows: Ints, labels: NDArray[np.integer[Any]]) -> 
     return rows[order]
 
 
-def _by_mean_place(uploads: Uploads, rows: Ints, labels: NDArray[np.integer[Any]]) -> Ints:
+def by_mean_place(uploads: Uploads, rows: Ints, labels: NDArray[np.integer[Any]]) -> Ints:
+    """Put rows in the order of their clusters' mean positions, each over its prompt's length."""
     places = uploads.relative_positions
     clustered = labels >= 0
     counts = np.maximum(np.bincount(labels[clustered]), 1)

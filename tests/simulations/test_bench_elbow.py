@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from simulations import bench_elbow
 from simulations.__main__ import app
-from simulations.bench_elbow import Lineage, edited, judged, noise_kept, singles, summary
+from simulations.bench_elbow import Lineage, edited, judged, noise_kept, orders, singles, summary
 from strategies.edits import Edit
 
 # Three clients of a prompt of four tokens; the last two wrote a token of their own.
@@ -73,6 +73,29 @@ def test_noise_that_is_kept_is_what_clients_wrote_themselves() -> None:
     }
 
 
+def test_how_a_prompt_reads_by_the_order_of_its_tokens() -> None:
+    """In the longer prompt 2 stands late; everywhere it stands before 3, and so it should."""
+    prompts = [
+        Lineage((1, 2, 3, 9, 9, 9, 9, 9), (0, 1, 2, *[-1] * 5)),
+        Lineage((7, 7, 7, 7, 2), (-1, -1, -1, -1, 1)),
+    ]
+
+    def log_likelihood(asked: Sequence[tuple[int, ...]]) -> NDArray[np.float64]:
+        return -np.array([float(len(tokens)) for tokens in asked])
+
+    found = orders(prompts, embed(prompts, 0.0), log_likelihood)
+    assert {way: figures["nats"] for way, figures in found.items()} == dict.fromkeys(found, 1.0)
+    assert all(figures["exchanged"] == 0 for figures in found.values()), "nothing reads better"
+    assert [figures["misplaced"] for figures in found.values()] == [0.0, 0.0, 0.0]
+
+
+def test_seed_tokens_that_change_places_are_counted() -> None:
+    count = bench_elbow._misplaced
+    assert count(np.array([0, -1, 1, 2])) == 0
+    assert count(np.array([1, -1, 0, 2])) == pytest.approx(1 / 3)
+    assert count(np.array([0, 0, -1])) == 0, "no pair to be in order"
+
+
 def test_figures_are_means_and_the_worst_case() -> None:
     figures = [{"a": {"rand": 1.0, "largest": 0.1}}, {"a": {"rand": 0.5, "largest": 0.9}}]
     assert summary(figures) == {"a": {"rand": 0.75, "largest": 0.5, "largest_worst": 0.9}}
@@ -120,4 +143,5 @@ def test_a_federation_with_the_real_models(embedded_assets: None) -> None:
     result = bench_elbow.run(["rotten_tomatoes"], [4], [0])
     assert result["federations"] == 1
     assert result["elbows"]["split"]["rand"] <= result["elbows"]["best radius"]["rand"] <= 1
+    assert result["orders"]["mean place"]["nats"] > 0
     assert result["noise"]["drop"]["tokens"] <= result["noise"]["keep"]["tokens"]

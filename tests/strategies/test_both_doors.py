@@ -226,6 +226,23 @@ def right(prompt: Tokens) -> int:
 
 
 @both_doors
+def test_edits_that_several_clients_found_are_compared_together(door: str) -> None:
+    """Each finds two of three tokens, and each of the three is found by two clients or more."""
+
+    def in_pairs(prompt: NDArray[Any], node: int, server_round: int) -> Answer:
+        found = prompt.copy()
+        for place in (2 * (node % 3), 2 * ((node + 1) % 3)):
+            found[place] = HIDDEN[place]
+        return [found], {GAIN_KEY: 0.1}
+
+    rounds: list[RoundResult] = []
+    strategy = make(door, on_round=rounds.append)
+    Federation(door, four, in_pairs).run_rounds(strategy, 1)
+    assert rounds[0].chosen.origin == "shared edits"
+    assert right(strategy.prompt) == 3
+
+
+@both_doors
 def test_a_run_learns_and_evaluates_what_is_settled(door: str) -> None:
     central, rounds = Central(), cast(list[RoundResult], [])
     options: dict[str, Any] = {"on_round": rounds.append}
@@ -362,8 +379,9 @@ def test_a_restored_run_does_not_start_from_another_prompt() -> None:
         {"noise": "keep"},
         {"aggregation": "kmeans", "n_clusters": 3},
         {"min_samples": 3},
+        {"fluency_fn": lambda prompts: [0.0] * len(prompts)},
     ],
-    ids=str,
+    ids=lambda options: next(iter(options)),
 )
 def test_the_papers_step_is_set_up_by_the_strategys_options(
     door: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
@@ -381,6 +399,7 @@ def test_the_papers_step_is_set_up_by_the_strategys_options(
         "noise": "drop",
         "n_clusters": None,
         "min_samples": None,
+        "fluency_fn": None,
     }
     strategy = make(door, guard=False, **options)
     Federation(door, four).run_rounds(strategy, 1)
