@@ -1,4 +1,4 @@
-"""What the server's step leaves open: DBSCAN's radius, what noise becomes, and the order of tokens.
+"""What the server's step leaves open: DBSCAN's radius, noise, ties, repeated tokens, the order.
 
 python -m simulations bench elbow --json simulations/results/elbow.json
 
@@ -34,7 +34,7 @@ from strategies.attention import unit_rows
 from strategies.candidates import Tokens
 from strategies.elbow import neighbour_distances
 from strategies.methods import METHODS, Settings
-from strategies.selection import Noise, by_mean_place, most_fluent
+from strategies.selection import Noise, by_mean_place, heaviest, in_order, most_fluent
 from strategies.uploads import collect
 
 TASKS = ("rotten_tomatoes", "bbc_news", "tweet_sentiment", "rte", "mrpc")
@@ -144,19 +144,21 @@ def orders(
     Returns
     -------
     dict
-        By mean place alone, as most prompts have neighbours, and with tokens of equal weight
-        exchanged besides: ``nats``, the negative log-likelihood per token; ``misplaced``, the
-        share of pairs of seed tokens that stand the other way round than in the seed prompt; and
-        ``exchanged``, the share of tokens that are others than the heaviest.
+        As `strategies.aggregate` does it, neighbours as most prompts have them; by mean place
+        alone; with tokens of equal weight exchanged; and with every repeated token: ``nats``, the
+        negative log-likelihood per token; ``misplaced``, the share of pairs of seed tokens that
+        stand the other way round than in the seed prompt; ``exchanged``, the share of tokens that
+        are others; and ``tokens``, how many there are.
     """
     uploads = collect([np.array(p.tokens) for p in prompts], embeddings)
     origins = np.concatenate([prompts[client].origins for client in uploads.arrival])
     choice = METHODS["feddtpt"](uploads, Settings())
     rows, labels = choice.rows, np.array(choice.labels)
     ways = {
+        "as it is": rows,
         "mean place": by_mean_place(uploads, rows, labels),
-        "as most have neighbours": rows,
         "equal weights by fluency": most_fluent(uploads, rows, labels, log_likelihood),
+        "every repetition": in_order(uploads, heaviest(uploads, labels), labels),
     }
     result = {}
     for name, found in ways.items():
@@ -165,8 +167,21 @@ def orders(
             "nats": -float(log_likelihood([tokens])[0]) / len(tokens),
             "misplaced": _misplaced(origins[found]),
             "exchanged": float((~np.isin(found, rows)).mean()),
+            "tokens": float(len(found)),
         }
     return result
+
+
+def ties(prompts: Sequence[Lineage], embeddings: Sequence[NDArray[Any]]) -> float:
+    """Return the share of clusters whose largest weight several tokens have, in [0, 1]."""
+    uploads = collect([np.array(p.tokens) for p in prompts], embeddings)
+    labels = np.array(METHODS["feddtpt"](uploads, Settings()).labels)
+    tied = []
+    for cluster in range(labels.max(initial=-1) + 1):
+        members = labels == cluster
+        largest = members & (uploads.log_weights == uploads.log_weights[members].max())
+        tied.append(len(set(uploads.tokens[largest].tolist())) > 1)
+    return float(np.mean(tied)) if tied else 0.0
 
 
 def _misplaced(origins: Ints) -> float:
@@ -196,10 +211,11 @@ def run(
     Returns
     -------
     dict
-        ``elbows``, ``noise`` and ``orders`` with the means over federations, and the settings.
+        ``elbows``, ``noise``, ``orders`` and ``ties`` with the means over federations, and the
+        settings.
     """
     config = RunConfig.from_run_config({})
-    elbows, noises, ordered = [], [], []
+    elbows, noises, ordered, tied = [], [], [], []
     for name, number, seed in product(tasks, clients, seeds):
         task = get_task(name)
         masked_lm = models.masked_lm(config, task)
@@ -212,6 +228,7 @@ def run(
         embedder: TokenEmbedder = models.token_embedder(config, task)
         embeddings = embedder.embed([np.array(p.tokens) for p in prompts])
         elbows.append(judged(prompts, embeddings))
+        tied.append(ties(prompts, embeddings))
         ordered.append(orders(prompts, embeddings, masked_lm.log_likelihood))
         noises.append({way: noise_kept(prompts, embeddings, way) for way in get_args(Noise)})
     return {
@@ -224,6 +241,7 @@ def run(
         "elbows": summary(elbows),
         "noise": summary(noises),
         "orders": summary(ordered),
+        "ties": round(float(np.mean(tied)), 4),
     }
 
 

@@ -11,7 +11,16 @@ from typer.testing import CliRunner
 
 from simulations import bench_elbow
 from simulations.__main__ import app
-from simulations.bench_elbow import Lineage, edited, judged, noise_kept, orders, singles, summary
+from simulations.bench_elbow import (
+    Lineage,
+    edited,
+    judged,
+    noise_kept,
+    orders,
+    singles,
+    summary,
+    ties,
+)
 from strategies.edits import Edit
 
 # Three clients of a prompt of four tokens; the last two wrote a token of their own.
@@ -86,7 +95,15 @@ def test_how_a_prompt_reads_by_the_order_of_its_tokens() -> None:
     found = orders(prompts, embed(prompts, 0.0), log_likelihood)
     assert {way: figures["nats"] for way, figures in found.items()} == dict.fromkeys(found, 1.0)
     assert all(figures["exchanged"] == 0 for figures in found.values()), "nothing reads better"
-    assert [figures["misplaced"] for figures in found.values()] == [0.0, 0.0, 0.0]
+    assert [figures["misplaced"] for figures in found.values()] == [0.0] * 4
+    assert found["every repetition"]["tokens"] >= found["as it is"]["tokens"]
+
+
+def test_weights_that_different_tokens_share_are_ties() -> None:
+    assert ties(PROMPTS, embed(PROMPTS)) == 0
+    alike = [Lineage((1, 2), (0, 1)), Lineage((1, 3), (0, 1))]
+    same = [np.eye(4)[[0, 1]]] * 2  # 2 and 3 have the same meaning
+    assert ties(alike, same) == 0.5
 
 
 def test_seed_tokens_that_change_places_are_counted() -> None:
