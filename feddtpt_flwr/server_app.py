@@ -28,6 +28,8 @@ from strategies.candidates import Tokens
 from strategies.feddtpt import FedDTPT
 from strategies.selection import Fluencies, FluencyFn
 
+REST = 60.0  # seconds that a service which failed to judge prompts is not asked again
+
 app = ServerApp()
 
 
@@ -193,7 +195,8 @@ def build(config: RunConfig, num_clients: int, saved: Checkpoint | None = None) 
         max_tokens=config.max_prompt_tokens,
         aggregation=config.aggregation,
         min_samples=config.min_samples or None,
-        fluency_fn=_or_all_alike(masked_lm.log_likelihood),
+        # Without the guard the server's step is the paper's.
+        fluency_fn=_or_all_alike(masked_lm.log_likelihood) if config.guard else None,
         guard=config.guard,
         choose_for=config.choose_for,
         race_candidates=config.race_candidates,
@@ -242,14 +245,21 @@ def _safely(admissible: Callable[[Tokens], bool]) -> Callable[[Tokens], bool]:
 
 
 def _or_all_alike(fluency_fn: FluencyFn) -> FluencyFn:
-    """Call all prompts as good as each other where they cannot be judged now."""
+    """Call all prompts as good as each other where they cannot be judged now.
+
+    After a failure nothing is asked for a while: a step asks about one place after the other.
+    """
+    rests_until = 0.0
 
     def judged(prompts: Sequence[Tokens]) -> Fluencies:
-        try:
-            return fluency_fn(prompts)
-        except ModelError as error:
-            log(WARNING, "the aggregated prompt is not made to read better: %s", error)
-            return np.zeros(len(prompts))
+        nonlocal rests_until
+        if time.monotonic() >= rests_until:
+            try:
+                return fluency_fn(prompts)
+            except ModelError as error:
+                log(WARNING, "the aggregated prompt is not made to read better: %s", error)
+                rests_until = time.monotonic() + REST
+        return np.zeros(len(prompts))
 
     return judged
 

@@ -126,7 +126,11 @@ def _measure(clients: int, tokens: int, dim: int, seed: int) -> dict[str, Any]:
     result: Aggregate = aggregate(prompts, embeddings)
     aggregated = time.perf_counter()
     edits = shared_edits(
-        tuple(shared), uploads, result.labels, result.weights, min_clients=min_samples_for(clients)
+        tuple(shared),
+        uploads,
+        result.labels,
+        result.log_weights,
+        min_clients=min_samples_for(clients),
     )
     candidates = propose_candidates(
         tuple(shared),

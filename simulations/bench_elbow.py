@@ -148,7 +148,7 @@ def orders(
         alone; with tokens of equal weight exchanged; and with every repeated token: ``nats``, the
         negative log-likelihood per token; ``misplaced``, the share of pairs of seed tokens that
         stand the other way round than in the seed prompt; ``exchanged``, the share of tokens that
-        are others; and ``tokens``, how many there are.
+        others stand for; and ``tokens``, how many there are.
     """
     uploads = collect([np.array(p.tokens) for p in prompts], embeddings)
     origins = np.concatenate([prompts[client].origins for client in uploads.arrival])
@@ -166,7 +166,7 @@ def orders(
         result[name] = {
             "nats": -float(log_likelihood([tokens])[0]) / len(tokens),
             "misplaced": _misplaced(origins[found]),
-            "exchanged": float((~np.isin(found, rows)).mean()),
+            "exchanged": float((~np.isin(rows, found)).mean()),
             "tokens": float(len(found)),
         }
     return result

@@ -60,8 +60,7 @@ def token_map(outcome: Outcome) -> TokenMap | None:
         return None
     config = outcome.config
     task = load_task(config)
-    masked_lm = models.masked_lm(config, task)
-    vocabulary = masked_lm.vocabulary
+    vocabulary = models.masked_lm(config, task).vocabulary
     embeddings = models.token_embedder(config, task).embed(uploads)
     # What clients reported is not in the history, and decides only "best", which does not cluster.
     method = "feddtpt" if config.aggregation == "best" else config.aggregation
@@ -71,7 +70,6 @@ def token_map(outcome: Outcome) -> TokenMap | None:
         method=method,
         min_samples=config.min_samples or None,
         max_tokens=config.max_prompt_tokens,
-        fluency_fn=masked_lm.log_likelihood,
     )
     flat = np.concatenate(embeddings).astype(np.float64)
     flat /= np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-12)

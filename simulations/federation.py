@@ -41,6 +41,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "one client alone": {"queries-per-round": 2600, "who": "alone"},
     "best client": {"queries-per-round": 260, "guard": False, "aggregation": "best"},
     "the paper's step": {"queries-per-round": 260, "guard": False},
+    "the paper's step, read best": {"queries-per-round": 260, "guard": False, "fluent": True},
     "the paper's step, weighted by accuracy": {
         "queries-per-round": 260,
         "guard": False,
@@ -54,7 +55,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "federation, uneven labels": {"queries-per-round": 200, **UNEVEN},
     "one client alone, uneven labels": {"queries-per-round": 2600, "who": "alone", **UNEVEN},
 }
-"""What differs from `SETTINGS`; and who takes part, how many are bad, and what tokens weigh by."""
+"""What differs from `SETTINGS`; and who takes part, how many are bad, what tokens weigh by, and
+whether the server minds how its prompt reads."""
 
 TABLES = {
     "Against its members and rivals": (
@@ -62,6 +64,7 @@ TABLES = {
         [
             "federation",
             "the paper's step",
+            "the paper's step, read best",
             "the paper's step, weighted by accuracy",
             "best client",
             "one client alone",
@@ -101,8 +104,8 @@ def who(data: FederatedData, takes_part: str) -> FederatedData:
 
 
 def run_once(settings: Mapping[str, Any], seed: int) -> Outcome:
-    """Run one method; ``settings`` are the app's, ``who``, ``bad`` and ``client-weights``."""
-    own = ("who", "bad", "client-weights")
+    """Run one method; ``settings`` are the app's and what `VARIANTS` has besides."""
+    own = ("who", "bad", "client-weights", "fluent")
     given = {key: value for key, value in settings.items() if key not in own}
     config = RunConfig.from_run_config({**given, "seed": seed})
     bad = BAD[: settings.get("bad", 0)]
@@ -112,7 +115,8 @@ def run_once(settings: Mapping[str, Any], seed: int) -> Outcome:
 
     data = load_data(config, NUM_CLIENTS)
     weights = settings.get("client-weights", "equal")
-    return Federation(config, who(data, settings.get("who", "all")), client, weights).run()
+    parties = who(data, settings.get("who", "all"))
+    return Federation(config, parties, client, weights, fluent=settings.get("fluent")).run()
 
 
 def run(
@@ -157,7 +161,9 @@ def table(kept: kept_runs.Runs, common: Mapping[str, Any]) -> str:
         "SmolLM2-135M-Instruct, with about the same number of queries to spend. *One client alone* "
         "is the first of the ten; *in a chat*: by the model's chat template, not as plain text; "
         "*uneven labels*: a Dirichlet(0.1) partition; *bad clients* send random tokens, claim "
-        "that these are always right, and compare with random counts. "
+        "that these are always right, and compare with random counts; *read best*: of tokens that "
+        "are about as similar to the other clients' the server takes those with which the prompt "
+        "reads best. "
         "Means over seeds with 95 % bootstrap intervals; differences are of the same seeds; the "
         "pseudo-perplexity of learned prompts is a geometric mean, by the model that proposed. "
         f"Settings: `{shown}`, otherwise the defaults. The runs by seed and their date are in "

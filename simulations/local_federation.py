@@ -129,6 +129,9 @@ class Federation:
         Makes each client.
     client_weights : ClientWeights
         As of `strategies.feddtpt.FedDTPT`.
+    fluent : bool, optional
+        Whether the server's step minds how its prompt reads. Defaults to what the app does: where
+        there is a guard.
     """
 
     def __init__(
@@ -137,11 +140,14 @@ class Federation:
         data: FederatedData,
         clients: Callable[[Node], Client] = HonestClient,
         client_weights: ClientWeights = "equal",
+        *,
+        fluent: bool | None = None,
     ) -> None:
         self._config = config
         self._task = load_task(config)
         self._test = data.test
         masked_lm = models.masked_lm(config, self._task)
+        fluent = config.guard if fluent is None else fluent
         self._vocabulary = masked_lm.vocabulary
         self._clients = [
             clients(Node(str(index), config, own, data.public))
@@ -155,7 +161,7 @@ class Federation:
                 max_tokens=config.max_prompt_tokens,
                 aggregation=config.aggregation,
                 min_samples=config.min_samples or None,
-                fluency_fn=masked_lm.log_likelihood,
+                fluency_fn=masked_lm.log_likelihood if fluent else None,
                 client_weights=client_weights,
                 guard=config.guard,
                 race_candidates=config.race_candidates,

@@ -28,8 +28,9 @@ What the paper leaves open, and what is done here:
   the mean of its cluster's; neighbours then stand as most prompts that hold both have them: see
   :func:`strategies.selection.in_order`. Alpha sums to 1 over a prompt however long it is, so
   weights are compared as alpha times length.
-- *Fluency*: none in the paper. With ``fluency_fn``, among tokens that weigh as much as the
-  representative the one with which the prompt reads best: :func:`strategies.selection.most_fluent`.
+- *Fluency*: none in the paper. With ``fluency_fn``, of a cluster's tokens that are about as similar
+  to the other clients' as its representative, the one with which the prompt reads best:
+  :func:`strategies.selection.most_fluent`.
 - *One client*, or clients who all sent the same prompt: that prompt comes back.
 - *The softmax overflows* for large sums: weights are compared as logarithms.
 - *Weights of clients*: none in the paper. ``client_weights`` is off unless given.
@@ -62,7 +63,10 @@ class Aggregate:
         Shape ``(N, 2)``: client and position each token came from, in the caller's order of
         clients; (-1, -1) for a token of the vocabulary that nobody uploaded.
     weights
-        Attention weights alpha, one array of shape ``(N_k,)`` per client.
+        Attention weights alpha, one array of shape ``(N_k,)`` per client. Among many clients most
+        are too small for a float: compare ``log_weights``.
+    log_weights
+        ``log(alpha * N_k)``, of the same shapes; comparable between prompts of unequal length.
     labels
         Cluster of every uploaded token, -1 for noise, one array of shape ``(N_k,)`` per client;
         ``None`` where the method does not cluster or did not need to.
@@ -73,6 +77,7 @@ class Aggregate:
     tokens: NDArray[np.int64]
     sources: NDArray[np.int64]
     weights: tuple[NDArray[np.float64], ...]
+    log_weights: tuple[NDArray[np.float64], ...]
     labels: tuple[NDArray[np.int64], ...] | None
     eps: float | None
 
@@ -126,9 +131,9 @@ def aggregate(
     n_clusters
         For ``"kmeans"``; ``None`` means the mean prompt length.
     fluency_fn
-        How well each of some prompts reads, larger is better. Of the tokens of a cluster that weigh
-        the same it takes the one that reads best. ``None``, as in the paper: the heaviest, however
-        little heavier it is.
+        How well each of some prompts reads, larger is better. Of the tokens of a cluster that are
+        about as similar to the other clients' it takes the one that reads best. ``None``, as in the
+        paper: the heaviest, however little heavier it is.
 
     Returns
     -------
@@ -166,12 +171,13 @@ def _report(uploads: Uploads, choice: Choice) -> Aggregate:
     sources = np.where(choice.rows[:, None] < 0, -1, came_from[choice.rows])
     ends, back = np.cumsum(uploads.lengths)[:-1], np.argsort(uploads.arrival)
     alpha = np.exp(uploads.log_weights) / uploads.lengths[uploads.clients]
-    weights = np.split(alpha, ends)
+    weights, log_weights = np.split(alpha, ends), np.split(uploads.log_weights, ends)
     labels = None if choice.labels is None else np.split(choice.labels, ends)
     return Aggregate(
         tokens=choice.tokens,
         sources=sources,
         weights=tuple(weights[k] for k in back),
+        log_weights=tuple(log_weights[k] for k in back),
         labels=None if labels is None else tuple(labels[k] for k in back),
         eps=choice.eps,
     )

@@ -109,8 +109,8 @@ def propose_candidates(
     the best where they are as many; with a limit of 4 or more it is always compared, unless it is
     the incumbent. A liar that claims less than some honest client may hit this place, but does not
     know what is claimed. Nothing that is claimed tells three liars from the three best of ten, so
-    honest clients, too, have their second best compared as part of a merge only, where the limit
-    is low.
+    honest clients, too, have their second best compared as part of a merge only where the limit is
+    low, and not at all where there are shared edits to compare instead.
 
     Parameters
     ----------
@@ -164,9 +164,9 @@ def _in_turns(
         for number, tokens in enumerate(merges(incumbent, (p.tokens for p in best_first)), start=1)
         if number > 1  # of one prompt, it is that prompt
     )
+    yield from islice(uploads, 1)
     if shared is not None and new(shared):
         merged = chain([Candidate(shared, "shared edits")], merged)
-    yield from islice(uploads, 1)
     yield from islice(merged, 1)
     if aggregated is not None:
         yield Candidate(aggregated, "aggregate")

@@ -78,8 +78,9 @@ class FedDTPT(FedAvg):
         Clusters of ``aggregation="kmeans"``. Defaults to None: as many as a prompt has tokens on
         average.
     fluency_fn : FluencyFn, optional
-        Gives of each of some prompts how well it reads, larger is better; of the tokens that weigh
-        the same the paper's step then takes the one that reads best. Defaults to None: the
+        Gives of each of some prompts how well it reads, larger is better; of the tokens that
+        are about as similar to the other clients' the paper's step then takes the one that reads
+        best. Defaults to None: the
         heaviest, however little heavier it is, as in the paper.
     client_weights : str, optional
         What a client's tokens count by in the aggregation: ``"equal"``, ``"examples"`` (its number

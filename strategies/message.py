@@ -66,8 +66,9 @@ class FedDTPT(FedAvg):
     n_clusters : Optional[int] (default: None)
         Clusters of ``aggregation="kmeans"``. If `None`, as many as a prompt has tokens on average.
     fluency_fn : Optional[FluencyFn] (default: None)
-        Gives of each of some prompts how well it reads, larger is better; of the tokens that weigh
-        the same the paper's step then takes the one that reads best. If `None`, the heaviest,
+        Gives of each of some prompts how well it reads, larger is better; of the tokens that
+        are about as similar to the other clients' the paper's step then takes the one that reads
+        best. If `None`, the heaviest,
         however little heavier it is, as in the paper.
     client_weights : str (default: "equal")
         What a client's tokens count by in the aggregation: ``"equal"``, as in the paper;

@@ -266,7 +266,7 @@ class Rounds:
                     self.prompt,
                     self._uploads,
                     result.labels,
-                    result.weights,
+                    result.log_weights,
                     min_clients=min_samples_for(len(self._uploads)),
                 )
                 self.candidates = propose_candidates(

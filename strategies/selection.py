@@ -18,8 +18,12 @@ FluencyFn = Callable[[Sequence[tuple[int, ...]]], Fluencies]
 """Prompts to how well each reads, larger is better: their log-likelihoods, for instance."""
 
 EQUAL = 0.1
-"""Tokens of a cluster that are to the others' at most so much less similar than its representative
-weigh as much as it, where a prompt is to read well."""
+"""Tokens of a cluster whose mean similarity to the other clients' tokens is at most this share less
+than their representative's are as good as it, where a prompt is to read well. Not the weights are
+compared: these are exponentials of sums over clients, and never alike where there are many."""
+
+MOST_OPTIONS = 8
+"""At most so many tokens are tried in a place."""
 
 DECIMALS = 9
 """Mean positions that agree to so many decimals are equal: the rest is rounding."""
@@ -112,12 +116,13 @@ def in_order(uploads: Uploads, rows: Ints, labels: NDArray[np.integer[Any]]) -> 
     """Put rows in the order of their original positions (Algorithm 2, last step).
 
     A representative stands for its cluster, so its place is the mean of where the cluster's tokens
-    stood, each as position over prompt length, which lets prompts of unequal length combine. The
-    paper does not say more than "original positions". Means over prompts that were lengthened and
-    shortened elsewhere let neighbours change places that stand alike in every prompt. So from left
-    to right each then moves before its neighbour as long as most clients whose prompts hold tokens
-    of both clusters have them so: the local Kemenization of Dwork et al. (2001), "Rank aggregation
-    methods for the Web".
+    stood, each as position over prompt length, which lets prompts of unequal length combine; a
+    client counts by its weight. The paper does not say more than "original positions". Means over
+    prompts that were lengthened and shortened elsewhere let neighbours change places that stand
+    alike in every prompt. So from left to right each then moves before its neighbour as long as
+    most clients whose prompts hold tokens of both clusters have them so: the local Kemenization of
+    Dwork et al. (2001), "Rank aggregation methods for the Web". Only neighbours are compared, so
+    two tokens with one between them about which prompts disagree may stand as no prompt has them.
 
     Parameters
     ----------
@@ -149,8 +154,14 @@ def by_mean_place(uploads: Uploads, rows: Ints, labels: NDArray[np.integer[Any]]
     """Put rows in the order of their clusters' mean positions, each over its prompt's length."""
     places = uploads.relative_positions
     clustered = labels >= 0
-    counts = np.maximum(np.bincount(labels[clustered]), 1)
-    means = np.bincount(labels[clustered], weights=places[clustered]) / counts
+    share = uploads.client_weights[uploads.clients]
+    # A cluster of clients that count for nothing still stands somewhere.
+    size = labels.max(initial=-1) + 1
+    counted = np.bincount(labels[clustered], share[clustered], minlength=size + 1)
+    share = np.where(counted[labels] > 0, share, 1.0)
+    counts = np.bincount(labels[clustered], share[clustered], minlength=size)
+    counts = np.maximum(counts, np.finfo(np.float64).tiny)  # there may be no token of some number
+    means = np.bincount(labels[clustered], (places * share)[clustered], minlength=size) / counts
     own = [means[labels[row]] if clustered[row] else places[row] for row in rows]
     keys = [rows, uploads.tokens[rows], -uploads.log_weights[rows]]
     # Sums of floats depend on their order in the last bits; equal places must stay equal.
@@ -192,7 +203,7 @@ def _precedence(
 def most_fluent(
     uploads: Uploads, rows: Ints, labels: NDArray[np.integer[Any]], fluency_fn: FluencyFn
 ) -> Ints:
-    """Exchange representatives for others that weigh as much, where the prompt then reads better.
+    """Exchange representatives for others that are as good, where the prompt then reads better.
 
     From left to right, each place takes the token with which the whole prompt reads best, among
     those of its cluster that are nearly as similar to the other clients' tokens (`EQUAL`). The
@@ -207,7 +218,7 @@ def most_fluent(
     labels
         Shape ``(n,)``: cluster of each token, negative for noise, which stays.
     fluency_fn
-        How well prompts read.
+        How well prompts read; of one that it calls not a number, not well.
 
     Returns
     -------
@@ -215,24 +226,28 @@ def most_fluent(
         As many rows; the same where nothing reads better.
     """
     chosen, allowed = rows.copy(), uploads.repetitions
+    held = Counter(uploads.tokens[rows].tolist())
     for place, row in enumerate(rows.tolist()):
-        others = Counter(np.delete(uploads.tokens[chosen], place).tolist())
-        equals = (
-            other
-            for other in _equals(uploads, row, labels)
-            if others[token := int(uploads.tokens[other])] < allowed[token]
-        )
-        if len(options := [row, *equals]) > 1:
-            prompts = []
-            for option in options:
-                chosen[place] = option
-                prompts.append(tuple(uploads.tokens[chosen].tolist()))
-            chosen[place] = options[int(np.argmax(fluency_fn(prompts)))]
+        options = [row]
+        for other in _equals(uploads, row, labels):
+            token = int(uploads.tokens[other])
+            if held[token] < allowed[token]:
+                options.append(other)
+        if len(options) == 1:
+            continue
+        prompts = []
+        for option in options:
+            chosen[place] = option
+            prompts.append(tuple(uploads.tokens[chosen].tolist()))
+        scores = np.nan_to_num(np.array(fluency_fn(prompts), dtype=np.float64), nan=-np.inf)
+        chosen[place] = options[int(np.argmax(scores))]
+        held[int(uploads.tokens[row])] -= 1
+        held[int(uploads.tokens[chosen[place]])] += 1
     return chosen
 
 
 def _equals(uploads: Uploads, row: int, labels: NDArray[np.integer[Any]]) -> list[int]:
-    """Return the heaviest row of every other token that weighs as much as ``row``'s."""
+    """Return a row of every other token that is as good as ``row``'s, the most similar first."""
     if labels[row] < 0:
         return []
     similarity = uploads.similarity
@@ -240,7 +255,8 @@ def _equals(uploads: Uploads, row: int, labels: NDArray[np.integer[Any]]) -> lis
     members = np.flatnonzero((labels == labels[row]) & (similarity >= least))
     order = members[np.lexsort([members, uploads.tokens[members], -similarity[members]])]
     _, first = np.unique(uploads.tokens[order], return_index=True)
-    return [int(r) for r in order[np.sort(first)] if uploads.tokens[r] != uploads.tokens[row]]
+    others = [r for r in order[np.sort(first)].tolist() if uploads.tokens[r] != uploads.tokens[row]]
+    return others[: MOST_OPTIONS - 1]
 
 
 def cut(uploads: Uploads, rows: Ints, max_tokens: int | None) -> Ints:

@@ -8,6 +8,7 @@ are alike if the tokens they put in are, one by one, in the same clusters.
 
 from collections import defaultdict
 from collections.abc import Hashable, Iterator, Sequence
+from math import fsum
 from typing import Any
 
 import numpy as np
@@ -21,15 +22,16 @@ def shared_edits(
     base: Tokens,
     uploads: Sequence[LocalPrompt],
     labels: Sequence[NDArray[np.integer[Any]]] | None = None,
-    weights: Sequence[NDArray[np.floating[Any]]] | None = None,
+    log_weights: Sequence[NDArray[np.floating[Any]]] | None = None,
     *,
     min_clients: int = 2,
 ) -> tuple[Edit, ...]:
     """Return the edits of ``base`` that several clients made, the one that gained most first.
 
     An edit's gain is the sum over the clients that made it, each by its whole prompt's gain, since
-    a client does not say which of its edits gained what. Of edits that conflict the later ones are
-    left out. The order of the clients changes nothing.
+    a client does not say which of its edits gained what; where they lost by it together, it is left
+    out. So are, of edits that conflict, all but the one that gained most. The order of the clients
+    changes nothing.
 
     Parameters
     ----------
@@ -40,10 +42,10 @@ def shared_edits(
     labels
         Cluster of every token, negative for noise, one array of shape ``(N_k,)`` per client, as
         `strategies.aggregation.Aggregate` has them. Without them only equal tokens are alike.
-    weights
-        Attention weights of the same shapes. Of edits that are alike the heaviest is taken, by the
-        mean over its tokens, each weight times the prompt's length; without them, or among equals,
-        the first in the order of tokens.
+    log_weights
+        Logarithms of attention weights, of the same shapes, as `strategies.aggregation.Aggregate`
+        has them. Of edits that are alike the heaviest is taken, by the mean over its tokens;
+        without them, or among equals, the first in the order of tokens.
     min_clients
         Clients that must have made an edit, at least 2: among very many, two agree by chance.
     """
@@ -56,18 +58,19 @@ def shared_edits(
                 for cluster, token in zip(clusters, edit.tokens, strict=True)
             )
             weight = 0.0
-            if weights is not None and edit.tokens:
-                weight = float(weights[number][there].mean() * len(upload.tokens))
+            if log_weights is not None and edit.tokens:
+                weight = float(log_weights[number][there].mean())
             place = (edit.start, edit.stop, meanings)
             alike[place].append((-round(weight, 9), edit.tokens, upload.gain))
     groups = [
-        (-sum(gain for *_, gain in sorted(made)), Edit(start, stop, min(made)[1]))
+        # Exact, so that no rounding breaks or makes a tie.
+        (fsum(gain for *_, gain in made), Edit(start, stop, min(made)[1]))
         for (start, stop, _), made in alike.items()
         if len(made) >= min_clients
     ]
     chosen: list[Edit] = []
-    for _, edit in sorted(groups, key=lambda g: (g[0], g[1].start, g[1].stop, g[1].tokens)):
-        if not any(edit.conflicts(other) for other in chosen):
+    for gain, edit in sorted(groups, key=lambda g: (-g[0], g[1].start, g[1].stop, g[1].tokens)):
+        if gain >= 0 and not any(edit.conflicts(other) for other in chosen):
             chosen.append(edit)
     return tuple(chosen)
 

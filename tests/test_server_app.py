@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import pytest
 
 from feddtpt_flwr.language_model import ModelError
-from feddtpt_flwr.server_app import _or_all_alike, _safely
+from feddtpt_flwr.server_app import REST, _or_all_alike, _safely
 from strategies.candidates import Tokens
 
 
@@ -20,12 +20,23 @@ def test_a_candidate_that_cannot_be_judged_is_left_out(caplog: pytest.LogCapture
     assert "left out: 503 Service Unavailable" in caplog.text
 
 
-def test_without_a_judge_the_aggregated_prompt_stays_as_it_is(
-    caplog: pytest.LogCaptureFixture,
+def test_without_a_judge_the_aggregated_prompt_is_left_as_it_is(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def lengths(prompts: Sequence[Tokens]) -> list[float]:
+    asked: list[int] = []
+
+    def out_of_service_once(prompts: Sequence[Tokens]) -> list[float]:
+        asked.append(len(prompts))
+        if len(asked) == 1:
+            raise ModelError("503 Service Unavailable")
         return [float(len(tokens)) for tokens in prompts]
 
-    assert list(_or_all_alike(lengths)([(1,), (1, 2)])) == [1.0, 2.0]
-    assert list(_or_all_alike(out_of_service)([(1,), (1, 2)])) == [0.0, 0.0]  # type: ignore[arg-type]
-    assert "not made to read better: 503 Service Unavailable" in caplog.text
+    now = 1000.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    judge = _or_all_alike(out_of_service_once)
+    for _ in range(3):
+        assert list(judge([(1,), (1, 2)])) == [0.0, 0.0]
+    assert asked == [2], "a service that is down is not waited for again and again"
+    assert caplog.text.count("not made to read better: 503 Service Unavailable") == 1
+    now += REST
+    assert list(judge([(1,), (1, 2)])) == [1.0, 2.0]

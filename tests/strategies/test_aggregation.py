@@ -1,3 +1,4 @@
+from collections.abc import Sequence
 from typing import Any, get_args
 
 import numpy as np
@@ -287,6 +288,23 @@ def test_how_many_clients_must_agree_grows_with_their_number(clients: int, kept:
     prompts = of(*[[1, 2, 3, 4]] * (clients - 2), *[[1, 2, 3, 4, 39]] * 2)
     assert (39 in run(prompts).tokens.tolist()) == kept
     assert 39 in run(prompts, min_samples=2).tokens.tolist(), "a number of one's own stands"
+
+
+def test_a_prompt_that_reads_better_is_put_together_of_what_is_as_similar() -> None:
+    """5 and 6 are one cluster; 5 is a little more like the others, but 6 reads better."""
+    prompts = of([1, 5, 3], [1, 6, 3], [1, 5, 3], [1, 5, 3])
+    rows, rng = np.eye(12), np.random.default_rng(0)
+    rows[6] = 0.99 * rows[5] + 0.05 * rows[4]
+    embeddings = [rows[p] + 0.02 * rng.standard_normal((3, 12)) for p in prompts]
+
+    def likes_six(asked: Sequence[tuple[int, ...]]) -> list[float]:
+        return [float(tokens.count(6)) for tokens in asked]
+
+    methods: tuple[Method, ...] = ("feddtpt", "kmeans")
+    for method in methods:
+        plain = aggregate(prompts, embeddings, method=method, n_clusters=3)
+        fluent = aggregate(prompts, embeddings, method=method, n_clusters=3, fluency_fn=likes_six)
+        assert (plain.tokens.tolist(), fluent.tokens.tolist()) == ([1, 5, 3], [1, 6, 3])
 
 
 @every_method

@@ -1,12 +1,13 @@
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from strategies import representatives
-from strategies.selection import Noise, cut, in_order, limit_repetitions, most_fluent
+from strategies.selection import MOST_OPTIONS, Noise, cut, in_order, limit_repetitions, most_fluent
 from strategies.uploads import Uploads, collect
 
 LABELS = np.array([0, 0, 1, -1, 1, -1])
@@ -115,13 +116,30 @@ def test_where_prompts_disagree_the_mean_position_stands() -> None:
     assert sent.tokens[in_order(sent, rows, labels)].tolist() == [8, 7]
 
 
-def test_a_client_of_no_weight_has_no_say_in_the_order() -> None:
-    prompts = ([7, 8, 1, 1], [8, 7, 1, 1], [8, 7, 1, 2])
-    for weights, expected in (((1, 1, 1), [8, 7]), ((1, 0, 0), [7, 8])):
-        sent = uploads(*prompts, client_weights=weights)
+@pytest.mark.parametrize(
+    ("prompts", "ignored"),
+    [
+        ([[7, 8, 1, 1]], [[8, 7, 1, 1], [8, 7, 1, 2]]),
+        ([[7, 1, 1, 1], [1, 8, 1, 1]], [[1, 1, 1, 7], [2, 1, 1, 7]]),
+    ],
+    ids=["votes", "places"],
+)
+def test_a_client_of_no_weight_has_no_say_in_the_order(
+    prompts: list[list[int]], ignored: list[list[int]]
+) -> None:
+    for weight, expected in ((1, [8, 7]), (0, [7, 8])):
+        weights = [1.0] * len(prompts) + [float(weight)] * len(ignored)
+        sent = uploads(*prompts, *ignored, client_weights=weights)
         rows = rows_of(sent, [7, 8])
         labels = np.select([sent.tokens == 7, sent.tokens == 8], [0, 1], -1)
         assert sent.tokens[in_order(sent, rows, labels)].tolist() == expected
+
+
+def test_what_only_clients_of_no_weight_have_still_stands_somewhere() -> None:
+    sent = uploads([7, 1], [1, 8], client_weights=[1, 0])
+    rows = rows_of(sent, [7, 8])
+    labels = np.select([sent.tokens == 7, sent.tokens == 8], [0, 1], -1)
+    assert sent.tokens[in_order(sent, rows, labels)].tolist() == [7, 8]
 
 
 def test_an_order_that_no_prompt_has_is_some_order() -> None:
@@ -131,28 +149,72 @@ def test_an_order_that_no_prompt_has_is_some_order() -> None:
     assert sorted(sent.tokens[in_order(sent, rows, sent.tokens)].tolist()) == [1, 2, 3]
 
 
-def test_of_equal_weights_the_token_that_reads_best_is_taken() -> None:
-    sent = uploads([1, 5, 3], [1, 6, 3], [1, 5, 3])
-    rows = rows_of(sent, [1, 5, 3])
+def a_choice(*similarities: float) -> tuple[Uploads, NDArray[np.int64], NDArray[np.int64]]:
+    """Three prompts whose second tokens, 5, 6 and 7, are one cluster; and the rows 1 5 3."""
+    sent = uploads([1, 5, 3], [1, 6, 3], [1, 7, 3])
     labels = np.select([sent.tokens == 1, sent.tokens == 3], [0, 1], 2)
+    similarity = sent.similarity.copy()
+    similarity[labels == 2] = similarities
+    return replace(sent, similarity=similarity), rows_of(sent, [1, 5, 3]), labels
+
+
+@pytest.mark.parametrize(
+    ("similarities", "likes", "expected"),
+    [
+        ((1.0, 0.95, 0.95), 6, [1, 6, 3]),
+        ((1.0, 0.95, 0.95), 7, [1, 7, 3]),
+        ((1.0, 0.95, 0.95), 5, [1, 5, 3]),
+        ((1.0, 0.95, 0.95), 99, [1, 5, 3]),
+        ((1.0, 0.85, 0.95), 6, [1, 5, 3]),
+        ((1.0, 1.5, 0.95), 6, [1, 6, 3]),
+        ((-1.0, -1.05, -1.2), 6, [1, 6, 3]),
+        ((-1.0, -1.05, -1.2), 7, [1, 5, 3]),
+    ],
+)
+def test_of_tokens_about_as_similar_the_one_that_reads_best_is_taken(
+    similarities: tuple[float, ...], likes: int, expected: list[int]
+) -> None:
+    sent, rows, labels = a_choice(*similarities)
     asked: list[tuple[int, ...]] = []
 
-    def prefers(better: int) -> list[int]:
-        def fluency(prompts: Sequence[tuple[int, ...]]) -> list[float]:
-            asked.extend(prompts)
-            return [float(better in prompt) for prompt in prompts]
+    def fluency(prompts: Sequence[tuple[int, ...]]) -> list[float]:
+        asked.extend(prompts)
+        return [float(likes in prompt) for prompt in prompts]
 
-        return [int(t) for t in sent.tokens[most_fluent(sent, rows, labels, fluency)]]
+    assert sent.tokens[most_fluent(sent, rows, labels, fluency)].tolist() == expected
+    assert {prompt[::2] for prompt in asked} <= {(1, 3)}, "where there is no choice none is tried"
 
-    similarity = sent.similarity.copy()
-    similarity[labels == 2] = [1.0, 1.0, 0.99]
+
+def test_a_prompt_that_cannot_be_judged_does_not_read_best() -> None:
+    sent, rows, labels = a_choice(1.0, 1.0, 1.0)
+    chosen = most_fluent(sent, rows, labels, lambda p: [0.0, *[float("nan")] * (len(p) - 1)])
+    assert chosen.tolist() == rows.tolist()
+
+
+def test_each_place_is_judged_with_what_was_exchanged_before_it() -> None:
+    """6 reads well after 1, and then 8 after 6; 8 after 5 does not."""
+    sent = uploads([1, 5, 7], [1, 6, 8])
+    labels = np.tile([0, 1, 2], 2)
+    sent = replace(sent, similarity=np.ones(6))
+    good = {(1, 6), (6, 8)}
+
+    def fluency(prompts: Sequence[tuple[int, ...]]) -> list[float]:
+        return [float(sum(pair in good for pair in pairwise(p))) for p in prompts]
+
+    rows = sent.prompt(0)
+    assert sent.tokens[rows].tolist() == [1, 5, 7]
+    assert sent.tokens[most_fluent(sent, rows, labels, fluency)].tolist() == [1, 6, 8]
+
+
+def test_of_very_many_tokens_only_the_most_similar_are_tried() -> None:
+    sent = uploads(*[[1, token, 3] for token in range(4, 34)])
+    labels = np.tile([0, 2, 1], 30)
+    similarity = np.ones(90)
+    similarity[1::3] = np.linspace(1.0, 0.95, 30)
     sent = replace(sent, similarity=similarity)
-    assert prefers(6) == [1, 6, 3]
-    assert set(asked) == {(1, 5, 3), (1, 6, 3)}, "where there is no choice nothing is asked"
-    assert prefers(5) == [1, 5, 3]
-    assert prefers(99) == [1, 5, 3], "what reads no better changes nothing"
-    similarity[labels == 2] = [1.0, 1.0, 0.5]
-    assert prefers(6) == [1, 5, 3], "less weight"
+    asked: list[tuple[int, ...]] = []
+    most_fluent(sent, sent.prompt(0), labels, lambda p: asked.extend(p) or [0.0] * len(p))  # type: ignore[func-returns-value]
+    assert asked == [(1, token, 3) for token in range(4, 4 + MOST_OPTIONS)]
 
 
 def test_what_reads_best_is_not_repeated_more_often_than_anybody_did() -> None:

@@ -80,13 +80,14 @@ def test_what_several_clients_share_comes_before_merges() -> None:
     assert {"merge of 2", "merge of 3"} <= set(origins(every))
 
 
+@pytest.mark.parametrize("limit", [1, 2, 3, 4, 9])
 @pytest.mark.parametrize("shared", [None, INCUMBENT, B, (6,) * 10, ()])
-def test_nothing_new_is_shared(shared: Tokens | None) -> None:
-    """None at all, what was sent or uploaded, a prompt that is too long, an empty one."""
+def test_nothing_new_is_shared(shared: Tokens | None, limit: int) -> None:
+    """None at all, what was sent, the best upload, a prompt that is too long, an empty one."""
     some = uploads((A, 0.1), (B, 0.3), (C, 0.2))
-    without = propose_candidates(INCUMBENT, some, (6, 6), limit=4, max_tokens=9)
-    found = propose_candidates(INCUMBENT, some, (6, 6), shared, limit=4, max_tokens=9)
-    assert {c.tokens for c in found} == {c.tokens for c in without}
+    without = propose_candidates(INCUMBENT, some, (6, 6), limit=limit, max_tokens=9)
+    found = propose_candidates(INCUMBENT, some, (6, 6), shared, limit=limit, max_tokens=9)
+    assert found == without
 
 
 def test_without_aggregate() -> None:

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from strategies import aggregate
 from strategies.candidates import LocalPrompt, Tokens
 from strategies.edits import Edit, apply_edits
 from strategies.shared_edits import shared_edits
@@ -45,8 +46,35 @@ def test_edits_of_one_place_are_alike_by_the_clusters_of_their_tokens() -> None:
     labels = [np.array([0, 1, cluster, 3, 4]) for cluster in (2, 2, 5)]
     assert shared_edits(BASE, sent) == ()
     assert shared_edits(BASE, sent, labels) == (Edit(2, 3, (8,)),), "the first in order"
-    weights = [np.array([0.2, 0.2, w, 0.2, 0.2]) for w in (0.25, 0.15, 0.2)]
+    weights = [np.array([0.0, 0.0, w, 0.0, 0.0]) for w in (-700.0, -800.0, 0.0)]
     assert shared_edits(BASE, sent, labels, weights) == (Edit(2, 3, (9,)),), "the heaviest"
+
+
+def test_the_weights_of_rare_tokens_among_many_clients_still_tell_them_apart() -> None:
+    """Two of two hundred clients write synonyms: their weights are too small for a float."""
+    prompts = [BASE] * 198 + [(1, 2, 8, 4, 5), (1, 2, 9, 4, 5)]
+    rows = np.eye(10) + 0.5
+    rows[8], rows[9] = np.eye(10)[[8, 9]]
+    rows[9] += 0.1  # more like the others' tokens than 8 is
+    found = aggregate([np.array(p) for p in prompts], [rows[list(p)] for p in prompts])
+    assert found.weights[198][2] * 5 < 1e-9
+    assert found.weights[199][2] * 5 < 1e-9
+    labels = [np.array([0, 1, 2, 3, 4])] * 198 + [np.array([0, 1, 5, 3, 4])] * 2
+    sent = uploads(*[(prompt, 0.1) for prompt in prompts])
+    assert shared_edits(BASE, sent, labels, found.log_weights) == (Edit(2, 3, (9,)),)
+
+
+def test_what_lost_by_all_who_made_it_together_is_left_out() -> None:
+    by_two = [((1, 2, 8, 4, 5), gain) for gain in (0.1, -0.2)]
+    assert shared_edits(BASE, uploads(*by_two)) == ()
+    assert shared_edits(BASE, uploads(*by_two, ((1, 2, 8, 4, 5), 0.1))) == (Edit(2, 3, (8,)),)
+
+
+@pytest.mark.parametrize("gains", [(0.1, 0.2, 0.3), (0.3, 0.2, 0.1), (0.2, 0.3, 0.1)])
+def test_equal_gains_are_equal_however_they_are_added_up(gains: tuple[float, ...]) -> None:
+    eight = [((1, 2, 8, 4, 5), gain) for gain in (0.3, 0.1, 0.2)]
+    nine = [((1, 2, 9, 4, 5), gain) for gain in gains]
+    assert shared_edits(BASE, uploads(*nine, *eight)) == (Edit(2, 3, (8,)),), "the smaller token"
 
 
 def test_noise_is_like_itself_only() -> None:
