@@ -190,3 +190,49 @@ def test_a_client_that_failed_tells_what_happened(caplog: pytest.LogCaptureFixtu
     assert rounds.decide() is None
     assert results[0].failures == 3
     assert rounds.prompt == SEED
+
+
+def two_synonyms(prompts: Sequence[NDArray[np.int64]]) -> list[NDArray[np.float64]]:
+    """Embed 8 and 9 close together, and every token a little differently in every prompt."""
+    rows, rng = np.eye(10), np.random.default_rng(0)
+    rows[9] = rows[8]
+    return [rows[prompt] + 0.02 * rng.standard_normal((len(prompt), 10)) for prompt in prompts]
+
+
+@pytest.mark.parametrize(("embed_fn", "shared"), [(two_synonyms, True), (embed, False)])
+def test_clients_that_write_synonyms_share_an_edit(embed_fn: Any, shared: bool) -> None:
+    rounds = Rounds(
+        RoundSettings(embed_fn=embed_fn, vocabulary_size=10, race_candidates=9),
+        (1, 2, 3, 4),
+        central=lambda *_: None,
+    )
+    rounds.begin_round(1)
+    sent = [(1, 8, 3, 4), (1, 9, 3, 5), (1, 2, 3, 6), (1, 2, 3, 7)]
+    replies = [
+        Reply(str(k), (packed(np.array(tokens)),), {GAIN_KEY: 0.1 * k, CLIENT_KEY: str(k)}, 4)
+        for k, tokens in enumerate(sent)
+    ]
+    assert rounds.read_uploads(1, replies, 0) == ([0, 1, 2, 3], [])
+    rounds.propose()
+    found = {c.origin: c.tokens for c in rounds.candidates}
+    assert ("shared edits" in found) == shared
+    if shared:
+        assert found["shared edits"] in {(1, 8, 3, 4), (1, 9, 3, 4)}
+
+
+@pytest.mark.parametrize(("num_clients", "shared"), [(40, True), (80, False)])
+def test_among_many_clients_more_must_share_an_edit(num_clients: int, shared: bool) -> None:
+    rounds = Rounds(
+        RoundSettings(embed_fn=embed, vocabulary_size=10), (1, 2, 3, 4), central=lambda *_: None
+    )
+    rounds.begin_round(1)
+    sent = [(1, 8, 3, 4)] * 2 + [(1, 2, 3, 4)] * (num_clients - 2)
+    sent[0] = (1, 8, 3, 5)
+    sent[1] = (1, 8, 3, 6)
+    replies = [
+        Reply(str(k), (packed(np.array(tokens)),), {GAIN_KEY: 0.0, CLIENT_KEY: str(k)}, 4)
+        for k, tokens in enumerate(sent)
+    ]
+    rounds.read_uploads(1, replies, 0)
+    rounds.propose()
+    assert ((1, 8, 3, 4) in {c.tokens for c in rounds.candidates}) == shared
