@@ -1,6 +1,6 @@
 """Answers kept on disk, so that no process of this machine pays for one twice.
 
-An SQLite file with hashes of questions and the answer words, nothing else: no question can be read
+An SQLite file with hashes of questions and the answers, nothing else: no question can be read
 from it, and reading it runs no code.
 """
 

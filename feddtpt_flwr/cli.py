@@ -26,7 +26,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_show_locals=False,  # they may hold what must not be printed
-    help=__doc__,
+    help="Federated discrete prompt tuning for black-box language models.",
 )
 
 
@@ -54,7 +54,7 @@ def simulate(
         str, typer.Option("--app", help="Another app of the folder: fedpit (apps/fedpit.toml).")
     ] = "",
 ) -> None:
-    """Run the app in simulation, in this environment and with a SuperLink of its own.
+    """Run the app of FOLDER in simulation, in this environment and with a SuperLink of its own.
 
     Unlike a bare ``flwr run`` this installs nothing, uses no SuperLink that is already running and
     ends with exit status 1 if the run failed.
@@ -91,10 +91,10 @@ def simulate(
 @app.command()
 def bundle(
     app_name: Annotated[str, typer.Argument(help="The app: fedpit (apps/fedpit.toml).")],
-    target: Annotated[Path, typer.Argument(help="Folder to write; it must not exist yet.")],
+    target: Annotated[Path, typer.Argument(help="Folder to write; new or empty.")],
     folder: Annotated[Path, typer.Argument(help="Folder of the checkout.")] = Path(),
 ) -> None:
-    """Write an app besides the main one as a folder of its own, which ``flwr run`` takes."""
+    """Write the app APP_NAME of FOLDER to TARGET, as a folder of its own for ``flwr run``."""
     try:
         write_app(folder, app_name, target)
     except BundleError as error:

@@ -90,6 +90,7 @@ class PromptTuningClient(NumPyClient):
         state = self._recall(config, "search")
         vocabulary: dict[str, Scalar] = {VOCABULARY_KEY: self._vocabulary.fingerprint}
         num_own = len(self._data.train) + len(self._data.validation)
+        models.language_model(self._config)  # loaded before the search's seconds are counted
         budget = search_budget(self._config, state, num_own)
         evaluator = self._evaluator(budget, state)
         if budget.left < len(examples) and budget.tightest.endswith("-per-run"):

@@ -82,7 +82,7 @@ class RunConfig(BaseModel):
         Prices of a million tokens, in any currency, for the report of costs.
     cache_size_mib : int
         Size of the file, shared by all processes of a machine, that keeps an endpoint's answers;
-        0 for none.
+        0 for none, and then no client's trials are kept on disk either.
     masked_lm : str
         The proposer: ``"embedded"`` (the embedded language model as an infiller), or a masked
         language model by hub name or folder. A causal one, also as a ``.gguf`` file, fills gaps
@@ -94,14 +94,15 @@ class RunConfig(BaseModel):
     masked_lm_key_env : str
         Environment variable that holds this service's key; empty if it needs none.
     device, dtype : str
-        Where and in which numeric type local models run.
+        Where local models run, and in which numeric type causal ones do. The server's encoder of
+        tokens runs on the processor.
     seed_prompt : str
         The first global prompt; empty takes the task's.
     max_prompt_tokens : int
         Longest prompt, in tokens of the proposer's vocabulary, 2 to 256.
     max_fluency_loss : float
         How much less likely than the seed prompt a prompt may be as language, in nats per token, at
-        least 0; what reads worse is not tried.
+        least 0; what reads worse is not tried, except by ``search = "bdpl"``.
     search : {"feddtpt", "sequential", "bdpl", "evolution"}
         How a client searches: several changes racing; one change at a time, each on all examples;
         or one of the field's baselines, a policy gradient or an evolution.
@@ -128,7 +129,7 @@ class RunConfig(BaseModel):
         Whether trials steer later proposals; off is the paper's ablation.
     reword : bool
         Whether the masked language model also proposes the whole prompt in other words, besides
-        changes of a part of it.
+        changes of a part of it; ``search = "evolution"`` never does.
     exclude_answer_words : bool
         Whether the answer words are never proposed.
     aggregation : str
@@ -137,8 +138,9 @@ class RunConfig(BaseModel):
         DBSCAN's smallest neighbourhood of a cluster's core; 0 lets it grow with the number of
         clients, from 2.
     guard : bool
-        Whether clients score the aggregated prompt against its parts before it becomes the global
-        prompt; off is the paper's behaviour.
+        Whether clients compare the aggregated prompt with the best local prompts, with shared or
+        merged edits and with the prompt so far before the global one changes; off is the paper's
+        behaviour.
     race_candidates : int
         Most prompts in that comparison, the incumbent not counted.
     race_examples : int

@@ -57,6 +57,11 @@ def _data_mistakes(config: "RunConfig") -> list[str]:
             "privacy = 'synthetic': public-per-class of 1 or more is needed; the public examples "
             "show the language model what to write"
         )
+    if config.privacy == "public-tokens" and config.search == "bdpl":
+        mistakes.append(
+            "search = 'bdpl': with privacy = 'public-tokens' another search is needed; this one "
+            "proposes words of private texts"
+        )
     return mistakes
 
 

@@ -1,6 +1,7 @@
 """Which search and which proposer a setting names.
 
-An own one needs a class with the one method of `Search` or `Proposer`, and a line here.
+An own one needs a class with the one method of `Search` or `Proposer`, a line here and its name in
+`config`.
 """
 
 from collections.abc import Callable, Sequence

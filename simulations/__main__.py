@@ -123,7 +123,7 @@ def run_elbow(
     seed: Annotated[list[int] | None, typer.Option(help="A seed; give two or more.")] = None,
     file: JsonFile = sys.stdout,  # type: ignore[assignment]
 ) -> None:
-    """Compare ways to read DBSCAN's radius, and to treat noise, where the groups are known."""
+    """Compare what the server's step may do where the paper is silent, with known groups."""
     result = bench_elbow.run(seeds=seed or bench_elbow.SEEDS)
     file.write(json.dumps(result, indent=2) + "\n")
 

@@ -1,9 +1,10 @@
 """Candidates for the next global prompt, and the choice among them.
 
 Clients that edit the same prompt edit it at different places, so what they agree on is the prompt
-they were sent: any consensus of the uploads loses the edits. The candidates therefore also hold
-merged edits and the best uploads, and the clients decide by counting correct answers on everybody's
-private examples: what one client found has seen none of the others'.
+they were sent: any consensus of the uploads loses the edits. The candidates therefore also hold the
+edits that several clients share, merged edits and the best uploads, and the clients decide by
+counting correct answers on everybody's private examples: what one client found has seen none of
+the others'.
 
 Which uploads are the best is the clients' own word. A lie about it wins nothing, since the counts
 decide, but it takes a place among the few candidates. So one place is kept for the best upload that

@@ -175,8 +175,8 @@ class Rounds:
     def scoring_config(self, num_clients: int) -> dict[str, str | int]:
         """Return what each of ``num_clients`` that score the candidates is told besides.
 
-        Together they try each candidate on ``race_examples``: what it costs to compare a prompt
-        does not grow with the federation.
+        Together they try each candidate on ``race_examples``, each on as many and at least one: up
+        to so many clients, what it costs to compare a prompt does not grow with them.
         """
         share = -(-self.settings.race_examples // max(num_clients, 1))
         return {**self.config(), RACE_EXAMPLES_KEY: share} if share else {**self.config()}

@@ -116,6 +116,11 @@ def test_all_mistakes_are_named_at_once() -> None:
     assert any("guard" in line for line in lines)
 
 
+def test_words_of_private_texts_are_no_public_tokens() -> None:
+    with pytest.raises(ConfigError, match="search = 'bdpl': with privacy = 'public-tokens'"):
+        RunConfig.from_run_config({"privacy": "public-tokens", "search": "bdpl"})
+
+
 def test_an_unknown_key_is_named_with_the_known_ones() -> None:
     with pytest.raises(ConfigError, match="unknown configuration key 'kshot'") as caught:
         RunConfig.from_run_config({"kshot": 4})
