@@ -21,6 +21,7 @@ from simulations import (
     bench_overhead,
     bench_races,
     bench_startup,
+    bench_tally,
     deployment,
     federation,
     fedpit,
@@ -126,6 +127,12 @@ def run_elbow(
     """Compare what the server's step may do where the paper is silent, with known groups."""
     result = bench_elbow.run(seeds=seed or bench_elbow.SEEDS)
     file.write(json.dumps(result, indent=2) + "\n")
+
+
+@bench.command("tally")
+def run_tally(file: JsonFile = sys.stdout) -> None:  # type: ignore[assignment]
+    """Compare ways to put clients' counts together where some of them lie."""
+    file.write(json.dumps(bench_tally.run(), indent=2) + "\n")
 
 
 @bench.command("endpoint")

@@ -22,6 +22,7 @@ from feddtpt_flwr.language_model import LanguageModel
 from feddtpt_flwr.masked_lm import MaskedLM
 from feddtpt_flwr.proposer import MaskedLMProposer
 from feddtpt_flwr.search import PromptSearch, SearchResult
+from strategies.by_model import Count, compared_by
 from strategies.candidates import LocalPrompt, Score, Tokens, choose, propose_candidates, tally
 from strategies.edits import Edit
 
@@ -270,4 +271,5 @@ def _compare(
         asked += sum(
             max(0, share - TRAIN) if candidate.tokens in known else share for candidate in compared
         )
-    return rows[choose(compared, tally(counts))[0].tokens], asked
+    said = compared_by([Count("", count) for count in counts], "mean")
+    return rows[choose(compared, said, tally(counts))[0].tokens], asked

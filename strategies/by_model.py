@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from strategies.candidates import Score, Tokens, tally
+from strategies.candidates import Score, Tokens, bounded, tally
 from strategies.wire import MODEL_KEY
 
 ChooseFor = Literal["mean", "worst"]
@@ -56,7 +56,9 @@ def by_model(counts: Sequence[Count]) -> dict[str, dict[Tokens, Score]]:
 
 
 def compared_by(counts: Sequence[Count], choose_for: ChooseFor) -> dict[Tokens, Score]:
-    """Return the scores by which candidates are compared.
+    """Return the scores by which candidates are compared, no client's say being too large.
+
+    What a client says is `bounded` where there are three or more: of two, nothing tells who lies.
 
     Parameters
     ----------
@@ -71,6 +73,8 @@ def compared_by(counts: Sequence[Count], choose_for: ChooseFor) -> dict[Tokens, 
     dict
         One score per candidate; empty without counts.
     """
+    if len(counts) > 2:
+        counts = [Count(count.model, bounded(count.scores)) for count in counts]
     overall = tally([count.scores for count in counts])
     if choose_for == "mean":
         return overall

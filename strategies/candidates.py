@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
 from itertools import chain, islice
+from statistics import median
 
 from strategies.edits import merges
 
@@ -24,6 +25,10 @@ Tokens = tuple[int, ...]
 
 LIARS = Fraction(3, 10)
 """Share of the clients that may claim more than all others without keeping those out."""
+
+
+REACH = 0.25
+"""How far a client's count may be from its median one, as a share of its examples."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,6 +210,35 @@ def low_median(values: Sequence[float]) -> float:
     return sorted(values)[(len(values) - 1) // 2]
 
 
+def bounded(scores: Mapping[Tokens, Score]) -> dict[Tokens, Score]:
+    """Draw in what one client says of a prompt, if it is far from what it says of the others.
+
+    Counts further from the client's median count than a quarter of its examples (`REACH`) are
+    taken for that far. So a client that lies moves the comparison of two prompts by half of its
+    examples at most, not by all. Honest ones rarely reach so far, least with many examples.
+
+    Measured on made-up clients whose prompts differ as Rotten Tomatoes' do, 10 with 16 examples,
+    as the accuracy of the chosen prompt minus that of the best (``python -m simulations bench
+    tally``; standard errors of about 0.002): with 3 that say the opposite together -0.01 instead of
+    -0.18, with 3 that count at random -0.01 instead of -0.03, and without any no difference.
+    Where labels are very uneven (Dirichlet 0.1), so that prompts serve some clients and fail
+    others, it costs 0.005; a trimmed mean costs four times as much there.
+
+    Parameters
+    ----------
+    scores
+        One client's counts, all over the same examples.
+    """
+    if not scores:
+        return {}
+    middle = median(score.correct for score in scores.values())
+    reach = REACH * next(iter(scores.values())).total
+    return {
+        tokens: Score(min(max(score.correct, middle - reach), middle + reach), score.total)
+        for tokens, score in scores.items()
+    }
+
+
 def tally(counts: Sequence[Mapping[Tokens, Score]]) -> dict[Tokens, Score]:
     """Add up the clients' counts, none counting for more than the median client.
 
@@ -215,9 +249,8 @@ def tally(counts: Sequence[Mapping[Tokens, Score]]) -> dict[Tokens, Score]:
     the clients are honest, that limit is at most the largest honest number, whatever the others
     claim. Where all clients have equally many examples, as few-shot clients do, nothing is scaled.
 
-    What a client says within its limit is believed. A trimmed mean or a median over clients would
-    bound that too, but it would throw out honest clients first where data differ between clients,
-    and needs five of them or more to trim anything.
+    How far what a client says of one prompt may be from what it says of others is another limit:
+    see `bounded`.
 
     Parameters
     ----------
@@ -250,14 +283,24 @@ def tally(counts: Sequence[Mapping[Tokens, Score]]) -> dict[Tokens, Score]:
 
 
 def choose(
-    candidates: Sequence[Candidate], scores: Mapping[Tokens, Score]
+    candidates: Sequence[Candidate],
+    scores: Mapping[Tokens, Score],
+    ties: Mapping[Tokens, Score] | None = None,
 ) -> tuple[Candidate, Score]:
-    """Return the candidate with the most correct answers; a tie goes to the earlier one.
+    """Return the candidate with the most correct answers.
+
+    A tie goes to the candidate of more correct answers in ``ties``, and then to the earlier one.
 
     This is the maximum of the paper's objective (equation 2), clients weighing as in `tally`, over
     the prompts that are at hand.
 
     With the incumbent first, nothing replaces it that is not better.
     """
-    best = max(candidates, key=lambda c: scores.get(c.tokens, Score()).accuracy)
+
+    def rank(candidate: Candidate) -> tuple[float, ...]:
+        return tuple(
+            counted.get(candidate.tokens, Score()).accuracy for counted in (scores, ties or {})
+        )
+
+    best = max(candidates, key=rank)
     return best, scores.get(best.tokens, Score())

@@ -318,7 +318,7 @@ class Rounds:
                 len(self._counts), self.settings.min_scores, self._lost_scores, "counts"
             ):
                 compared = compared_by(self._counts, self.settings.choose_for)
-                chosen = choose(self.candidates, compared)[0]
+                chosen = choose(self.candidates, compared, scores)[0]
             self._settle(chosen, scores or {c.tokens: Score() for c in self.candidates})
         return scores.get(chosen.tokens)
 

@@ -17,13 +17,13 @@ COUNTS = [count("large", 5, 9, 7), count("large", 5, 9, 7), count("small", 5, 2,
 
 def test_the_mean_is_over_all_answers() -> None:
     scores = compared_by(COUNTS, "mean")
-    assert scores[GOOD_FOR_MOST] == Score(20, 30)
+    assert scores[GOOD_FOR_MOST] == Score(20.5, 30), "the small model's 2 is drawn to its 5"
     assert choose(CANDIDATES, scores)[0].tokens == GOOD_FOR_MOST
 
 
 def test_the_worst_is_the_model_with_the_lowest_accuracy() -> None:
     scores = compared_by(COUNTS, "worst")
-    assert scores == {OLD: Score(10, 20), GOOD_FOR_MOST: Score(2, 10), GOOD_FOR_ALL: Score(6, 10)}
+    assert scores == {OLD: Score(10, 20), GOOD_FOR_MOST: Score(2.5, 10), GOOD_FOR_ALL: Score(6, 10)}
     assert choose(CANDIDATES, scores)[0].tokens == GOOD_FOR_ALL
 
 
@@ -49,3 +49,21 @@ def test_without_counts_there_are_no_scores() -> None:
 )
 def test_a_models_name_is_one_short_line(metrics: dict[str, object], name: str) -> None:
     assert model_name(metrics) == name
+
+
+def test_of_two_clients_both_are_believed_and_of_three_none_too_far() -> None:
+    far = [count("one", 0, 0, 10), count("one", 6, 5, 4)]
+    assert compared_by(far, "mean")[GOOD_FOR_ALL] == Score(14, 20)
+    more = [*far, count("one", 6, 5, 4)]
+    assert compared_by(more, "mean")[GOOD_FOR_ALL] == Score(2.5 + 4 + 4, 30)
+
+
+def test_three_liars_of_ten_do_not_decide() -> None:
+    """They say that the worst prompt answers everything, and the others nothing."""
+    honest, liars = [count("one", 5, 8, 7)] * 7, [count("one", 10, 0, 0)] * 3
+    scores = compared_by([*honest, *liars], "mean")
+    assert choose(CANDIDATES, scores)[0].tokens == GOOD_FOR_MOST
+    believed = {
+        c.tokens: sum(x.scores[c.tokens].correct for x in honest + liars) for c in CANDIDATES
+    }
+    assert max(believed, key=believed.__getitem__) == OLD

@@ -1,5 +1,5 @@
 from collections.abc import Sequence
-from itertools import zip_longest
+from itertools import combinations, zip_longest
 from typing import Any
 
 import pytest
@@ -12,6 +12,7 @@ from strategies.candidates import (
     LocalPrompt,
     Score,
     Tokens,
+    bounded,
     choose,
     low_median,
     propose_candidates,
@@ -370,6 +371,45 @@ def test_who_claims_more_than_the_median_is_scaled_down() -> None:
 
 def test_nobody_counted() -> None:
     assert tally([]) == {}
+
+
+@pytest.mark.parametrize(
+    ("correct", "expected"),
+    [
+        ((8, 8, 9, 7), (8, 8, 9, 7)),
+        ((0, 8, 8, 16), (4, 8, 8, 12)),
+        ((0, 16), (4, 12)),
+        ((0, 0, 0, 16), (0, 0, 0, 4)),
+        ((5,), (5,)),
+        ((0, 7, 8, 16), (3.5, 7, 8, 11.5)),
+    ],
+)
+def test_what_a_client_says_of_a_prompt_is_drawn_to_what_it_says_of_others(
+    correct: tuple[int, ...], expected: tuple[float, ...]
+) -> None:
+    scores: dict[Tokens, Score] = {(i,): Score(n, 16) for i, n in enumerate(correct)}
+    assert bounded(scores) == {(i,): Score(count, 16) for i, count in enumerate(expected)}
+    assert bounded({}) == {}
+
+
+@given(correct=st.lists(st.integers(0, 40), min_size=1, max_size=6))
+def test_bounded_counts_keep_their_order_and_stay_counts(correct: list[int]) -> None:
+    found = bounded({(i,): Score(count, 40) for i, count in enumerate(correct)})
+    drawn = [found[i,].correct for i in range(len(correct))]
+    assert all(0 <= count <= 40 for count in drawn)
+    for a, b in combinations(range(len(correct)), 2):
+        assert (correct[a] <= correct[b]) == (drawn[a] <= drawn[b]) or drawn[a] == drawn[b]
+    assert max(drawn) - min(drawn) <= 20
+
+
+def test_a_tie_falls_to_what_ties_say_and_then_to_the_earlier() -> None:
+    candidates = [Candidate(tokens, "?") for tokens in (A, B, C)]
+    tied: dict[Tokens, Score] = {tokens: Score(5, 10) for tokens in (A, B, C)}
+    assert choose(candidates, tied)[0].tokens == A
+    assert choose(candidates, tied, {A: Score(5, 10), B: Score(6, 10)})[0].tokens == B
+    assert choose(candidates, tied, tied)[0].tokens == A
+    better = {**tied, C: Score(6, 10)}
+    assert choose(candidates, better, {A: Score(9, 10)})[0].tokens == C
 
 
 numbers = st.integers(1, 50).flatmap(
