@@ -632,15 +632,15 @@ def test_the_prompt_is_chosen_for_all_answers_or_the_worst_model(
 ) -> None:
     server = Server(choose_for=choose_for)
     candidates = server.fit(*uploads(A, B))
-    large = scores(candidates, {A: 10, B: 6, SEED: 3})
-    small = scores(candidates, {A: 2, B: 5, SEED: 3})
+    large = scores(candidates, {**dict.fromkeys(candidates, 6), A: 8})
+    small = scores(candidates, {**dict.fromkeys(candidates, 3), B: 5})
     for (_, result), model in ((large, "large"), (small, "small")):
         result.metrics[MODEL_KEY] = model
     loss, _ = server.score(large, large, small)
     assert server.strategy.prompt == chosen
     (record,) = server.rounds
-    assert record.scores_by_model["large"][A] == Score(20, 20)
-    assert record.scores_by_model["small"][A] == Score(2, 10)
+    assert record.scores_by_model["large"][A] == Score(16, 20)
+    assert record.scores_by_model["small"][A] == Score(3, 10)
     assert loss == pytest.approx(1 - record.scores[chosen].accuracy), "reported over all answers"
 
 
