@@ -26,7 +26,6 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_show_locals=False,  # they may hold what must not be printed
-    help="Federated discrete prompt tuning for black-box language models.",
 )
 
 

@@ -3,10 +3,10 @@
 python -m simulations bench tally --json simulations/results/tally.json
 
 Made-up clients and prompts, so that it is known which prompt is the best. A prompt tells two labels
-apart more or less well and leans to one of them, both as far as was seen among changes of Rotten
-Tomatoes' seed prompt with SmolLM2-135M (d' of 0.92, standard deviation 0.45; a lean of 0.8). What
-is hard for one prompt is so for the others, too. Labels are even, or by Dirichlet(0.1) for each
-client.
+apart more or less well (d' of 0.92, standard deviation 0.45) and leans to one of them (0.8). The
+former is as 40 rewordings of Rotten Tomatoes' seed prompt did on 160 reviews with SmolLM2-135M; the
+lean, of which these had more (1.3), and how far what is hard for one prompt is so for the others
+are assumed. Labels are even, or by Dirichlet(0.1) for each client.
 """
 
 from collections.abc import Callable, Mapping

@@ -215,10 +215,10 @@ def bounded(scores: Mapping[Tokens, Score]) -> dict[Tokens, Score]:
 
     Counts further from the client's median count than a quarter of its examples (`REACH`) are
     taken for that far. So a client that lies moves the comparison of two prompts by half of its
-    examples at most, not by all. Honest ones rarely reach so far, least with many examples.
+    examples at most, not by all.
 
-    Measured on made-up clients whose prompts differ as Rotten Tomatoes' do, 10 with 16 examples,
-    by how much worse than the best prompt the chosen one is (``python -m simulations bench
+    Measured on made-up clients and prompts, of no language model, 10 clients with 16 examples, by
+    how much worse than the best prompt the chosen one is (``python -m simulations bench
     tally``; standard errors of 0.002 at most): with 3 that say the opposite together 0.022 instead
     of 0.176, with 3 that count at random 0.018 instead of 0.029, and without any 0.005 either way.
     Where labels are very uneven (Dirichlet 0.1), so that prompts serve some clients and fail

@@ -224,6 +224,11 @@ def most_fluent(
     -------
     NDArray[np.int64]
         As many rows; the same where nothing reads better.
+
+    Raises
+    ------
+    ValueError
+        If ``fluency_fn`` does not return a number for each prompt.
     """
     chosen, allowed = rows.copy(), uploads.repetitions
     held = Counter(uploads.tokens[rows].tolist())
@@ -240,6 +245,11 @@ def most_fluent(
             chosen[place] = option
             prompts.append(tuple(uploads.tokens[chosen].tolist()))
         scores = np.nan_to_num(np.array(fluency_fn(prompts), dtype=np.float64), nan=-np.inf)
+        if scores.shape != (len(prompts),):
+            raise ValueError(
+                f"fluency_fn must return a number for each of {len(prompts)} prompts, got shape "
+                f"{scores.shape}"
+            )
         chosen[place] = options[int(np.argmax(scores))]
         held[int(uploads.tokens[row])] -= 1
         held[int(uploads.tokens[chosen[place]])] += 1

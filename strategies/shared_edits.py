@@ -1,9 +1,10 @@
 """Edits that several clients found, each on its own.
 
 A client's gain is counted on few examples, and the best of many clients' gains flatters: it was
-chosen for being the best. Two clients that come to the same edit have found it on examples that
-neither has seen of the other. What "the same" is the paper's clusters say: two edits of one place
-are alike if the tokens they put in are, one by one, in the same clusters.
+chosen for being the best. Two clients that come to the same edit have each found it on private
+examples that the other has not seen, if on the same public ones. What "the same" is the paper's
+clusters say: two edits of one place are alike if the tokens they put in are, one by one, in the
+same clusters.
 """
 
 from collections import defaultdict

@@ -191,6 +191,12 @@ def test_a_prompt_that_cannot_be_judged_does_not_read_best() -> None:
     assert chosen.tolist() == rows.tolist()
 
 
+def test_every_prompt_must_be_judged() -> None:
+    sent, rows, labels = a_choice(1.0, 1.0, 1.0)
+    with pytest.raises(ValueError, match="a number for each of 3 prompts, got shape \\(1,\\)"):
+        most_fluent(sent, rows, labels, lambda _: [0.0])
+
+
 def test_each_place_is_judged_with_what_was_exchanged_before_it() -> None:
     """6 reads well after 1, and then 8 after 6; 8 after 5 does not."""
     sent = uploads([1, 5, 7], [1, 6, 8])
