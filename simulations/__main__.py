@@ -13,7 +13,7 @@ from rich.console import Console
 from feddtpt_flwr.data import DataError
 from simulations import (
     bench_aggregation,
-    bench_elbow,
+    bench_choices,
     bench_endpoint,
     bench_evaluation,
     bench_labels,
@@ -119,13 +119,13 @@ def run_scaling(
     scaling.run(clients or scaling.CLIENTS, folder)
 
 
-@bench.command("elbow")
-def run_elbow(
+@bench.command("choices")
+def run_choices(
     seed: Annotated[list[int] | None, typer.Option(help="A seed; give two or more.")] = None,
     file: JsonFile = sys.stdout,  # type: ignore[assignment]
 ) -> None:
     """Compare what the server's step may do where the paper is silent, with known groups."""
-    result = bench_elbow.run(seeds=seed or bench_elbow.SEEDS)
+    result = bench_choices.run(seeds=seed or bench_choices.SEEDS)
     file.write(json.dumps(result, indent=2) + "\n")
 
 

@@ -1,6 +1,6 @@
 """What the server's step leaves open: DBSCAN's radius, noise, ties, repeated tokens, the order.
 
-python -m simulations bench elbow --json simulations/results/elbow.json
+python -m simulations bench choices --json simulations/results/choices.json
 
 Made-up federations with real embeddings. Every client makes changes of a task's seed prompt that
 the search's own proposer suggests, at random and unseen by any black box. Which token came from

@@ -9,9 +9,9 @@ import pytest
 from numpy.typing import NDArray
 from typer.testing import CliRunner
 
-from simulations import bench_elbow
+from simulations import bench_choices
 from simulations.__main__ import app
-from simulations.bench_elbow import (
+from simulations.bench_choices import (
     Lineage,
     edited,
     judged,
@@ -107,7 +107,7 @@ def test_weights_that_different_tokens_share_are_ties() -> None:
 
 
 def test_seed_tokens_that_change_places_are_counted() -> None:
-    count = bench_elbow._misplaced
+    count = bench_choices._misplaced
     assert count(np.array([0, -1, 1, 2])) == 0
     assert count(np.array([1, -1, 0, 2])) == pytest.approx(1 / 3)
     assert count(np.array([0, 0, -1])) == 0, "no pair to be in order"
@@ -127,7 +127,7 @@ def test_kneed_reads_the_radius_at_its_knee(
 ) -> None:
     library = SimpleNamespace(KneeLocator=lambda *_, **__: SimpleNamespace(knee=knee))
     monkeypatch.setitem(sys.modules, "kneed", library)
-    assert bench_elbow._ways()["kneed"](np.array(curve)) == radius
+    assert bench_choices._ways()["kneed"](np.array(curve)) == radius
 
 
 def test_without_kneed_the_others_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,16 +148,16 @@ def test_the_command_writes_what_was_measured(monkeypatch: pytest.MonkeyPatch) -
         asked.append(seeds)
         return {"federations": 10}
 
-    monkeypatch.setattr(bench_elbow, "run", run)
-    shown = CliRunner().invoke(app, ["bench", "elbow", "--seed", "3", "--json", "-"])
+    monkeypatch.setattr(bench_choices, "run", run)
+    shown = CliRunner().invoke(app, ["bench", "choices", "--seed", "3", "--json", "-"])
     assert json.loads(shown.stdout) == {"federations": 10}
-    CliRunner().invoke(app, ["bench", "elbow"])
+    CliRunner().invoke(app, ["bench", "choices"])
     assert [list(seeds) for seeds in asked] == [[3], [0, 1, 2, 3, 4]]
 
 
 @pytest.mark.slow
 def test_a_federation_with_the_real_models(embedded_assets: None) -> None:
-    result = bench_elbow.run(["rotten_tomatoes"], [4], [0])
+    result = bench_choices.run(["rotten_tomatoes"], [4], [0])
     assert result["federations"] == 1
     assert result["elbows"]["split"]["rand"] <= result["elbows"]["best radius"]["rand"] <= 1
     assert result["orders"]["mean place"]["nats"] > 0
