@@ -49,14 +49,15 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
     "all data in one place": {"queries-per-round": 2600, "who": "together"},
     "federation, 3 bad clients": {"queries-per-round": 200, "bad": len(BAD)},
+    "federation, these 3 away": {"queries-per-round": 200, "away": len(BAD)},
     "the paper's step, 3 bad clients": {"queries-per-round": 260, "guard": False, "bad": len(BAD)},
     "federation, in a chat": {"queries-per-round": 200, "chat": True},
     "one client alone, in a chat": {"queries-per-round": 2600, "who": "alone", "chat": True},
     "federation, uneven labels": {"queries-per-round": 200, **UNEVEN},
     "one client alone, uneven labels": {"queries-per-round": 2600, "who": "alone", **UNEVEN},
 }
-"""What differs from `SETTINGS`; and who takes part, how many are bad, what tokens weigh by, and
-whether the server minds how its prompt reads."""
+"""What differs from `SETTINGS`; and who takes part, how many are bad or away, what tokens weigh by,
+and whether the server minds how its prompt reads."""
 
 TABLES = {
     "Against its members and rivals": (
@@ -84,6 +85,7 @@ TABLES = {
         [
             "federation",
             "federation, 3 bad clients",
+            "federation, these 3 away",
             "the paper's step",
             "the paper's step, 3 bad clients",
         ],
@@ -105,12 +107,14 @@ def who(data: FederatedData, takes_part: str) -> FederatedData:
 
 def run_once(settings: Mapping[str, Any], seed: int) -> Outcome:
     """Run one method; ``settings`` are the app's and what `VARIANTS` has besides."""
-    own = ("who", "bad", "client-weights", "fluent")
+    own = ("who", "bad", "away", "client-weights", "fluent")
     given = {key: value for key, value in settings.items() if key not in own}
     config = RunConfig.from_run_config({**given, "seed": seed})
-    bad = BAD[: settings.get("bad", 0)]
+    bad, away = (BAD[: settings.get(key, 0)] for key in ("bad", "away"))
 
-    def client(node: Node) -> Client:
+    def client(node: Node) -> Client | None:
+        if node.name in away:
+            return None
         return BadClient(node) if node.name in bad else HonestClient(node)
 
     data = load_data(config, NUM_CLIENTS)
@@ -161,9 +165,9 @@ def table(kept: kept_runs.Runs, common: Mapping[str, Any]) -> str:
         "SmolLM2-135M-Instruct, with about the same number of queries to spend. *One client alone* "
         "is the first of the ten; *in a chat*: by the model's chat template, not as plain text; "
         "*uneven labels*: a Dirichlet(0.1) partition; *bad clients* send random tokens, claim "
-        "that these are always right, and compare with random counts; *read best*: of tokens that "
-        "are about as similar to the other clients' the server takes those with which the prompt "
-        "reads best. "
+        "that these are always right, and compare with random counts; *away*: these do not take "
+        "part, and the others are as they were; *read best*: of tokens that are about as similar "
+        "to the other clients' the server takes those with which the prompt reads best. "
         "Means over seeds with 95 % bootstrap intervals; differences are of the same seeds; the "
         "pseudo-perplexity of learned prompts is a geometric mean, by the model that proposed. "
         f"Settings: `{shown}`, otherwise the defaults. The runs by seed and their date are in "

@@ -125,8 +125,8 @@ class Federation:
         Settings of the run.
     data : FederatedData
         Everybody's examples.
-    clients : Callable[[Node], Client]
-        Makes each client.
+    clients : Callable[[Node], Client | None]
+        Makes each client; ``None`` for one that does not take part.
     client_weights : ClientWeights
         As of `strategies.feddtpt.FedDTPT`.
     fluent : bool, optional
@@ -138,7 +138,7 @@ class Federation:
         self,
         config: RunConfig,
         data: FederatedData,
-        clients: Callable[[Node], Client] = HonestClient,
+        clients: Callable[[Node], Client | None] = HonestClient,
         client_weights: ClientWeights = "equal",
         *,
         fluent: bool | None = None,
@@ -149,10 +149,12 @@ class Federation:
         masked_lm = models.masked_lm(config, self._task)
         fluent = config.guard if fluent is None else fluent
         self._vocabulary = masked_lm.vocabulary
-        self._clients = [
-            clients(Node(str(index), config, own, data.public))
-            for index, own in enumerate(data.clients)
+        nodes = [
+            Node(str(index), config, own, data.public) for index, own in enumerate(data.clients)
         ]
+        self._clients = {
+            node.name: client for node in nodes if (client := clients(node)) is not None
+        }
         self._rounds = Rounds(
             RoundSettings(
                 embed_fn=models.token_embedder(config, self._task).embed,
@@ -207,15 +209,15 @@ class Federation:
         self._rounds.begin_round(number)
         sent = np.array(self._rounds.prompt)
         replies, self.metrics = [], []
-        for index, client in enumerate(self._clients):
+        for name, client in self._clients.items():
             answer = client.search(sent, number)
             arrays, _, metrics = answer
-            replies.append(self._reply(index, answer))
+            replies.append(self._reply(name, answer))
             self.metrics.append(metrics)
             changes = json.loads(str(metrics.get("accepted", "[]")))
             tried = " ".join(change["after"] for change in changes)
             self.uploads += [
-                Sent(str(index), self.prompt, self._vocabulary.decode(array.tolist()), tried)
+                Sent(name, self.prompt, self._vocabulary.decode(array.tolist()), tried)
                 for array in arrays
             ]
         self._rounds.read_uploads(number, replies, 0)
@@ -223,16 +225,16 @@ class Federation:
         if len(candidates) > 1:
             told = {**self._rounds.scoring_config(len(self._clients)), ROUND_KEY: number}
             counts = [
-                self._reply(index, client.score(candidates, told))
-                for index, client in enumerate(self._clients)
+                self._reply(name, client.score(candidates, told))
+                for name, client in self._clients.items()
             ]
             self._rounds.read_scores(counts, 0)
         self._rounds.decide()
 
-    def _reply(self, index: int, answer: Answer) -> Reply:
+    def _reply(self, name: str, answer: Answer) -> Reply:
         arrays, num_examples, metrics = answer
         self.queries += int(metrics.get(QUERIES_KEY, 0))
-        return Reply(str(index), tuple(map(_as_bytes, arrays)), metrics, num_examples)
+        return Reply(name, tuple(map(_as_bytes, arrays)), metrics, num_examples)
 
 
 def _as_bytes(array: NDArray[Any]) -> bytes:

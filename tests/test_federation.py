@@ -43,7 +43,8 @@ def test_runs_and_their_tables(
     embedded_assets: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alone, bad = "one client alone", "federation, 3 bad clients"
-    rows = {"federation": 2 * EXAMPLES, bad: 2 * EXAMPLES, alone: 2 * EXAMPLES}
+    away = "federation, these 3 away"
+    rows = dict.fromkeys(("federation", bad, away, alone), 2 * EXAMPLES)
     for row, queries in rows.items():
         monkeypatch.setitem(VARIANTS[row], "queries-per-round", queries)
     table = federation.run([0], tmp_path, list(rows), TINY)
@@ -51,6 +52,7 @@ def test_runs_and_their_tables(
     asked = {row: kept[row]["0"]["queries"] for row in rows}
     assert asked[alone] < asked["federation"] / 5
     assert asked[bad] < asked["federation"] * 0.85, "they ask nothing"
+    assert asked[away] < asked["federation"] * 0.85, "nor do these"
     assert kept[bad]["0"]["prompt"] not in bad_uploads(0), "they are outvoted"
     for row in rows:
         assert f"| {row} | 1 |" in table
