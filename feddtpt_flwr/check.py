@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from feddtpt_flwr import models
 from feddtpt_flwr.assets import AssetError
-from feddtpt_flwr.client_limits import most_scored, num_compared
+from feddtpt_flwr.client_limits import most_scored, num_compared, too_few_queries
 from feddtpt_flwr.config import ConfigError, RunConfig
 from feddtpt_flwr.data import DataError, Task
 from feddtpt_flwr.data.own import OwnFile, count_by_class
@@ -103,6 +103,8 @@ def check_node(run_config: Mapping[str, Any], node_config: Mapping[str, Any]) ->
         yield _attempt("own file", lambda: _describe_file(file, task))[1]
     node, of_examples = _attempt("examples", lambda: _load(config))
     yield of_examples
+    if node and (mistake := too_few_queries(config.run, node.data, len(node.public))):
+        yield Finding("queries", "", mistake)
     seconds, of_masked_lm = _attempt("masked LM", lambda: _measure_masked_lm(config.run, task))
     yield of_masked_lm
     if config.run.proposer == "prompt-generator":

@@ -40,6 +40,7 @@ FREE_SETTINGS = frozenset(
         "tokens-per-run",
         "cost-per-run",
         "seconds-per-run",
+        "trackers",
     }
 )
 """Settings that a run may change when it goes on: none decides what prompt a round finds."""

@@ -58,7 +58,7 @@ def simulate(
     Unlike a bare ``flwr run`` this installs nothing, uses no SuperLink that is already running and
     ends with exit status 1 if the run failed.
     """
-    _check(folder, app_name, run_config or [])
+    _check(folder, app_name, run_config or [], num_clients)
     # Whoever ends this command ends the run, too: its processes would go on without it.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -178,7 +178,7 @@ def own_prompt() -> None:
         )
 
 
-def _check(folder: Path, app_name: str, run_config: list[str]) -> None:
+def _check(folder: Path, app_name: str, run_config: list[str], num_clients: int) -> None:
     """Find mistakes in the settings at once: Flower starts for many seconds, then tells less."""
     if app_name not in APPS:
         known = ", ".join(repr(name) for name in APPS if name)
@@ -189,9 +189,15 @@ def _check(folder: Path, app_name: str, run_config: list[str]) -> None:
             if app_name
             else _defaults(folder / "pyproject.toml")
         )
-        APPS[app_name].from_run_config({**settings, **_overrides(run_config)})
+        config = APPS[app_name].from_run_config({**settings, **_overrides(run_config)})
     except (BundleError, ConfigError) as error:
         raise typer.BadParameter(str(error)) from None
+    if num_clients < config.min_available_clients:
+        # It would wait for clients that never come.
+        raise typer.BadParameter(
+            f"--num-clients {num_clients}: min-available-clients = {config.min_available_clients} "
+            "needs as many or more"
+        )
 
 
 def _defaults(file: Path) -> dict[str, Any]:

@@ -8,12 +8,19 @@ from flwr.client import Client, NumPyClient
 from flwr.clientapp import ClientApp
 from flwr.common import Context, NDArrays, RecordDict, Scalar, log
 
-from feddtpt_flwr import __version__, logs, models
+from feddtpt_flwr import logs, models
 from feddtpt_flwr.assets import cache_folder
 from feddtpt_flwr.budget import ClientBudget
-from feddtpt_flwr.client_limits import scoring_budget, search_budget
-from feddtpt_flwr.client_report import counted, described, refusal, unchanged, written
-from feddtpt_flwr.client_state import RUN_KEY, VERSION_KEY, ClientState, Phase, state_file, step
+from feddtpt_flwr.client_limits import scoring_budget, search_budget, too_few_to_search
+from feddtpt_flwr.client_report import counted, described, mismatch, refusal, unchanged, written
+from feddtpt_flwr.client_state import (
+    RUN_KEY,
+    ClientState,
+    Kept,
+    Phase,
+    state_file,
+    step,
+)
 from feddtpt_flwr.config import RunConfig
 from feddtpt_flwr.data import ClientData, Example
 from feddtpt_flwr.evaluation import BudgetExhaustedError, Evaluator, mixed_order
@@ -82,12 +89,17 @@ class PromptTuningClient(NumPyClient):
         """
         server_round = int(config[ROUND_KEY])
         logs.add(round=server_round)
-        if reason := self._mismatch(config):
+        examples = [*self._data.train, *self._public]
+        if reason := mismatch(config, self._config) or too_few_to_search(
+            self._config, len(examples)
+        ):
             return [], 0, refusal(self._name, config, reason)
         tokens = self._read(parameters)[0]
         rng = np.random.default_rng([self._config.seed, server_round, _stream(self._name)])
-        examples = [*self._data.train, *self._public]
-        state = self._recall(config, "search")
+        state = self._recall(config, "search", (tokens,))
+        if kept := state.reply:
+            log(INFO, "client %s: the search of this round is done already", self._name)
+            return [np.array(kept.tokens, dtype=np.int64)], kept.num_examples, dict(kept.metrics)
         vocabulary: dict[str, Scalar] = {VOCABULARY_KEY: self._vocabulary.fingerprint}
         num_own = len(self._data.train) + len(self._data.validation)
         models.language_model(self._config)  # loaded before the search's seconds are counted
@@ -135,7 +147,6 @@ class PromptTuningClient(NumPyClient):
             return [], 0, self._counted(config, evaluator, error) | self._written(writer)
         progress(result.accuracy, f"done, {result.num_trials} changes tried")
         budget.tell()
-        state.end(evaluator.cache)
         before = result.start_accuracy if accuracy is None else accuracy
         metrics = {
             **self._counted(config, evaluator, result.failure),
@@ -148,6 +159,9 @@ class PromptTuningClient(NumPyClient):
         }
         if budget.left < len(examples) and budget.tightest:
             metrics[LIMIT_KEY] = budget.tightest
+        kept = Kept((tokens,), result.tokens, len(examples), metrics)
+        # One that was cut short goes on if its message comes again.
+        state.end(evaluator.cache, None if result.failure else kept)
         return [np.array(result.tokens, dtype=np.int64)], len(examples), metrics
 
     def evaluate(
@@ -162,21 +176,24 @@ class PromptTuningClient(NumPyClient):
         run does not cover the counting, there are no counts, and the metrics say why.
         """
         logs.add(round=int(config[ROUND_KEY]))
-        if reason := self._mismatch(config):
+        if reason := mismatch(config, self._config):
             return 1.0, 0, refusal(self._name, config, reason)
         prompts = self._read(parameters)
         examples = self._to_score(config)
-        state = self._recall(config, "score")
+        state = self._recall(config, "score", tuple(prompts))
+        if kept := state.reply:
+            log(INFO, "client %s: these prompts are scored already", self._name)
+            return 1.0 - float(kept.metrics["accuracy"]), kept.num_examples, dict(kept.metrics)
         budget = scoring_budget(self._config, state, len(prompts) * len(examples))
         evaluator = self._evaluator(budget, state)
         texts = [self._vocabulary.decode(tokens) for tokens in prompts]
         try:
             correct = evaluator.correct_all(texts, examples)
         except (ModelError, BudgetExhaustedError) as error:
-            return 1.0, 0, self._counted(config, evaluator, error)
-        finally:
             budget.tell()
             state.end(evaluator.cache)
+            return 1.0, 0, self._counted(config, evaluator, error)
+        budget.tell()
         accuracy = float(correct[0].mean())
         metrics: dict[str, Scalar] = {
             correct_key(index): int(answers.sum()) for index, answers in enumerate(correct)
@@ -185,6 +202,7 @@ class PromptTuningClient(NumPyClient):
             SCORED_KEY: len(examples),
             "accuracy": accuracy,
         }
+        state.end(evaluator.cache, Kept(tuple(prompts), (), len(examples), metrics))
         return 1.0 - accuracy, len(examples), metrics
 
     def _to_score(self, config: Mapping[str, Scalar]) -> list[Example]:
@@ -218,21 +236,6 @@ class PromptTuningClient(NumPyClient):
             for array in parameters
         ]
 
-    def _mismatch(self, config: Mapping[str, Scalar]) -> str:
-        """Return why nothing that this node finds could be shared with the server, if so."""
-        theirs = str(config.get(VOCABULARY_KEY, self._vocabulary.fingerprint))
-        if theirs != self._vocabulary.fingerprint:
-            return (
-                f"masked-lm: this node's vocabulary {self._vocabulary.fingerprint} is not the "
-                f"server's, {theirs}; all nodes need the same masked-lm"
-            )
-        if (version := str(config.get(VERSION_KEY, __version__))) != __version__:
-            return (
-                f"this node runs feddtpt-flwr {__version__}, the server {version}; both need the "
-                "same version"
-            )
-        return ""
-
     def _start(
         self,
         tokens: Tokens,
@@ -253,12 +256,14 @@ class PromptTuningClient(NumPyClient):
             return tokens, None
         return (interrupted if other > global_accuracy else tokens), float(global_accuracy)
 
-    def _recall(self, config: Mapping[str, Scalar], phase: Phase) -> ClientState:
+    def _recall(
+        self, config: Mapping[str, Scalar], phase: Phase, sent: tuple[Tokens, ...] = ()
+    ) -> ClientState:
         run = str(config.get(RUN_KEY, ""))
         # Who wants nothing on disk wants no trials there either.
         kept = run and self._config.cache_size_mib
         file = state_file(cache_folder(), run, self._name) if kept else None
-        return ClientState(self._state, file, step(int(config[ROUND_KEY]), phase))
+        return ClientState(self._state, file, step(int(config[ROUND_KEY]), phase), sent)
 
     def _evaluator(self, budget: ClientBudget, state: ClientState) -> Evaluator:
         store = models.answer_store(self._config)

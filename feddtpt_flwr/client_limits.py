@@ -6,6 +6,7 @@ from feddtpt_flwr import models
 from feddtpt_flwr.budget import Amounts, ClientBudget, Span
 from feddtpt_flwr.client_state import ClientState
 from feddtpt_flwr.config import RunConfig
+from feddtpt_flwr.data import ClientData
 
 
 def search_budget(config: RunConfig, state: ClientState, num_own: int) -> ClientBudget:
@@ -41,6 +42,48 @@ def scoring_budget(config: RunConfig, state: ClientState, queries: int) -> Clien
     """Return the budget for comparing prompts in at most so many ``queries``."""
     run = _run(config, state)
     return ClientBudget(queries, run, tariff=models.tariff(config), on_use=state.use)
+
+
+def too_few_to_search(config: RunConfig, num_examples: int) -> str:
+    """Return why a search on so many examples cannot try a single change; empty if it can."""
+    if config.queries_per_round >= 2 * num_examples:
+        return ""
+    return (
+        f"queries-per-round = {config.queries_per_round}: {2 * num_examples} or more are needed, "
+        f"twice the {num_examples} examples that it searches on"
+    )
+
+
+def too_few_queries(config: RunConfig, data: ClientData, num_public: int) -> str:
+    """Return why ``queries-per-round`` is too few for what a client is to do; empty if it is not.
+
+    Parameters
+    ----------
+    config : RunConfig
+        Settings of the run on this node.
+    data : ClientData
+        The node's examples.
+    num_public : int
+        Examples of the public set.
+    """
+    train, examples = len(data.train), len(data.train) + num_public
+    if config.privacy == "exponential":
+        least = train * (4 if num_public else 2)
+        why = f"for two prompts to choose from with {train} private examples"
+    elif config.privacy == "synthetic":
+        search = 2 * examples
+        # Examples are written in two turns, and with half of what that search may ask at most.
+        uploading = search + min(2 * train, search - 1)
+        least = 2 * max(uploading, search + len(data.validation))
+        why = (
+            f"for two searches on {examples} examples, to write {train} of them, and to validate "
+            f"on {len(data.validation)}"
+        )
+    else:
+        return too_few_to_search(config, examples)
+    if config.queries_per_round >= least:
+        return ""
+    return f"queries-per-round = {config.queries_per_round}: {least} or more are needed, {why}"
 
 
 def num_compared(config: RunConfig) -> int:

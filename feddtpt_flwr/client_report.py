@@ -6,9 +6,12 @@ from logging import ERROR
 
 from flwr.common import Scalar, log
 
-from feddtpt_flwr import models
+from feddtpt_flwr import __version__, models
+from feddtpt_flwr.client_state import VERSION_KEY
 from feddtpt_flwr.config import RunConfig
+from feddtpt_flwr.config_rules import kebab
 from feddtpt_flwr.evaluation import Evaluator
+from feddtpt_flwr.experiment import load_task
 from feddtpt_flwr.feedback import Trial
 from feddtpt_flwr.generator import Writer
 from feddtpt_flwr.vocabulary import Vocabulary
@@ -30,6 +33,7 @@ from strategies.wire import (
     ROUND_KEY,
     UNPARSED_KEY,
     USED_UP_KEY,
+    VOCABULARY_KEY,
 )
 
 
@@ -73,8 +77,16 @@ def counted(
         }
     if failure:
         log(ERROR, "client %s: %s", name, failure)
-        report[FAILURE_KEY] = str(failure)
+        report[FAILURE_KEY] = without_addresses(str(failure), config)
     return report
+
+
+def without_addresses(text: str, config: RunConfig) -> str:
+    """Return a text without the addresses of this node's services: nobody else needs them."""
+    for key in ("generator_endpoint", "masked_lm_endpoint", "endpoint"):
+        if address := getattr(config, key):
+            text = text.replace(address, kebab(key))
+    return text
 
 
 def written(writer: Writer, config: RunConfig) -> dict[str, Scalar]:
@@ -92,6 +104,30 @@ def written(writer: Writer, config: RunConfig) -> dict[str, Scalar]:
 def unchanged(limit: str) -> dict[str, Scalar]:
     """Return what else the server is told of a search that a limit of the run forbids."""
     return {GAIN_KEY: 0.0, "trials": 0, "accepted": "[]", USED_UP_KEY: limit}
+
+
+def mismatch(told: Mapping[str, Scalar], config: RunConfig) -> str:
+    """Return why nothing that this node finds could be shared with the server; empty if it could.
+
+    Parameters
+    ----------
+    told : Mapping[str, Scalar]
+        The message's configuration.
+    config : RunConfig
+        Settings of the run on this node.
+    """
+    ours = models.masked_lm(config, load_task(config)).vocabulary.fingerprint
+    if (theirs := str(told.get(VOCABULARY_KEY, ours))) != ours:
+        return (
+            f"masked-lm: this node's vocabulary {ours} is not the server's, {theirs}; all nodes "
+            "need the same masked-lm"
+        )
+    if (version := str(told.get(VERSION_KEY, __version__))) != __version__:
+        return (
+            f"this node runs feddtpt-flwr {__version__}, the server {version}; both need the "
+            "same version"
+        )
+    return ""
 
 
 def refusal(name: str, told: Mapping[str, Scalar], reason: str) -> dict[str, Scalar]:

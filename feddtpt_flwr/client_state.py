@@ -4,8 +4,9 @@ In a deployment every message starts a new process. Flower hands its client stat
 next, but keeps it in the SuperNode's memory, only takes it from a process that ends well, and gives
 none to another run that goes on with this one. So there is a file as well: every answer and every
 trial is appended to it at once. A message that comes again, after its process or the whole run was
-killed, finds everything as it was when it first came, and what had been answered until then in an
-archive. It therefore takes the same course, and asks nothing twice.
+killed, finds what was replied to it. If it never came to a reply, it finds everything as it was
+when it first came, and what had been answered until then in an archive: it takes the same course,
+and asks nothing twice.
 """
 
 import hashlib
@@ -14,12 +15,12 @@ import os
 import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from logging import WARNING
 from pathlib import Path
 from typing import Any, Literal
 
-from flwr.common import ConfigRecord, RecordDict, log
+from flwr.common import ConfigRecord, RecordDict, Scalar, log
 
 from feddtpt_flwr.budget import Amounts
 from feddtpt_flwr.evaluation import AnswerCache
@@ -48,6 +49,34 @@ def step(server_round: int, phase: Phase) -> Step:
     return server_round, ("search", "score").index(phase)
 
 
+@dataclass(frozen=True)
+class Kept:
+    """What was replied to a message.
+
+    Attributes
+    ----------
+    to : tuple[Tokens, ...]
+        The prompts that had come with it.
+    tokens : Tokens
+        The prompt that went back; empty after scoring.
+    num_examples : int
+        The number of examples.
+    metrics : Mapping[str, Scalar]
+        All else.
+    """
+
+    to: tuple[Tokens, ...]
+    tokens: Tokens
+    num_examples: int
+    metrics: Mapping[str, Scalar]
+
+    @classmethod
+    def of(cls, entry: Mapping[str, Any]) -> "Kept":
+        """Read what `asdict` and JSON made of one."""
+        to = tuple(tuple(prompt) for prompt in entry["to"])
+        return cls(to, tuple(entry["tokens"]), int(entry["num_examples"]), dict(entry["metrics"]))
+
+
 def state_file(folder: Path, run: str, client: str) -> Path:
     """Return the file of one client in one run.
 
@@ -71,9 +100,13 @@ class ClientState:
         See `state_file`; without one, Flower's state is all there is.
     now : Step
         The message's place in the run.
+    sent : tuple[Tokens, ...]
+        The prompts that came with it.
 
     Attributes
     ----------
+    reply : Kept, optional
+        What was replied when the same message with the same prompts came before.
     feedback : Feedback
         The trials so far; new ones are written down.
     interrupted : Tokens, optional
@@ -83,12 +116,24 @@ class ClientState:
         attempts count, as they are gone; queries do not, as they are asked again and found.
     """
 
-    def __init__(self, flower: RecordDict, file: Path | None, now: Step) -> None:
+    def __init__(
+        self,
+        flower: RecordDict,
+        file: Path | None,
+        now: Step,
+        sent: tuple[Tokens, ...] = (),
+    ) -> None:
         self._flower = flower
         self._file = file
         self._now = now
         there, intact = self._read()
-        past = [entry for entry in there if _step(entry) < now]
+        self.reply = _reply(there, now, sent)
+
+        def stands(entry: Mapping[str, Any]) -> bool:
+            # A message that was replied to does not begin anew.
+            return _step(entry) < now or (self.reply is not None and _step(entry) == now)
+
+        past = [entry for entry in there if stands(entry)]
         # Flower's state has more than the file where the disk is another one than before.
         flowers = self._read_flowers()
         if flowers and (not past or _step(flowers[-1]) > max(map(_step, past))):
@@ -96,11 +141,12 @@ class ClientState:
         other = [
             _without_queries(entry)
             for entry in there
-            if _step(entry) >= now and ("answers" in entry or "used" in entry)
+            if not stands(entry) and ("answers" in entry or "used" in entry)
         ]
         # Trials of another attempt at this message would count twice.
-        if not intact or there != past + other:
-            self._write(past + other)
+        kept = there if self.reply else past + other
+        if not intact or there != kept:
+            self._write(kept)
         self._archive = _answers(other)
         self._known = _answers(past)
         trials = [trial_from_dict(entry["trial"]) for entry in past if "trial" in entry]
@@ -134,15 +180,17 @@ class ClientState:
         self._used_now += amounts
         self._append(used=asdict(amounts))
 
-    def end(self, cache: AnswerCache) -> None:
+    def end(self, cache: AnswerCache, reply: Kept | None = None) -> None:
         """Write down that the message is done, and hand the state to Flower.
 
         Parameters
         ----------
         cache : AnswerCache
             What `cache` returned, with the new answers.
+        reply : Kept, optional
+            What is replied; none if the message is to be worked at again should it come again.
         """
-        self._append(end=True)
+        self._append(end=True, **({"reply": asdict(reply)} if reply else {}))
         self._flower[STATE_KEY] = ConfigRecord(
             {
                 "version": STATE_VERSION,
@@ -237,6 +285,12 @@ def _answers(entries: Iterable[Mapping[str, Any]]) -> dict[str, str]:
 
 def _used(entries: Iterable[Mapping[str, Any]]) -> Amounts:
     return sum((Amounts(**entry["used"]) for entry in entries if "used" in entry), Amounts())
+
+
+def _reply(there: Iterable[Mapping[str, Any]], now: Step, sent: tuple[Tokens, ...]) -> Kept | None:
+    """Return what was replied to this message with these prompts; None if nothing was."""
+    kept = [Kept.of(e["reply"]) for e in there if _step(e) == now and "reply" in e]
+    return next((reply for reply in reversed(kept) if reply.to == sent), None)
 
 
 def _without_queries(entry: dict[str, Any]) -> dict[str, Any]:

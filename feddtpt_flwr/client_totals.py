@@ -1,7 +1,6 @@
 """What the clients report of their searches and scorings, added up."""
 
 import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from logging import WARNING
 from typing import Any
@@ -20,6 +19,9 @@ from strategies.wire import (
     UNPARSED_KEY,
     USED_UP_KEY,
 )
+
+MOST = 2.0**53
+"""Amounts are below; no number above would be exact in sums and plots."""
 
 _SUMMED = (FROM_ARCHIVE_KEY, UNPARSED_KEY, PROMPT_TOKENS_KEY, COMPLETION_TOKENS_KEY, COST_KEY)
 
@@ -72,7 +74,7 @@ class ClientTotals:
         for num_examples, metrics in reports:
             values: dict[str, Any] = dict(metrics)
             try:
-                asked = int(values[QUERIES_KEY])
+                asked = _count(values[QUERIES_KEY])
                 failed = FAILURE_KEY in values
                 measured = "accuracy" in values or (
                     self._tells_accuracy and not failed and USED_UP_KEY not in values
@@ -83,7 +85,8 @@ class ClientTotals:
                     values["accepted"] = json.loads(values["accepted"])
                 server_round = values.pop(ROUND_KEY)
                 self._folder.append(phase, round=server_round, num_examples=num_examples, **values)
-            except (KeyError, TypeError, ValueError) as error:
+            # Brackets within brackets are a RecursionError.
+            except (KeyError, TypeError, ValueError, RecursionError) as error:
                 log(WARNING, "a client's report on its %s is left out: %r", phase, error)
                 continue
             queries += asked
@@ -119,6 +122,12 @@ class ClientTotals:
 
 
 def _amount(value: Any) -> float:
-    if not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+    if not isinstance(value, (int, float)) or not 0 <= value < MOST:
         raise ValueError(f"no amount: {value!r}")
     return value
+
+
+def _count(value: Any) -> int:
+    if not isinstance(value, int):
+        raise ValueError(f"no count: {value!r}")
+    return int(_amount(value))

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from io import StringIO
 
 from feddtpt_flwr.config import RunConfig
-from feddtpt_flwr.evaluation import Evaluator
-from feddtpt_flwr.language_model.usage import Prices
+from feddtpt_flwr.held_out import HeldOut
+from feddtpt_flwr.language_model.usage import Prices, Usage
 from feddtpt_flwr.privacy.exponential import total_epsilon
 from strategies.wire import (
     COMPLETION_TOKENS_KEY,
@@ -24,10 +24,11 @@ def render(rows: Mapping[str, str]) -> str:
     """Return a table of names and values as text, 100 characters wide."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(title="FedDTPT", show_header=False, title_justify="left")
     for name, value in rows.items():
-        table.add_row(name, value)
+        table.add_row(name, Text(value))  # prompts and clients' words are not markup
     text = StringIO()
     Console(file=text, width=100).print(table)
     return text.getvalue()
@@ -49,22 +50,22 @@ def model_rows(by_model: Mapping[str, Mapping[str, float]]) -> dict[str, str]:
 
 
 def endpoint_rows(
-    sums: Mapping[str, float], held_out: Evaluator, prices: Prices, failures: int
+    sums: Mapping[str, float], held_out: HeldOut, prices: Prices, failures: int
 ) -> dict[str, str]:
-    """Return what there is to say of a model that is not in this process.
+    """Return what there is to say of models behind endpoints, the server's or nodes'.
 
     Parameters
     ----------
     sums : Mapping[str, float]
         What the clients have reported, added up, by the names in `strategies.wire`.
-    held_out : Evaluator
-        Asked about the held-out examples.
+    held_out : HeldOut
+        What was asked about the held-out examples.
     failures : int
         Searches and scorings that the black box cut short.
     """
-    usage = held_out.usage
-    if usage is None:
+    if held_out.usage is None and not (sums[PROMPT_TOKENS_KEY] or sums[COST_KEY] or failures):
         return {}
+    usage = held_out.usage or Usage()
     return {
         "answers that fit no label": (
             f"clients {sums[UNPARSED_KEY]:,.0f}, held-out {held_out.unparsed:,}"

@@ -22,13 +22,16 @@ LIMITS = (
 )
 """What a client may use besides ``queries_per_round``; 0 stands for no limit in each."""
 
-_VARIABLE = r"[A-Za-z_][A-Za-z0-9_]*"
+_VARIABLE = re.compile(r"(?!(hf|gsk|sk|xai|r8)_[A-Za-z0-9]{16})[A-Za-z_][A-Za-z0-9_]*")
+"""The name of an environment variable, and not what keys of well-known services look like."""
 
 
 def find_mistakes(config: "RunConfig") -> list[str]:
     """Return a line for every setting that does not fit the others."""
     return [
         *_data_mistakes(config),
+        *_unused_mistakes(config),
+        *_key_mistakes(config),
         *_endpoint_mistakes(config),
         *_masked_lm_mistakes(config),
         *_tracker_mistakes(config),
@@ -65,6 +68,49 @@ def _data_mistakes(config: "RunConfig") -> list[str]:
     return mistakes
 
 
+def _unused_mistakes(config: "RunConfig") -> list[str]:
+    """Return a line for every choice that would decide nothing."""
+    mistakes = []
+    if config.privacy == "exponential":
+        if config.search != "feddtpt":
+            mistakes.append(
+                f"search = {config.search!r}: privacy = 'exponential' would not use it; "
+                "'feddtpt' is allowed"
+            )
+        if config.proposer != "masked-lm":
+            mistakes.append(
+                f"proposer = {config.proposer!r}: privacy = 'exponential' would not use it; "
+                "'masked-lm' is allowed"
+            )
+        if config.aggregation == "best":
+            mistakes.append(
+                "aggregation = 'best': with privacy = 'exponential' no client tells how good its "
+                "prompt is; choose another"
+            )
+    elif config.search == "bdpl" and config.proposer != "masked-lm":
+        mistakes.append(
+            f"proposer = {config.proposer!r}: search = 'bdpl' would not use it; "
+            "'masked-lm' is allowed"
+        )
+    return mistakes
+
+
+def _key_mistakes(config: "RunConfig") -> list[str]:
+    """Return a line for every name of a variable that is none.
+
+    The likely mistake is the key itself: it would be written with the settings, and so it is not
+    repeated.
+    """
+    return [
+        f"{kebab(name)}: the name of an environment variable is needed, not a key"
+        for name in ("api_key_env", "masked_lm_key_env", "generator_key_env")
+        # Without a generator its settings are refused in any case.
+        if not (name == "generator_key_env" and config.proposer != "prompt-generator")
+        and (value := getattr(config, name))
+        and not _VARIABLE.fullmatch(value)
+    ]
+
+
 def _endpoint_mistakes(config: "RunConfig") -> list[str]:
     """Return a line for every setting that does not fit the endpoint, or its absence."""
     if not config.endpoint:
@@ -85,9 +131,8 @@ def _endpoint_mistakes(config: "RunConfig") -> list[str]:
             f"system-message = {config.system_message!r}: needs chat = true, as plain completions "
             "know no messages"
         )
-    if not re.fullmatch(_VARIABLE, config.api_key_env):
-        # Not repeated: the likely mistake is the key itself.
-        mistakes.append("api-key-env: the name of an environment variable is needed, not a key")
+    if not config.api_key_env:
+        mistakes.append("api-key-env = '': the name of an environment variable is needed")
     return mistakes
 
 
@@ -101,8 +146,6 @@ def _masked_lm_mistakes(config: "RunConfig") -> list[str]:
             f"masked-lm = {EMBEDDED!r}: with a masked-lm-endpoint, the tokenizer of the model "
             "there is needed: a hub name, a folder or a tokenizer.json"
         )
-    if config.masked_lm_key_env and not re.fullmatch(_VARIABLE, config.masked_lm_key_env):
-        mistakes.append("masked-lm-key-env: the name of an environment variable is needed")
     return mistakes
 
 
@@ -149,19 +192,11 @@ def _generator_mistakes(config: "RunConfig") -> list[str]:
     ]
     if config.proposer != "prompt-generator":
         return [f"{key}: is for proposer = 'prompt-generator'" for key in given]
-    mistakes = []
-    if config.privacy == "exponential":
-        mistakes.append(
-            f"proposer = {config.proposer!r}: privacy = 'exponential' would not use it; "
-            "'masked-lm' is allowed"
-        )
     if not config.generator_endpoint:
-        return mistakes + [f"{key}: needs a generator-endpoint" for key in given]
-    mistakes += _url_mistakes("generator-endpoint", config.generator_endpoint, "generator-key-env")
+        return [f"{key}: needs a generator-endpoint" for key in given]
+    mistakes = _url_mistakes("generator-endpoint", config.generator_endpoint, "generator-key-env")
     if not config.generator_model:
         mistakes.append("generator-model = '': the model's name at generator-endpoint is needed")
-    if config.generator_key_env and not re.fullmatch(_VARIABLE, config.generator_key_env):
-        mistakes.append("generator-key-env: the name of an environment variable is needed")
     return mistakes
 
 

@@ -124,10 +124,10 @@ class AnswerCache:
         found = (archive.get(digest) for archive in self._archives)
         return next((answer for answer in found if answer is not None), None)
 
-    def update(self, answers: Iterable[tuple[str, str]]) -> None:
-        """Keep ``(question, answer)`` pairs."""
+    def update(self, answers: Iterable[tuple[str, str]], *, keep: bool = True) -> None:
+        """Know ``(question, answer)`` pairs from now on, and ``keep`` them in the archives."""
         new = {_digest(question): answer for question, answer in answers}
-        for archive in self._archives:
+        for archive in self._archives if keep else ():
             archive.put(new)
         self._answers |= new
         for old in list(self._answers)[: max(0, len(self) - self._capacity)]:
@@ -170,7 +170,8 @@ class Evaluator:
     from_archive : int
         Queries that were charged and answered from an archive: they reached no black box.
     unparsed : int
-        Answers of the black box that fitted no label. They count as wrong.
+        Answers of the black box that fitted no label, and questions that it refused. They count as
+        wrong.
     """
 
     def __init__(
@@ -254,15 +255,19 @@ class Evaluator:
         try:
             for index, text in self._arriving(queries):
                 query = queries[index]
-                answer = parse_answer(text, self._task.answers, self._task.synonyms)
-                answers[query] = UNPARSED if answer is None else answer
-                self.unparsed += answer is None
-                self.cache.update([(questions[query], answers[query])])
+                given = None if text is None else self._parse(text)
+                answers[query] = UNPARSED if given is None else given
+                self.unparsed += given is None
+                # What was refused may be answered by another process, another day.
+                self.cache.update([(questions[query], answers[query])], keep=text is not None)
         finally:
             now = _usage(self._model)
             self.budget.settle(now - before if now and before else None)
 
-    def _arriving(self, queries: Sequence[str]) -> Iterator[tuple[int, str]]:
+    def _parse(self, text: str) -> str | None:
+        return parse_answer(text, self._task.answers, self._task.synonyms)
+
+    def _arriving(self, queries: Sequence[str]) -> Iterator[tuple[int, str | None]]:
         if isinstance(self._model, IncrementalLanguageModel):
             return self._model.iter_answers(queries, self._task.answers)
         return enumerate(self._model.answer(queries, self._task.answers))

@@ -103,7 +103,8 @@ class Writer:
             counted = isinstance(self._model, Metered)
             self._budget.settle(_usage(self._model) - before if counted else None, self._tariff)
         self.requests += 1
-        self._cache.update([(question, text)])
+        if text:  # what was refused may be written another time
+            self._cache.update([(question, text)])
         return text
 
 

@@ -1,6 +1,7 @@
 """How good prompts are on examples that neither search nor comparison has seen."""
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from logging import WARNING
 from typing import Any
 
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from feddtpt_flwr.data import Example
 from feddtpt_flwr.evaluation import Evaluator
 from feddtpt_flwr.language_model import ModelError
+from feddtpt_flwr.language_model.usage import Usage
 from feddtpt_flwr.statistics import Proportion, paired_difference
 from feddtpt_flwr.vocabulary import Vocabulary
 from strategies.candidates import Tokens
@@ -32,7 +34,8 @@ class HeldOut:
     def __init__(
         self, evaluator: Evaluator, vocabulary: Vocabulary, test: tuple[Example, ...]
     ) -> None:
-        self.evaluator = evaluator
+        self._evaluator = evaluator
+        self._usage_before, self._unparsed_before = Usage(), 0
         self._vocabulary = vocabulary
         self._test = test
         self._correct: dict[Tokens, NDArray[np.bool_]] = {}
@@ -44,13 +47,24 @@ class HeldOut:
     @property
     def queries(self) -> int:
         """Queries asked so far."""
-        return self.evaluator.budget.used
+        return self._evaluator.budget.used
+
+    @property
+    def usage(self) -> Usage | None:
+        """What the black box has used for them; None if it does not count."""
+        used = self._evaluator.usage
+        return None if used is None else self._usage_before + used
+
+    @property
+    def unparsed(self) -> int:
+        """Answers that fitted no label."""
+        return self._unparsed_before + self._evaluator.unparsed
 
     def measure(self, tokens: Tokens, when: str) -> Proportion | None:
         """Return a prompt's accuracy, or None, with a warning, if the black box fails."""
         if tokens not in self._correct:
             try:
-                correct = self.evaluator.correct(self._vocabulary.decode(tokens), self._test)
+                correct = self._evaluator.correct(self._vocabulary.decode(tokens), self._test)
             except ModelError as error:
                 log(WARNING, "%s: no held-out accuracy: %s", when, error)
                 return None
@@ -76,6 +90,8 @@ class HeldOut:
                 for tokens, correct in self._correct.items()
             ],
             "held-out-queries": self.queries,
+            "held-out-usage": asdict(self.usage or Usage()),
+            "held-out-unparsed": self.unparsed,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -84,4 +100,6 @@ class HeldOut:
             tuple(item["tokens"]): np.array(item["correct"], dtype=np.bool_)
             for item in state["correct"]
         }
-        self.evaluator.budget.used = state["held-out-queries"]
+        self._evaluator.budget.used = state["held-out-queries"]
+        self._usage_before = Usage(**state.get("held-out-usage", {}))
+        self._unparsed_before = state.get("held-out-unparsed", 0)

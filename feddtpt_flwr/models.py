@@ -1,6 +1,5 @@
 """The models that a configuration names, each built once per process."""
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -13,6 +12,7 @@ from feddtpt_flwr.budget import CHAT_TOKENS, PLAIN_TOKENS, Tariff
 from feddtpt_flwr.config import ConfigError, RunConfig
 from feddtpt_flwr.data import Task
 from feddtpt_flwr.encoder import EncoderEmbedder
+from feddtpt_flwr.keys import read_key
 from feddtpt_flwr.language_model import LanguageModel
 from feddtpt_flwr.language_model.api import ApiLanguageModel
 from feddtpt_flwr.language_model.constraints import JSON_TOKENS, PREFERENCE
@@ -41,7 +41,7 @@ def language_model(config: RunConfig) -> LanguageModel:
         If there is no such model, or its key cannot be sent.
     """
     if config.endpoint:
-        return _api_language_model(config, _api_key(config.api_key_env))
+        return _api_language_model(config, read_key(config.api_key_env))
     device = _device(config)
     with _named("language-model", config.language_model):
         return _language_model(config.language_model, config.chat, device, config.dtype)
@@ -71,9 +71,10 @@ def ready_language_model(config: RunConfig) -> LanguageModel:
 
 
 def answer_store(config: RunConfig) -> AnswerStore | None:
-    """Return where answers of an endpoint are kept on disk, or None if they are not."""
+    """Return where what endpoints write is kept on disk, or None if it is not."""
     # Answers that were drawn at random are not repeated as if they were the only ones.
-    if not config.endpoint or not config.cache_size_mib or config.temperature > 0:
+    remote = config.endpoint or config.generator_endpoint
+    if not remote or not config.cache_size_mib or config.temperature > 0:
         return None
     return _answer_store(config.cache_size_mib)
 
@@ -175,17 +176,6 @@ def _named(key: str, value: str) -> Iterator[None]:
             f"{key} = {value!r}: no model can be loaded from this; allowed are 'embedded', a name "
             f"on the Hugging Face hub, a folder with a model, or a .gguf file ({error})"
         ) from error
-
-
-def _api_key(variable: str) -> str:
-    """Return the key in an environment variable; files of keys often end with a line break."""
-    key = os.environ.get(variable, "").strip()
-    if not (key.isascii() and key.isprintable()):
-        raise ConfigError(
-            f"environment variable {variable}: the key in it holds characters that no HTTP header "
-            "can; printable ASCII is allowed"
-        )
-    return key
 
 
 @cache

@@ -281,7 +281,7 @@ class Recorder:
                 "LLM queries for the held-out examples": f"{self._held_out.queries:,}",
                 **closing_table.endpoint_rows(
                     self._clients.sums,
-                    self._held_out.evaluator,
+                    self._held_out,
                     self._prices,
                     self._clients.failures,
                 ),

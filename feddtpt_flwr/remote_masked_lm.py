@@ -1,6 +1,5 @@
 """A masked language model behind HTTP: a node then needs neither torch nor transformers."""
 
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from json import JSONDecodeError
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from feddtpt_flwr.keys import read_key
 from feddtpt_flwr.language_model.base import FatalModelError, ModelUnavailableError
 from feddtpt_flwr.language_model.limits import retry_after
 from feddtpt_flwr.masked_lm import Fillings, Gap
@@ -244,11 +244,11 @@ class RemoteMaskedLM:
 
 
 def _key(key_env: str) -> str | None:
-    if not key_env:
-        return None
-    if key := os.environ.get(key_env):
-        return key
-    raise ValueError(f"masked-lm-key-env = {key_env!r}: this environment variable is not set")
+    if (key := read_key(key_env)) or not key_env:
+        return key or None
+    # What is not written as variables are may be the key itself, and errors travel to the server.
+    shown = f" = {key_env!r}" if key_env.isupper() else ""
+    raise ValueError(f"masked-lm-key-env{shown}: this environment variable is not set")
 
 
 def _errors() -> tuple[type[Exception], ...]:

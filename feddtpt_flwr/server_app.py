@@ -1,5 +1,6 @@
 """The server: seed prompt, strategy, central evaluation, run folder, checkpoints."""
 
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from feddtpt_flwr import __version__, logs, models, trackers
 from feddtpt_flwr.checkpoint import Checkpoint, examples_fingerprint, fingerprint
+from feddtpt_flwr.client_limits import too_few_queries
 from feddtpt_flwr.client_state import RUN_KEY, VERSION_KEY
 from feddtpt_flwr.config import ConfigError, RunConfig
 from feddtpt_flwr.data import Example, Task
@@ -119,7 +121,7 @@ def conduct(run: Run, drive: Callable[[RoundServer, int], None]) -> str:
     if left := run.config.num_server_rounds - begun:
         server = RoundServer(run.strategy, completed)
         drive(server, left)
-        if server.over:
+        if server.over and run.rounds < run.config.num_server_rounds:
             run.recorder.ended_early()
     return run.recorder.close()
 
@@ -150,6 +152,9 @@ def build(config: RunConfig, num_clients: int, saved: Checkpoint | None = None) 
         models.ready_language_model(models.generator_settings(config))
     task = load_task(config)
     data = load_data(config, 0 if config.clients == "own-data" else num_clients)
+    for own in data.clients:
+        if mistake := too_few_queries(config, own, len(data.public)):
+            raise ConfigError(mistake)
     if saved:
         saved.check(config, task, data.test)
     masked_lm = models.masked_lm(config, task)
@@ -159,13 +164,15 @@ def build(config: RunConfig, num_clients: int, saved: Checkpoint | None = None) 
     model = models.ready_language_model(config)
     # Held-out questions are the experimenter's, not the federation's: counted, but not limited.
     store = models.answer_store(config)
-    budget = QueryBudget((config.num_server_rounds + 1) * len(data.test))
+    budget = QueryBudget(sys.maxsize)
     folder = (
         RunFolder.existing(Path(config.resume))
         if saved
         else RunFolder(Path(config.run_folder), f"{task.name}-seed{config.seed}")
     )
     folder.claim()
+    if saved and Checkpoint.read(folder.path).rounds != saved.rounds:
+        raise ConfigError(f"resume = {config.resume!r}: that run has gone on meanwhile; try again")
     folder.follow(trackers.open_all(config, folder.path))
     recorder = Recorder(
         config,
@@ -181,10 +188,9 @@ def build(config: RunConfig, num_clients: int, saved: Checkpoint | None = None) 
     if config.clients == "own-data":
         # Simulated clients may import the app from another place, but never on another machine.
         told[VERSION_KEY] = __version__
-    done = saved.rounds if saved else 0
 
     def begin_round(server_round: int) -> dict[str, Scalar]:
-        logs.add(round=done + server_round)
+        logs.add(round=server_round)
         return dict(told)
 
     strategy = FedDTPT(

@@ -94,8 +94,10 @@ def complete(
     runs = read(file, settings)
     for seed in seeds:
         for variant in variants:
-            if seed not in runs.setdefault(variant, {}):
-                runs[variant][seed] = run_once(settings[variant], seed)
+            if seed not in runs.get(variant, {}):
+                found = run_once(settings[variant], seed)
+                runs = read(file, settings)  # another process may have added some since
+                runs.setdefault(variant, {})[seed] = found
                 write(file, settings, runs)
                 file.with_suffix(".md").write_text(table(runs), encoding="utf-8")
     # Runs of another machine may have been added to the file since.

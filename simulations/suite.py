@@ -180,7 +180,11 @@ class Suite(BaseModel):
             for axis, label in zip(groups, labels, strict=True):
                 merged |= axis[label]
             merged.pop(WHAT, None)
-            num_clients = int(merged.pop(NUM_CLIENTS))
+            num_clients = merged.pop(NUM_CLIENTS)
+            if not isinstance(num_clients, int):
+                raise SuiteError(
+                    f"suite {self.name}: {NUM_CLIENTS} = {num_clients!r}: a whole number is needed"
+                )
             baseline = str(merged.pop(BASELINE, ""))
             # A run that began with some of its clients would not be the same the next time.
             merged.setdefault("min-available-clients", num_clients)

@@ -33,6 +33,9 @@ from strategies.selection import FluencyFn, Noise
 from strategies.settings import EmbedFn, RoundSettings
 from strategies.wire import ROUND_KEY, ClientWeights, Reply, payload_bytes
 
+LONGEST_WAIT = 86_400
+"""Seconds that a round waits for clients: as long as Flower does."""
+
 EvaluateFn = Callable[[int, NDArrays, dict[str, Scalar]], tuple[float, dict[str, Scalar]] | None]
 
 
@@ -252,6 +255,8 @@ class FedDTPT(FedAvg):
             # Flower waits without a word, for up to a day.
             needed = self.min_available_clients
             log(INFO, "round %d waits: %d of %d clients connected", number, connected, needed)
+            # Flower draws as many as were connected before it waited, not as many as are then.
+            client_manager.wait_for(needed, LONGEST_WAIT)
         instructions = super().configure_fit(number, chosen, client_manager)
         for _, instruction in instructions:
             instruction.config = {**instruction.config, **self._rounds.config(), ROUND_KEY: number}

@@ -198,8 +198,8 @@ class FedPIT(FedAvg):
             self._bytes += _adapter_bytes(message.content)
             try:
                 usable.append((node, self._read(message.content, is_train)))
-            # Besides ValueError, what NumPy raises when bytes are not the array they should be.
-            except (ValueError, TypeError, EOFError, OSError) as error:
+            # NumPy raises all kinds of errors when bytes are not the array they should be.
+            except Exception as error:
                 log(WARNING, "round %d: node %d's reply is rejected: %s", server_round, node, error)
                 rejected.append(str(error))
         # The average must depend neither on who answers first nor on the numbers that Flower gives
@@ -219,8 +219,8 @@ class FedPIT(FedAvg):
 
         Raises
         ------
-        ValueError
-            If the reply is not what it has to be.
+        Exception
+            If the reply is not what it has to be, or its bytes are no arrays.
         """
         if len(content.metric_records) != 1:
             raise ValueError(f"{len(content.metric_records)} MetricRecords, one is needed")
@@ -232,8 +232,9 @@ class FedPIT(FedAvg):
         if not isinstance(weight, (int, float)) or weight <= 0:
             raise ValueError(f"{self.weighted_by_key!r} is {weight!r}, a number above 0 is needed")
         checked = RecordDict()
-        checked.metric_records.update(content.metric_records)
         checked.config_records.update(content.config_records)
+        # Under names of ours: a node's could be that of another record.
+        checked["metrics"] = metrics
         if not is_train:
             return checked
         if len(content.array_records) != 1:

@@ -310,6 +310,9 @@ class FedDTPT(FedAvg):
         number = self._rounds.begin_round(server_round)
         self._round_metrics = {}
         config.update(self._rounds.config())
+        if self.fraction_train:
+            # Flower draws as many as were connected before it waited, not as many as are then.
+            sample_nodes(grid, self.min_available_nodes, 0)
         return self._sent(super().configure_train(number, self.arrays, config, grid))
 
     def aggregate_train(

@@ -56,6 +56,9 @@ def check_alike(contents: list[RecordDict], weighted_by_key: str) -> None:
     """
     validate_message_reply_consistency(contents, weighted_by_key, check_arrayrecord=False)
     records = [record for content in contents for record in content.metric_records.values()]
+    if len({frozenset(record) for record in records}) > 1:
+        # Flower looks up the first node's record by name, whatever that is in the others.
+        raise InconsistentMessageReplies(reason="The MetricRecords have different keys.")
     for key in records[0]:
         if len({_length(record[key]) for record in records}) > 1:
             raise InconsistentMessageReplies(

@@ -197,7 +197,8 @@ def read_prompt(array: NDArray[Any], *, vocabulary_size: int, max_tokens: int) -
     UploadError
         If it is anything else.
     """
-    if array.ndim != 1 or not np.issubdtype(array.dtype, np.integer):
+    # By kind: NumPy also counts spans of time among the integers.
+    if array.ndim != 1 or array.dtype.kind not in "iu":
         hint = ""
         if np.issubdtype(array.dtype, np.floating):
             hint = "; mods that clip arrays or add noise to them do not work on token ids"

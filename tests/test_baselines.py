@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -221,6 +222,40 @@ class SomeWords(RandomProposer):
         return [replace(e, tokens=(self._right,)) if rng.random() < 0.1 else e for e in edits]
 
 
+def test_a_policy_that_draws_what_it_knows_comes_to_an_end(
+    wordpiece: Vocabulary, task: Task
+) -> None:
+    examples = [Example("a fine plot", 0), Example("the plot was fine", 1)]
+    evaluator = Evaluator(Liking("nothing"), task, QueryBudget(1_000_000))
+    search = PolicyGradientSearch(
+        evaluator, wordpiece, examples, np.random.default_rng(0), max_tokens=4
+    )
+    search.run(wordpiece.encode("what"), Feedback())
+    assert evaluator.budget.left > 0
+
+
+def test_evolution_goes_on_where_nothing_may_be_put_in(wordpiece: Vocabulary, task: Task) -> None:
+    class Nothing:
+        """A double of a proposer that finds nothing that is allowed."""
+
+        def propose(self, *_: Any) -> list[Edit]:
+            return []
+
+    examples = [Example("a fine plot", 0), Example("the plot was fine", 1)]
+    evaluator = Evaluator(Liking("nothing"), task, QueryBudget(40))
+    start = wordpiece.encode("what about this one")
+    result = EvolutionSearch(
+        evaluator,
+        Nothing(),
+        wordpiece,
+        examples,
+        np.random.default_rng(0),
+        max_tokens=8,
+        admissible=lambda prompts: [True] * len(prompts),
+    ).run(start, Feedback())
+    assert result.failure is None
+
+
 def test_softmax_does_not_overflow() -> None:
     assert softmax(np.array([1000.0, 1000.0, -1000.0])) == pytest.approx([0.5, 0.5, 0.0])
 
@@ -228,4 +263,5 @@ def test_softmax_does_not_overflow() -> None:
 def test_every_name_in_the_settings_has_a_line_in_the_registry() -> None:
     for search in SEARCHES:
         for proposer in PROPOSERS:
-            RunConfig.from_run_config({"search": search, "proposer": proposer})
+            if search != "bdpl" or proposer == "masked-lm":  # else refused: bdpl proposes itself
+                RunConfig.from_run_config({"search": search, "proposer": proposer})

@@ -158,3 +158,10 @@ def test_flowers_refusal_is_passed_on(app_folder: Path, monkeypatch: pytest.Monk
     result = simulate(app_folder)
     assert result.exit_code == 1
     assert "no SuperLink today" in result.output
+
+
+def test_a_simulation_that_would_wait_for_ever_is_refused(app_folder: Path) -> None:
+    few = simulate(app_folder, "--num-clients", "1")
+    expect_refusal(few, "--num-clients 1: min-available-clients = 2 needs as many or more")
+    result = simulate(app_folder, "--num-clients", "1", "-c", "min-available-clients=1")
+    assert str(result.exception) == "Flower was started"

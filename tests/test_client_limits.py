@@ -182,13 +182,35 @@ def test_a_run_limit_holds_over_processes_and_scorings(
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize("limit", ["tokens_per_round", "tokens_per_run"])
+def test_a_message_that_comes_again_has_its_reply_whatever_is_left(
+    limit: str, endpoint: str, start: list[Any], short_reviews: tuple[Example, ...]
+) -> None:
+    """A run that was stopped between a search and the end of its round, and goes on."""
+    first = Node(endpoint, short_reviews, **{limit: 1500})
+    (prompt,), metrics = first.fit(start)
+    counts = first.evaluate([*start, prompt])
+    # Nothing listens where this one would ask.
+    again = Node("http://127.0.0.1:9/v1", short_reviews, **{limit: 1500})
+    (same,), told = again.fit(start)
+    assert same.tolist() == prompt.tolist()
+    assert told == metrics
+    assert again.evaluate([*start, prompt]) == counts
+
+
+@pytest.mark.slow
 def test_a_killed_search_has_used_what_it_paid_for(
+    folder: Path,
     endpoint: str,
     start: list[Any],
     short_reviews: tuple[Example, ...],
 ) -> None:
     whole = Node(endpoint, short_reviews, tokens_per_run=4000)
     whole.fit(start)
+    (file,) = (folder / "clients").iterdir()
+    lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+    assert "reply" in lines[-1]
+    file.write_text("".join(lines[:-1]), encoding="utf-8")  # as if killed before its end
     node = Node(endpoint, short_reviews, tokens_per_run=4000)
     # The same message again, with another attempt's answers and tokens on disk.
     node.fit(start)

@@ -13,6 +13,7 @@ from feddtpt_flwr.client_state import (
     STATE_KEY,
     STATE_VERSION,
     ClientState,
+    Kept,
     state_file,
     step,
 )
@@ -85,6 +86,29 @@ def test_a_message_that_comes_again_begins_where_it_first_began(file: Path) -> N
     last = ClientState(RecordDict(), file, step(3, "search"))
     assert last.feedback.trials == (trial(accepted=True), trial(1))
     assert last.cache().get("c") == "yes"
+
+
+def test_a_message_that_was_replied_to_has_its_reply(file: Path) -> None:
+    sent = ((1, 2),)
+    first = ClientState(RecordDict(), file, SEARCH_1, sent)
+    assert first.reply is None
+    first.begin((1, 2))
+    cache = answer(first, "a")
+    first.use(Amounts(queries=1, tokens=9))
+    first.feedback.record(trial(accepted=True))
+    reply = Kept(sent, (7, 8, 2), 4, {"gain": 0.1, "client": "north"})
+    first.end(cache, reply)
+
+    again = ClientState(RecordDict(), file, SEARCH_1, sent)
+    assert again.reply == reply
+    assert ClientState(RecordDict(), file, SCORE_1, sent).reply is None
+    after = ClientState(RecordDict(), file, SEARCH_2)
+    assert after.feedback.trials == (trial(accepted=True),), "what was tried counts once"
+    assert after.used_in_run == Amounts(queries=1, tokens=9)
+    other = ClientState(RecordDict(), file, SEARCH_1, ((3, 4),))
+    assert other.reply is None, "another prompt is another question"
+    assert other.feedback.trials == ()
+    assert other.cache().archived("a") == "yes"
 
 
 def test_a_run_that_goes_on_from_an_earlier_round(file: Path) -> None:

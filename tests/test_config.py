@@ -242,6 +242,21 @@ def test_limits_and_a_prompt_generator() -> None:
             "proposer = 'prompt-generator': privacy = 'exponential' would not use it",
         ),
         (WRITER | {"generator-key-env": "sk-secret"}, "generator-key-env: the name of an"),
+        ({"api-key-env": "sk-secret"}, "api-key-env: the name of an environment variable"),
+        ({"masked-lm-key-env": "hf_secretsecretsecret"}, "masked-lm-key-env: the name of an"),
+        (
+            {"privacy": "exponential", "search": "evolution"},
+            "search = 'evolution': privacy = 'exponential' would not use it",
+        ),
+        (
+            {"privacy": "exponential", "proposer": "random"},
+            "proposer = 'random': privacy = 'exponential' would not use it",
+        ),
+        ({"privacy": "exponential", "aggregation": "best"}, "aggregation = 'best': with privacy"),
+        (
+            {"search": "bdpl", "proposer": "random"},
+            "proposer = 'random': search = 'bdpl' would not use it",
+        ),
         ({"generator-key-env": "sk-secret"}, "generator-key-env: is for proposer ="),
     ],
 )

@@ -231,7 +231,7 @@ class Interrupted(CountingModel):
 
     def iter_answers(
         self, queries: Sequence[str], choices: Sequence[str]
-    ) -> Iterator[tuple[int, str]]:
+    ) -> Iterator[tuple[int, str | None]]:
         for index in reversed(range(len(queries))):
             if len(self.asked) == 3:
                 raise KeyboardInterrupt
@@ -249,3 +249,30 @@ def test_what_arrived_before_an_interruption_is_kept_and_charged(task: Task) -> 
         number % 2 == number % 3 % 2 for number in range(6)
     ]
     assert whole.budget.used == 3
+
+
+class Refusing(CountingModel):
+    """A fake language model that refuses every question."""
+
+    def iter_answers(
+        self, queries: Sequence[str], choices: Sequence[str]
+    ) -> Iterator[tuple[int, str | None]]:
+        yield from ((index, None) for index in range(len(queries)))
+
+
+class Archive(dict[str, str]):
+    """Answers in this process's memory alone."""
+
+    put = dict.update
+
+
+def test_what_was_refused_is_wrong_now_and_may_be_answered_later(task: Task) -> None:
+    archive = Archive()
+    evaluator = Evaluator(Refusing(), task, QueryBudget(9), AnswerCache(archives=[archive]))
+    assert not evaluator.correct("p", examples(*range(3))).any()
+    assert not evaluator.correct("p", examples(*range(3))).any()
+    assert (evaluator.unparsed, evaluator.budget.used) == (3, 3)
+    assert not archive
+    later = Evaluator(CountingModel(), task, QueryBudget(9), AnswerCache(archives=[archive]))
+    assert later.correct("p", examples(*range(3))).any()
+    assert len(archive) == 3

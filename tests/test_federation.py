@@ -1,7 +1,9 @@
 """The comparison of a federation with its members and with bad ones: real models, tiny settings."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from feddtpt_flwr import models
 from feddtpt_flwr.config import RunConfig
 from feddtpt_flwr.experiment import load_data, load_task, seed_tokens
 from feddtpt_flwr.node import Node
-from simulations import federation
+from simulations import federation, kept_runs
 from simulations.bad_clients import BadClient
 from simulations.federation import BAD, NUM_CLIENTS, VARIANTS, who
 
@@ -73,6 +75,20 @@ def test_runs_of_other_settings_are_not_mixed_in(tmp_path: Path) -> None:
     )
     with pytest.raises(ValueError, match="other settings for 'federation'"):
         federation.run([], tmp_path, [], TINY)
+
+
+def test_runs_that_another_process_has_added_meanwhile_stay(tmp_path: Path) -> None:
+    file, settings = tmp_path / "kept.json", {"a": {"k": 1}, "b": {"k": 2}}
+
+    def run_once(of: Mapping[str, Any], seed: int) -> dict[str, Any]:
+        if of["k"] == 1:
+            # In the middle of this run, the same command with the other variant.
+            kept_runs.complete(file, settings, ["b"], [0], lambda *_: {"n": 2}, lambda _: "")
+        return {"n": of["k"]}
+
+    kept_runs.complete(file, settings, ["a"], [0], run_once, lambda runs: str(sorted(runs)))
+    assert kept_runs.read(file, settings) == {"a": {0: {"n": 1}}, "b": {0: {"n": 2}}}
+    assert file.with_suffix(".md").read_text(encoding="utf-8") == "['a', 'b']"
 
 
 @pytest.mark.slow

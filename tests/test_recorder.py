@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from feddtpt_flwr import closing_table
 from feddtpt_flwr.config import RunConfig
 from feddtpt_flwr.data import Example, Task
 from feddtpt_flwr.evaluation import Evaluator, QueryBudget
@@ -185,6 +186,10 @@ def test_a_prompt_that_stays_costs_nothing(recorder: Recorder, vocabulary: Vocab
         {"accuracy": None},
         {QUERIES_KEY: "many"},
         {QUERIES_KEY: None},
+        {QUERIES_KEY: -1_000_000},
+        {QUERIES_KEY: 1e20},
+        {QUERIES_KEY: 10**20},
+        {"accepted": "[" * 200_000},
         {ROUND_KEY: None},
         {"num_examples": 9},
         {"photo": b"bytes are no JSON"},
@@ -396,3 +401,31 @@ def test_what_a_generator_used_and_what_limits_ended(
     assert "3 requests, 3 + 3 tokens read + written, cost 3.0000" in table
     assert "3 times the masked LM proposed in its place" in table
     assert "after 0 of 3 rounds: every client has used up" in table
+
+
+def test_prompts_and_names_are_not_markup(vocabulary: Vocabulary) -> None:
+    table = closing_table.render({"seed prompt": "[INST] Classify [/INST]", "model": "[/x] [red]"})
+    assert "[INST] Classify [/INST]" in table
+    assert "[/x] [red]" in table
+
+
+def test_what_nodes_spent_is_told_where_the_server_spends_nothing(recorder: Recorder) -> None:
+    spent = {UNPARSED_KEY: 2, PROMPT_TOKENS_KEY: 1000, COMPLETION_TOKENS_KEY: 50, COST_KEY: 12.5}
+    prompt = recorder._vocabulary
+    recorder.evaluate(0, arrays(prompt, SEED), {})
+    recorder.fit_metrics([search_metrics("0", **spent)])
+    recorder.round(settled(prompt, SEED))
+    table = " ".join(recorder.close().split())
+    assert "clients 12.5000, held-out 0.0000" in table
+
+
+def test_what_held_out_questions_cost_outlasts_the_process(
+    remote: Recorder, vocabulary: Vocabulary, test_set: tuple[Example, ...]
+) -> None:
+    remote.evaluate(0, arrays(vocabulary, SEED), {})
+    state = json.loads(json.dumps(remote.state_dict()))
+    once = 10 * len(test_set)
+    assert state["held-out-usage"]["prompt_tokens"] == once
+    remote.load_state_dict(state)
+    again = remote.state_dict()["held-out-usage"]
+    assert again["prompt_tokens"] == 2 * once, "on top of what this process has asked"

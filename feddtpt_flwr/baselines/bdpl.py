@@ -20,6 +20,10 @@ from feddtpt_flwr.search import Measured, SearchResult
 from feddtpt_flwr.vocabulary import Vocabulary
 from strategies.candidates import Tokens
 
+MOST_IDLE = 100
+"""Steps in a row in which every answer was known. A policy that has settled draws the same prompts
+for ever, and they cost nothing."""
+
 Floats = NDArray[np.float64]
 
 
@@ -108,9 +112,12 @@ class PolicyGradientSearch:
             row[0] = 0.0
         num_trials, failure = 0, None
         try:
-            while self._affordable() and len(self._ngrams):
+            idle = 0
+            while self._affordable() and len(self._ngrams) and idle < MOST_IDLE:
+                before = self._evaluator.budget.used
                 self._step(choices, logits)
                 num_trials += self._samples
+                idle = 0 if self._evaluator.budget.used > before else idle + 1
             learned = self._compose(choices, [int(row.argmax()) for row in logits])
             if learned != start and self._evaluator.budget.left >= len(self._examples):
                 best = max(first, self._measure(learned), key=lambda p: p.accuracy)

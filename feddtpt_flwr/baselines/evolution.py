@@ -113,8 +113,9 @@ class EvolutionSearch:
     def _child(self, population: Sequence[Measured]) -> Tokens:
         mother, father = self._select(population), self._select(population)
         crossed = self._cross(mother, father)
-        edit = self._proposer.propose(crossed, Feedback(), self._rng, 1)[0]
-        return edit.apply(crossed)
+        edits = self._proposer.propose(crossed, Feedback(), self._rng, 1)
+        # Where only public tokens may be put in, none may fit.
+        return edits[0].apply(crossed) if edits else crossed
 
     def _select(self, population: Sequence[Measured]) -> Tokens:
         """Draw a parent, with chances in proportion to accuracy."""

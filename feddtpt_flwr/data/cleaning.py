@@ -99,7 +99,9 @@ def prepare(
 
 def _clean_text(texts: pd.Series[str], cleaning: Cleaning) -> pd.Series[str]:
     """Clean one column; text that is missing or only white space becomes ``""``."""
-    texts = texts.astype(object).where(texts.notna(), "").map(str)
+    # Half a character, as JSON's escapes can make one, cannot be sent to any model.
+    texts = texts.astype(object).where(texts.notna(), "")
+    texts = texts.map(lambda text: str(text).encode("utf-8", "replace").decode("utf-8"))
     if cleaning.strip_breaks:
         texts = texts.map(lambda text: _LINE_BREAK.sub(" ", text))
     if cleaning.max_words:

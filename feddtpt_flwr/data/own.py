@@ -56,6 +56,11 @@ class OwnFile:
                     f"the first line of CSV and TSV files names the columns, and data-columns maps "
                     f"other names, as in data-columns='other={column}'"
                 )
+            if list(frame.columns).count(column) > 1:
+                raise DataError(
+                    f"{self.path}: there is more than one column {column!r}; data-columns must "
+                    "not give a column the name of another"
+                )
         labels = [
             self.labels.get(label_key(value), value) for value in frame[task.label_column].tolist()
         ]
@@ -73,7 +78,7 @@ class OwnFile:
         frame[task.label_column] = labels
         unique: dict[str, Example] = {}
         for example in to_examples(task, prepare(frame, task, str(self.path))):
-            unique.setdefault(example.input, example)
+            unique.setdefault(_key(example.input), example)
         return tuple(unique.values())
 
     def _check_mappings(self, task: Task) -> None:
@@ -114,8 +119,8 @@ def split_own(
     DataError
         If a class has too few examples, or the file is not as `OwnFile.read` needs it.
     """
-    shared = set(shared)
-    examples = [e for e in file.read(task) if e.input not in shared]
+    known = set(map(_key, shared))
+    examples = [e for e in file.read(task) if _key(e.input) not in known]
     there = count_by_class(examples, task)
     if any(count < 2 * k_shot for count in there.values()):
         counts = ", ".join(f"{answer!r} {count}" for answer, count in there.items())
@@ -137,6 +142,11 @@ def split_own(
         seed=seed,
         class_names=task.answers,
     ).clients[0]
+
+
+def _key(text: str) -> str:
+    """Return what two texts have in common that differ in white space alone."""
+    return " ".join(text.split())
 
 
 def count_by_class(examples: Collection[Example], task: Task) -> dict[str, int]:

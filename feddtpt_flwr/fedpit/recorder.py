@@ -22,6 +22,9 @@ from feddtpt_flwr.run_folder import RunFolder
 from strategies.adapters import from_record
 from strategies.fedpit import PhaseReport
 
+RESERVED = ("self", "event", "round")
+"""Metrics of these names would be taken for something else in the history."""
+
 _VERSIONS = ("flwr", "torch", "transformers", "peft", "rouge-score", "numpy")
 
 
@@ -73,8 +76,9 @@ class Recorder:
             about = content.config_records.get("about", ConfigRecord())
             name = str(about.get(CLIENT_KEY, f"node-{node_id}"))
             values.append({**metrics})
+            told = {key: value for key, value in metrics.items() if key not in RESERVED}
             self._folder.append(
-                report.phase, round=report.server_round, **{**metrics, CLIENT_KEY: name}
+                report.phase, round=report.server_round, **{**told, CLIENT_KEY: name}
             )
         if report.phase == "train":
             self._synthetic += [v["synthetic-rouge-l"] for v in values if "synthetic-rouge-l" in v]
@@ -171,6 +175,7 @@ class Recorder:
     def _table(self) -> str:
         from rich.console import Console
         from rich.table import Table
+        from rich.text import Text
 
         first, last = self._utility[0], self._utility[-1]
         table = Table(title="FedPIT", show_header=False, title_justify="left")
@@ -196,7 +201,7 @@ class Recorder:
             "run folder": str(self._folder.path),
         }
         for name, value in rows.items():
-            table.add_row(name, value)
+            table.add_row(name, Text(value))  # a path is not markup
         text = StringIO()
         Console(file=text, width=100).print(table)
         return text.getvalue()

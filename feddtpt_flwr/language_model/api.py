@@ -142,22 +142,21 @@ class ApiLanguageModel:
         return self._known_dialect(patience).constraint
 
     def answer(self, queries: Sequence[str], choices: Sequence[str]) -> list[str]:
-        """Answer every query (see `LanguageModel.answer`)."""
+        """Answer every query (see `LanguageModel.answer`); ``""`` to what the endpoint refuses."""
         answers = dict(self.iter_answers(queries, choices))
-        return [answers[index] for index in range(len(queries))]
+        return [answers[index] or "" for index in range(len(queries))]
 
     def iter_answers(
         self, queries: Sequence[str], choices: Sequence[str]
-    ) -> Iterator[tuple[int, str]]:
+    ) -> Iterator[tuple[int, str | None]]:
         """Yield answers as they arrive (see `IncrementalLanguageModel.iter_answers`).
 
-        After a failure nothing new is asked; requests on their way still bring their answers. A
-        question that the endpoint refuses, being too long for instance, has the answer ``""``.
+        After a failure nothing new is asked; requests on their way still bring their answers.
         """
         if not queries:
             return
         dialect = self._known_dialect(self._patience)
-        results: queue.SimpleQueue[tuple[int, str] | None] = queue.SimpleQueue()
+        results: queue.SimpleQueue[tuple[int, str | None] | None] = queue.SimpleQueue()
         work = asyncio.run_coroutine_threadsafe(
             self._ask_all(queries, choices, dialect, results.put), _loop()
         )
@@ -174,7 +173,7 @@ class ApiLanguageModel:
         queries: Sequence[str],
         choices: Sequence[str],
         dialect: _Dialect,
-        put: Callable[[tuple[int, str]], None],
+        put: Callable[[tuple[int, str | None]], None],
     ) -> None:
         places = asyncio.Semaphore(self._concurrency)
         failed = asyncio.Event()
@@ -198,14 +197,14 @@ class ApiLanguageModel:
 
     async def _answer(
         self, query: str, choices: Sequence[str], dialect: _Dialect, failed: asyncio.Event
-    ) -> str:
+    ) -> str | None:
         try:
             return await self._persist(query, choices, dialect, self._patience, failed)
         except RefusedError as error:
             if not self._warned:
                 self._warned = True
                 _log.log(WARNING, "%s; the answer counts as wrong", error)
-            return ""
+            return None
 
     async def _persist(
         self,

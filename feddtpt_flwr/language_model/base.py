@@ -68,8 +68,11 @@ class IncrementalLanguageModel(Protocol):
 
     def iter_answers(
         self, queries: Sequence[str], choices: Sequence[str]
-    ) -> Iterator[tuple[int, str]]:
+    ) -> Iterator[tuple[int, str | None]]:
         """Yield the index of a query and its answer, in the order of their arrival.
+
+        The answer is None where the model refuses the query, as too long for instance: it may
+        take it another time.
 
         Raises
         ------

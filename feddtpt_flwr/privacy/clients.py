@@ -11,9 +11,11 @@ from flwr.common import ConfigRecord, NDArrays, RecordDict, Scalar, log
 
 from feddtpt_flwr import models
 from feddtpt_flwr.assets import cache_folder
+from feddtpt_flwr.client_limits import too_few_queries
+from feddtpt_flwr.client_report import mismatch, refusal
 from feddtpt_flwr.client_state import RUN_KEY
 from feddtpt_flwr.data import ClientData, Example
-from feddtpt_flwr.evaluation import Evaluator, QueryBudget
+from feddtpt_flwr.evaluation import AnswerCache, Evaluator, QueryBudget
 from feddtpt_flwr.experiment import load_task, readability
 from feddtpt_flwr.language_model import ModelError
 from feddtpt_flwr.language_model.usage import Metered, Usage
@@ -131,12 +133,17 @@ class SyntheticClient(NumPyClient):
 
     def fit(self, parameters: NDArrays, config: Metrics) -> tuple[NDArrays, int, Metrics]:
         """Search twice; return the prompt that has not seen private examples."""
-        half = self._node.config.queries_per_round // 2
+        node = self._node
+        if reason := mismatch(config, node.config) or too_few_queries(
+            node.config, node.data, len(node.public)
+        ):
+            return [], 0, refusal(node.name, config, reason)
+        half = node.config.queries_per_round // 2
         examples, writing = self._examples(half // 2)
-        data = replace(self._node.data, train=examples)
+        data = replace(node.data, train=examples)
         uploading = self._make(self._part(data, half - int(writing[QUERIES_KEY])), self._state)
         arrays, num_examples, metrics = uploading.fit(parameters, config)
-        own = self._own(parameters, config, self._node.config.queries_per_round - half)
+        own = self._own(parameters, config, node.config.queries_per_round - half)
         return arrays, num_examples, _with_sums(metrics, writing, own)
 
     def evaluate(self, parameters: NDArrays, config: Metrics) -> tuple[float, int, Metrics]:
@@ -173,7 +180,7 @@ class SyntheticClient(NumPyClient):
             len(written.examples),
             written.queries,
         )
-        if written.examples:
+        if not written.cut_short:
             pairs = json.dumps([[e.input, e.label] for e in written.examples])
             self._state[SYNTHETIC_KEY] = ConfigRecord({"examples": pairs})
         spent: Metrics = {QUERIES_KEY: written.queries}
@@ -237,17 +244,26 @@ class ExponentialClient(NumPyClient):
 
     def fit(self, parameters: NDArrays, config: Metrics) -> tuple[NDArrays, int, Metrics]:
         """Draw one of some prompts that were found without private examples."""
-        told = self._about(config)
+        told, run, private = self._about(config), self._node.config, self._node.data.train
+        if reason := mismatch(config, run) or too_few_queries(
+            run, self._node.data, len(self._node.public)
+        ):
+            return [], 0, refusal(self._node.name, config, reason)
         if not self._ledger.open("search", int(told[ROUND_KEY])):
             return [], 0, told | {QUERIES_KEY: 0, FAILURE_KEY: "the round's epsilon is spent"}
-        run, private = self._node.config, self._node.data.train
         task = load_task(run)
         masked_lm = models.masked_lm(run, task)
         vocabulary = masked_lm.vocabulary
         start = read_prompt(
             parameters[0], vocabulary_size=len(vocabulary), max_tokens=run.max_prompt_tokens
         )
-        evaluator = Evaluator(models.language_model(run), task, QueryBudget(run.queries_per_round))
+        store = models.answer_store(run)
+        evaluator = Evaluator(
+            models.language_model(run),
+            task,
+            QueryBudget(run.queries_per_round),
+            AnswerCache(archives=() if store is None else (store,)),
+        )
         rng = np.random.default_rng([run.seed, int(told[ROUND_KEY]), *self._node.name.encode()])
         try:
             candidates = exponential.public_candidates(
@@ -283,6 +299,8 @@ class ExponentialClient(NumPyClient):
     def evaluate(self, parameters: NDArrays, config: Metrics) -> tuple[float, int, Metrics]:
         """Count every prompt's right answers on all private examples, and add noise."""
         told = self._about(config)
+        if reason := mismatch(config, self._node.config):
+            return 1.0, 0, refusal(self._node.name, config, reason)
         if not self._ledger.open("score", int(told[ROUND_KEY])):
             return 1.0, 0, told | {QUERIES_KEY: 0, FAILURE_KEY: "the round's epsilon is spent"}
         # All examples, however few the server asks for: the noise does not grow with them.

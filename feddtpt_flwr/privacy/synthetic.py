@@ -37,10 +37,13 @@ class Written:
         Different from each other and from the public set; possibly fewer than wanted, or none.
     queries : int
         Answers that it took, usable or not.
+    cut_short : bool
+        Whether the black box failed before it had written all.
     """
 
     examples: tuple[Example, ...]
     queries: int
+    cut_short: bool = False
 
 
 def write_examples(
@@ -81,11 +84,14 @@ def write_examples(
         asked = [
             writing_query(task, description, label, _some(public, label, rng)) for label in missing
         ]
-        for index, text in _arriving(model, asked):
-            queries += 1
-            made = read_text(task, text)
-            if made and not is_copy(made, [e.input for e in (*public, *examples)]):
-                examples.append(Example(made, missing[index]))
+        try:
+            for index, text in _arriving(model, asked):
+                queries += 1
+                made = None if text is None else read_text(task, text)
+                if made and not is_copy(made, [e.input for e in (*public, *examples)]):
+                    examples.append(Example(made, missing[index]))
+        except ModelError:
+            return Written(tuple(examples), queries, cut_short=True)
     return Written(tuple(examples), queries)
 
 
@@ -146,12 +152,7 @@ def _some(public: Sequence[Example], label: int, rng: np.random.Generator) -> li
     return [fitting[i] for i in rng.permutation(len(fitting))[:DEMONSTRATIONS]]
 
 
-def _arriving(model: LanguageModel, queries: Sequence[str]) -> Iterator[tuple[int, str]]:
-    """Yield what the black box answers, until it fails."""
-    try:
-        if isinstance(model, IncrementalLanguageModel):
-            yield from model.iter_answers(queries, ())
-        else:
-            yield from enumerate(model.answer(queries, ()))
-    except ModelError:
-        return
+def _arriving(model: LanguageModel, queries: Sequence[str]) -> Iterator[tuple[int, str | None]]:
+    if isinstance(model, IncrementalLanguageModel):
+        return model.iter_answers(queries, ())
+    return enumerate(model.answer(queries, ()))

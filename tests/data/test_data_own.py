@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 
 from feddtpt_flwr.data import DataError, Task
+from feddtpt_flwr.data.cleaning import prepare
 from feddtpt_flwr.data.own import OwnFile, count_by_class, split_own
 
 TASK = Task(
@@ -135,6 +136,9 @@ def faulty(folder: Path, kind: str) -> OwnFile:
         case "no parquet":
             path = folder / "own.parquet"
             path.write_text("secretword")
+        case "mapped onto another":
+            path.write_text("text,team,label\nsecretword,secretword,1\n")
+            return OwnFile(path, columns={"team": "label"})
         case "twice":
             path.write_text("text,text,label\nsecretword,secretword,1\n")
         case "other labels":
@@ -159,6 +163,7 @@ def faulty(folder: Path, kind: str) -> OwnFile:
         ("no json", "cannot be read"),
         ("no parquet", "cannot be read"),
         ("twice", "more than one column 'text'"),
+        ("mapped onto another", "more than one column 'label'"),
         ("other labels", "1 of 1 rows hold 1 labels .* declared: .*'0', '1'"),
         ("nothing", "cannot be read"),
         ("missing", "there is no such file"),
@@ -174,3 +179,19 @@ def test_a_faulty_file_is_named_and_its_content_is_not(
         file.read(TASK)
     assert str(file.path) in str(caught.value)
     assert "secretword" not in str(caught.value)
+
+
+def test_texts_that_differ_in_white_space_alone_are_one(tmp_path: Path) -> None:
+    rows = [*ROWS, {"text": f"{ROWS[0]['text']}  ", "label": ROWS[0]["label"]}]
+    file = OwnFile(write(tmp_path, rows=rows))
+    assert len(file.read(TASK)) == len(ROWS)
+    spaced = [example.input.replace(" ", "  ") for example in file.read(TASK)[:2]]
+    data = split_own(file, TASK, k_shot=4, seed=0, shared=spaced)
+    drawn = {" ".join(e.input.split()) for e in (*data.train, *data.validation)}
+    assert not drawn & {" ".join(text.split()) for text in spaced}
+
+
+def test_half_a_character_is_replaced() -> None:
+    """As JSON's escapes can make one, where pandas reads without pyarrow."""
+    frame = pd.DataFrame({"text": ["half \ud83d"], "label": [1]}, dtype=object)
+    assert prepare(frame, TASK, "file")["text"].tolist() == ["half ?"]

@@ -51,10 +51,17 @@ class Proxy:
 
 
 class Clients:
-    """A double of Flower's client manager that gives out the first clients it has."""
+    """A double of Flower's client manager that gives out the first clients it has.
+
+    Whoever waits for more finds them at once.
+    """
 
     def __init__(self, number: int) -> None:
         self.proxies = [Proxy(str(i)) for i in range(number)]
+
+    def wait_for(self, num_clients: int, timeout: int) -> bool:
+        self.proxies += [Proxy(str(i)) for i in range(len(self.proxies), num_clients)]
+        return True
 
     def num_available(self) -> int:
         return len(self.proxies)
@@ -146,6 +153,7 @@ MALFORMED = [
     upload([1, 2, 3, 4, 5, 6, 7]),
     upload([1, 20]),
     upload([-1]),
+    upload(np.array([1, 2], dtype="timedelta64[s]")),
     upload(Parameters([b"garbage"], "numpy.ndarray")),
     upload(Parameters([], "numpy.ndarray")),
     upload(A, gain=float("nan")),
@@ -370,8 +378,9 @@ def test_the_count_does_not_wait_for_a_client_that_has_left() -> None:
 
 def test_a_round_that_waits_for_clients_says_so(caplog: pytest.LogCaptureFixture) -> None:
     server = Server(min_available_clients=4)
-    server.strategy.configure_fit(1, server.start(), manager(3))
+    sent = server.strategy.configure_fit(1, server.start(), manager(3))
     assert "round 1 waits: 3 of 4 clients connected" in caplog.text
+    assert len(sent) == 4, "those who came meanwhile search as well"
 
 
 @pytest.mark.parametrize(("fraction", "clients"), [(1.0, 10), (0.5, 5), (0.01, 1)])

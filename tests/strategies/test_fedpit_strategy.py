@@ -115,6 +115,14 @@ def _arrays(**arrays: np.ndarray) -> ArrayRecord:
 
 
 BITS = np.uint16
+
+
+def huge_header() -> bytes:
+    """An array's beginning that announces more numbers than any memory holds."""
+    text = str({"descr": "<u2", "fortran_order": False, "shape": (10**15,)}) + "\n"
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text.encode()
+
+
 MALFORMED: dict[str, Callable[[], Message]] = {
     "no arrays": lambda: reply(None),
     "wrong names": lambda: reply(_arrays(a=np.zeros((2, 3), BITS), c=np.zeros(4, BITS))),
@@ -134,6 +142,22 @@ MALFORMED: dict[str, Callable[[], Message]] = {
     "empty bytes": lambda: reply(
         ArrayRecord(
             {"a": Array("uint16", (2, 3), "numpy.ndarray", b""), "b": Array(np.zeros(4, BITS))}
+        )
+    ),
+    "a zip file's beginning": lambda: reply(
+        ArrayRecord(
+            {
+                "a": Array("uint16", (2, 3), "numpy.ndarray", b"PK\x03\x04junk"),
+                "b": Array(np.zeros(4, BITS)),
+            }
+        )
+    ),
+    "a huge shape": lambda: reply(
+        ArrayRecord(
+            {
+                "a": Array("uint16", (2, 3), "numpy.ndarray", huge_header()),
+                "b": Array(np.zeros(4, BITS)),
+            }
         )
     ),
     "no weight": lambda: reply(to_record(adapter(1.0), "bfloat16"), {"loss": 1.0}),

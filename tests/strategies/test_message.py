@@ -141,6 +141,7 @@ def raw(data: bytes, stype: str = "numpy.ndarray") -> ArrayRecord:
 MALFORMED: dict[str, tuple[Message, str]] = {
     "dtype": (upload([1.5, 2.0]), "float64; mods that clip"),
     "bool": (upload([True, False]), "dtype bool"),
+    "time": (upload(np.array([1, 2], dtype="timedelta64[s]")), "dtype timedelta64[s]"),
     "shape": (upload([[1, 2]]), "shape (1, 2)"),
     "empty": (upload(np.array([], dtype=np.int64)), "1 to 6 tokens, got 0"),
     "long": (upload([1, 2, 3, 4, 5, 6, 7]), "1 to 6 tokens, got 7"),
