@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from feddtpt_flwr.assets import cache_folder
 from feddtpt_flwr.client_app import PromptTuningClient, plain_client
-from feddtpt_flwr.client_state import RUN_KEY
+from feddtpt_flwr.client_limits import too_few_queries
+from feddtpt_flwr.client_state import RUN_KEY, VERSION_KEY
 from feddtpt_flwr.config import RunConfig
 from feddtpt_flwr.data import ClientData, Example, Task
 from feddtpt_flwr.language_model.local import LocalLanguageModel
@@ -247,6 +248,42 @@ def test_a_failure_is_told_without_its_text(dp_node: Node, start: NDArray[np.int
         FAILURE_KEY: "the language model did not answer",
     }
     assert LEDGER_KEY not in state, "nothing was given away"
+
+
+@pytest.mark.parametrize("privacy", ["synthetic", "exponential"])
+def test_a_node_that_cannot_take_part_asks_and_spends_nothing(
+    privacy: str, short_reviews: tuple[Example, ...], start: NDArray[np.int64]
+) -> None:
+    pytest.importorskip("opendp")
+    here, state = node(short_reviews, privacy, 40), RecordDict()
+    client = protected(here, state, plain_client)
+    for told in ({VOCABULARY_KEY: "another"}, {VERSION_KEY: "0.0.1"}):
+        arrays, counted, metrics = client.fit([start], {ROUND_KEY: 1, **told})
+        assert (arrays, counted, metrics[QUERIES_KEY]) == ([], 0, 0)
+        assert "all nodes need the same" in str(
+            metrics[FAILURE_KEY]
+        ) or "need the same version" in (str(metrics[FAILURE_KEY]))
+        _, counted, metrics = client.evaluate([start], {ROUND_KEY: 1, **told})
+        assert (counted, metrics[QUERIES_KEY]) == (0, 0)
+    assert not state, "neither examples are written nor epsilon is spent"
+
+
+@pytest.mark.parametrize(
+    ("privacy", "least"),
+    [("none", 12), ("public-tokens", 12), ("synthetic", 40), ("exponential", 16)],
+)
+def test_too_few_queries_are_refused_before_one_is_asked(
+    privacy: str, least: int, short_reviews: tuple[Example, ...], start: NDArray[np.int64]
+) -> None:
+    pytest.importorskip("opendp")
+    here = node(short_reviews, privacy, least - 1)
+    arrays, _, metrics = protected(here, RecordDict(), plain_client).fit([start], {ROUND_KEY: 1})
+    assert arrays == []
+    assert metrics[QUERIES_KEY] == 0
+    told = f"queries-per-round = {least - 1}: {least} or more are needed"
+    assert str(metrics[FAILURE_KEY]).startswith(told)
+    enough = node(short_reviews, privacy, least)
+    assert not too_few_queries(enough.config, enough.data, len(enough.public))
 
 
 def test_a_ledger_keeps_phases_apart() -> None:

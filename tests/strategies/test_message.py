@@ -255,6 +255,23 @@ def test_the_count_does_not_wait_for_a_node_that_has_left() -> None:
     assert server.strategy.prompt == B
 
 
+def test_a_round_that_waited_asks_those_who_came_meanwhile(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Growing(Nodes):
+        """A double of a grid to which a node connects whenever it is looked at, up to four."""
+
+        def get_node_ids(self) -> list[int]:
+            there = super().get_node_ids()
+            self.number = min(self.number + 1, 4)
+            return there
+
+    monkeypatch.setattr("flwr.serverapp.strategy.strategy_utils.sleep", lambda _: None)
+    server = Server(min_available_nodes=4)
+    grid = cast(Grid, Growing(1))
+    assert len(list(server.strategy.configure_train(1, record(SEED), ConfigRecord(), grid))) == 4
+
+
 @pytest.mark.parametrize("replies", [0, 1, 2])
 def test_without_enough_counts_the_prompt_stays(replies: int) -> None:
     server = Server(min_evaluate_nodes=3)
@@ -291,6 +308,24 @@ def test_metrics_that_do_not_fit_together_do_not_end_the_run(
     assert metrics is not None
     assert metrics["accuracy"] == pytest.approx(0.9)
     assert SCORED_KEY not in metrics
+
+
+def test_a_record_of_another_kind_under_the_metrics_name_does_not_end_the_run(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Flower looks for every node's metrics under the name that the first one gave them."""
+    odd = RecordDict(
+        {
+            "arrays": record(B),
+            "metrics": ConfigRecord({"num-examples": 10, GAIN_KEY: 0.1, VOCABULARY_KEY: "abc"}),
+            "y": MetricRecord({"z": 1}),
+        }
+    )
+    server = Server()
+    candidates = server.train(upload(A), Message(odd, reply_to=QUESTION))
+    assert {A, B} < set(candidates)
+    assert server.metrics is None
+    assert "the metrics of this round are left out" in caplog.text
 
 
 @pytest.mark.parametrize(("bad", "reason"), SPOILT, ids=str)
