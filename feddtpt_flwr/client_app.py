@@ -90,9 +90,10 @@ class PromptTuningClient(NumPyClient):
         server_round = int(config[ROUND_KEY])
         logs.add(round=server_round)
         examples = [*self._data.train, *self._public]
-        if reason := mismatch(config, self._config) or too_few_to_search(
-            self._config, len(examples)
-        ):
+        reason = mismatch(config, self._config)
+        if not reason and self._config.queries_per_round < len(examples):
+            reason = too_few_to_search(self._config, len(examples))
+        if reason:
             return [], 0, refusal(self._name, config, reason)
         tokens = self._read(parameters)[0]
         rng = np.random.default_rng([self._config.seed, server_round, _stream(self._name)])

@@ -49,8 +49,8 @@ def too_few_to_search(config: RunConfig, num_examples: int) -> str:
     if config.queries_per_round >= 2 * num_examples:
         return ""
     return (
-        f"queries-per-round = {config.queries_per_round}: {2 * num_examples} or more are needed, "
-        f"twice the {num_examples} examples that it searches on"
+        f"queries-per-round = {config.queries_per_round}: {2 * num_examples} or more are needed "
+        f"for a search on {num_examples} examples"
     )
 
 
@@ -83,7 +83,7 @@ def too_few_queries(config: RunConfig, data: ClientData, num_public: int) -> str
         return too_few_to_search(config, examples)
     if config.queries_per_round >= least:
         return ""
-    return f"queries-per-round = {config.queries_per_round}: {least} or more are needed, {why}"
+    return f"queries-per-round = {config.queries_per_round}: {least} or more are needed {why}"
 
 
 def num_compared(config: RunConfig) -> int:

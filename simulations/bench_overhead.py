@@ -28,9 +28,10 @@ ROLES = {
 """Processes by their command lines; the first that fits counts, and the rest are the command's."""
 
 NOTHING: dict[str, Value] = {
-    "queries-per-round": 1,
+    "queries-per-round": 4,  # fewer are refused
     "guard": False,
     "k-shot": 1,  # clients evaluate the global prompt on as many per class
+    "public-per-class": 0,
     "test-size": 2,
 }
 """Settings under which nobody asks the models anything to speak of."""

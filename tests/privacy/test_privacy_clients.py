@@ -269,20 +269,25 @@ def test_a_node_that_cannot_take_part_asks_and_spends_nothing(
 
 
 @pytest.mark.parametrize(
-    ("privacy", "least"),
-    [("none", 12), ("public-tokens", 12), ("synthetic", 40), ("exponential", 16)],
+    ("privacy", "queries", "least"),
+    [("none", 5, 12), ("public-tokens", 5, 12), ("synthetic", 39, 40), ("exponential", 15, 16)],
 )
 def test_too_few_queries_are_refused_before_one_is_asked(
-    privacy: str, least: int, short_reviews: tuple[Example, ...], start: NDArray[np.int64]
+    privacy: str,
+    queries: int,
+    least: int,
+    short_reviews: tuple[Example, ...],
+    start: NDArray[np.int64],
 ) -> None:
     pytest.importorskip("opendp")
-    here = node(short_reviews, privacy, least - 1)
+    here = node(short_reviews, privacy, queries)
     arrays, _, metrics = protected(here, RecordDict(), plain_client).fit([start], {ROUND_KEY: 1})
     assert arrays == []
     assert metrics[QUERIES_KEY] == 0
-    told = f"queries-per-round = {least - 1}: {least} or more are needed"
+    told = f"queries-per-round = {queries}: {least} or more are needed for "
     assert str(metrics[FAILURE_KEY]).startswith(told)
-    enough = node(short_reviews, privacy, least)
+    few, enough = (node(short_reviews, privacy, number) for number in (least - 1, least))
+    assert too_few_queries(few.config, few.data, len(few.public))
     assert not too_few_queries(enough.config, enough.data, len(enough.public))
 
 
