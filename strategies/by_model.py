@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from strategies.candidates import Score, Tokens, bounded, tally
+from strategies.candidates import Score, Tokens, damping, tally
 from strategies.wire import MODEL_KEY
 
 ChooseFor = Literal["mean", "worst"]
@@ -58,7 +58,8 @@ def by_model(counts: Sequence[Count]) -> dict[str, dict[Tokens, Score]]:
 def compared_by(counts: Sequence[Count], choose_for: ChooseFor) -> dict[Tokens, Score]:
     """Return the scores by which candidates are compared, no client's say being too large.
 
-    What a client says is `bounded` where there are three or more: of two, nothing tells who lies.
+    Clients whose counts differ unusually much from prompt to prompt have less to say
+    (`candidates.damping`) where three or more are added up: of two, nothing tells who lies.
 
     Parameters
     ----------
@@ -73,13 +74,17 @@ def compared_by(counts: Sequence[Count], choose_for: ChooseFor) -> dict[Tokens, 
     dict
         One score per candidate; empty without counts.
     """
-    if len(counts) > 2:
-        counts = [Count(count.model, bounded(count.scores)) for count in counts]
-    overall = tally([count.scores for count in counts])
     if choose_for == "mean":
-        return overall
-    models = by_model(counts).values()
+        return _damped([count.scores for count in counts])
+    models = [
+        _damped([count.scores for count in counts if count.model == model])
+        for model in sorted({count.model for count in counts})
+    ]
     return {
         tokens: min((scores[tokens] for scores in models), key=lambda score: score.accuracy)
-        for tokens in overall
+        for tokens in (counts[0].scores if counts else ())
     }
+
+
+def _damped(scores: Sequence[Mapping[Tokens, Score]]) -> dict[Tokens, Score]:
+    return tally(scores, damping(scores) if len(scores) > 2 else None)

@@ -37,13 +37,13 @@ def test_every_way_chooses_the_best_where_all_agree() -> None:
 
 
 def test_lies_told_together_cost_little_as_it_is() -> None:
-    """The claim of `strategies.candidates.bounded`, with few draws."""
+    """The claim of `strategies.candidates.damping`, with few draws."""
     found = {
         (loss["clients"], loss["examples"], loss["labels"], loss["lies"]): loss
         for loss in bench_tally.run(draws=200)["losses"]
     }
     together = found[10, 16, "even", "together"]
-    assert together["sum"][0] < -0.1 < -0.04 < together["as it is"][0]
+    assert together["sum"][0] < -0.1 < -0.02 < together["as it is"][0]
     honest = found[10, 16, "even", "none"]
     assert honest["as it is"][0] == pytest.approx(honest["sum"][0], abs=0.005)
 

@@ -1,7 +1,9 @@
 from collections.abc import Sequence
-from itertools import combinations, zip_longest
+from fractions import Fraction
+from itertools import zip_longest
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -12,8 +14,8 @@ from strategies.candidates import (
     LocalPrompt,
     Score,
     Tokens,
-    bounded,
     choose,
+    damping,
     low_median,
     propose_candidates,
     tally,
@@ -373,33 +375,46 @@ def test_nobody_counted() -> None:
     assert tally([]) == {}
 
 
-@pytest.mark.parametrize(
-    ("correct", "expected"),
-    [
-        ((8, 8, 9, 7), (8, 8, 9, 7)),
-        ((0, 8, 8, 16), (4, 8, 8, 12)),
-        ((0, 16), (4, 12)),
-        ((0, 0, 0, 16), (0, 0, 0, 4)),
-        ((5,), (5,)),
-        ((0, 7, 8, 16), (3.5, 7, 8, 11.5)),
-    ],
+def counted(total: int, *rows: tuple[int, ...]) -> list[dict[Tokens, Score]]:
+    return [{(i,): Score(n, total) for i, n in enumerate(row)} for row in rows]
+
+
+def test_what_a_client_says_counts_less_the_more_its_counts_differ() -> None:
+    usual = (8, 6, 10, 8), (9, 7, 11, 9), (8, 6, 10, 8)  # variances of 2 answers
+    liar = (0, 16, 0, 16)  # and of 64
+    # By chance alone 16 answers have one of 4, more than half as much again as the median's.
+    assert damping(counted(16, *usual, liar)) == [1, 1, 1, Fraction(1, 16)]
+    lively = (8, 2, 14, 8), (8, 2, 14, 8), (14, 8, 2, 8)  # 18, and half as much again is 27
+    assert damping(counted(16, *lively, liar))[3] == Fraction(round(1024 * 27 / 64), 1024)
+    assert damping(counted(16, *lively, (8, 3, 15, 8))) == [1] * 4
+    assert damping(counted(16, (5,), (9,))) == [1, 1], "one prompt is no comparison"
+    assert damping([]) == []
+
+
+def test_the_rest_is_as_if_a_client_had_answered_alike_with_every_prompt() -> None:
+    counts = counted(16, (4, 8, 12), (16, 0, 8))
+    half = tally(counts, [Fraction(1), Fraction(1, 2)])
+    assert half == {(0,): Score(16, 32), (1,): Score(12, 32), (2,): Score(20, 32)}
+    assert tally(counts, [Fraction(1), Fraction(0)])[0,] == Score(12, 32)
+    assert tally(counts, [Fraction(1)] * 2) == tally(counts)
+
+
+@given(
+    rows=st.lists(st.tuples(*[st.integers(0, 40)] * 3), min_size=3, max_size=9),
+    lie=st.tuples(*[st.integers(0, 40)] * 3),
 )
-def test_what_a_client_says_of_a_prompt_is_drawn_to_what_it_says_of_others(
-    correct: tuple[int, ...], expected: tuple[float, ...]
+def test_no_lie_moves_a_comparison_further_than_the_usual_counts(
+    rows: list[tuple[int, ...]], lie: tuple[int, ...]
 ) -> None:
-    scores: dict[Tokens, Score] = {(i,): Score(n, 16) for i, n in enumerate(correct)}
-    assert bounded(scores) == {(i,): Score(count, 16) for i, count in enumerate(expected)}
-    assert bounded({}) == {}
-
-
-@given(correct=st.lists(st.integers(0, 40), min_size=1, max_size=6))
-def test_bounded_counts_keep_their_order_and_stay_counts(correct: list[int]) -> None:
-    found = bounded({(i,): Score(count, 40) for i, count in enumerate(correct)})
-    drawn = [found[i,].correct for i in range(len(correct))]
-    assert all(0 <= count <= 40 for count in drawn)
-    for a, b in combinations(range(len(correct)), 2):
-        assert (correct[a] <= correct[b]) == (drawn[a] <= drawn[b]) or drawn[a] == drawn[b]
-    assert max(drawn) - min(drawn) <= 20
+    counts = counted(40, *rows, lie)
+    factors = damping(counts)
+    assert all(0 <= factor <= 1 for factor in factors)
+    spreads = sorted(float(np.var(row)) / 1600 for row in [*rows, lie])
+    most = max(1.5 * spreads[(len(spreads) - 1) // 2], 1 / 160)
+    moved = [float(factors[-1]) * (n - np.mean(lie)) / 40 for n in lie]
+    assert np.mean(np.square(moved)) <= most * 1.01 + 1e-9
+    order = damping(counts[::-1])
+    assert order == factors[::-1], "the order of clients does not matter"
 
 
 def test_a_tie_falls_to_what_ties_say_and_then_to_the_earlier() -> None:
