@@ -1,6 +1,8 @@
+from typing import get_args
+
 import pytest
 
-from strategies.by_model import Count, by_model, compared_by, model_name
+from strategies.by_model import ChooseFor, Count, by_model, compared_by, model_name
 from strategies.candidates import Candidate, Score, choose
 
 OLD, GOOD_FOR_MOST, GOOD_FOR_ALL = (1,), (2,), (3,)
@@ -17,13 +19,13 @@ COUNTS = [count("large", 5, 9, 7), count("large", 5, 9, 7), count("small", 5, 2,
 
 def test_the_mean_is_over_all_answers() -> None:
     scores = compared_by(COUNTS, "mean")
-    assert scores[GOOD_FOR_MOST] == Score(20.5, 30), "the small model's 2 is drawn to its 5"
+    assert scores[GOOD_FOR_MOST] == Score(20, 30)
     assert choose(CANDIDATES, scores)[0].tokens == GOOD_FOR_MOST
 
 
 def test_the_worst_is_the_model_with_the_lowest_accuracy() -> None:
     scores = compared_by(COUNTS, "worst")
-    assert scores == {OLD: Score(10, 20), GOOD_FOR_MOST: Score(2.5, 10), GOOD_FOR_ALL: Score(6, 10)}
+    assert scores == {OLD: Score(10, 20), GOOD_FOR_MOST: Score(2, 10), GOOD_FOR_ALL: Score(6, 10)}
     assert choose(CANDIDATES, scores)[0].tokens == GOOD_FOR_ALL
 
 
@@ -55,7 +57,12 @@ def test_of_two_clients_both_are_believed_and_of_three_none_too_far() -> None:
     far = [count("one", 0, 0, 10), count("one", 6, 5, 4)]
     assert compared_by(far, "mean")[GOOD_FOR_ALL] == Score(14, 20)
     more = [*far, count("one", 6, 5, 4)]
-    assert compared_by(more, "mean")[GOOD_FOR_ALL] == Score(2.5 + 4 + 4, 30)
+    # 10 of 10 where its mean is 10 / 3: of the rest counts what chance makes of its variance.
+    rest = (1 / 40) / (2 / 9) * (10 - 10 / 3)
+    for choose_for in get_args(ChooseFor):
+        assert compared_by(more, choose_for)[GOOD_FOR_ALL].correct == pytest.approx(
+            10 / 3 + rest + 4 + 4, abs=0.01
+        )
 
 
 def test_three_liars_of_ten_do_not_decide() -> None:
