@@ -158,8 +158,10 @@ def test_a_failed_scoring_is_reported_and_nothing_is_lost(
     assert num_examples == 0
     assert metrics[QUERIES_KEY] == 3
     assert SCORED_KEY not in metrics
-    assert f"{proxy.url}: HTTP 503" in failure(metrics)
-    assert "client 0: " in warned[-1]
+    assert failure(metrics).startswith("endpoint: HTTP 503"), (
+        "its address is nobody else's business"
+    )
+    assert f"client 0: {proxy.url}: HTTP 503" in warned[-1]
     assert ENDPOINT_KEY not in str(metrics) + str(warned)
     record = node.state.config_records[STATE_KEY]
     assert len(json.loads(str(record["answers"]))) == 3
