@@ -49,10 +49,7 @@ def by_model(counts: Sequence[Count]) -> dict[str, dict[Tokens, Score]]:
     dict
         Each candidate's score over the clients of each model.
     """
-    models = sorted({count.model for count in counts})
-    return {
-        model: tally([count.scores for count in counts if count.model == model]) for model in models
-    }
+    return {model: tally(scores) for model, scores in _grouped(counts).items()}
 
 
 def compared_by(counts: Sequence[Count], choose_for: ChooseFor) -> dict[Tokens, Score]:
@@ -76,13 +73,18 @@ def compared_by(counts: Sequence[Count], choose_for: ChooseFor) -> dict[Tokens, 
     """
     if choose_for == "mean":
         return _damped([count.scores for count in counts])
-    models = [
-        _damped([count.scores for count in counts if count.model == model])
-        for model in sorted({count.model for count in counts})
-    ]
+    models = [_damped(scores) for scores in _grouped(counts).values()]
     return {
         tokens: min((scores[tokens] for scores in models), key=lambda score: score.accuracy)
         for tokens in (counts[0].scores if counts else ())
+    }
+
+
+def _grouped(counts: Sequence[Count]) -> dict[str, list[Mapping[Tokens, Score]]]:
+    """Return what the clients of each model counted, models in order of name."""
+    return {
+        model: [count.scores for count in counts if count.model == model]
+        for model in sorted({count.model for count in counts})
     }
 
 

@@ -403,7 +403,7 @@ def test_what_a_generator_used_and_what_limits_ended(
     assert "after 0 of 3 rounds: every client has used up" in table
 
 
-def test_prompts_and_names_are_not_markup(vocabulary: Vocabulary) -> None:
+def test_prompts_and_names_are_not_markup() -> None:
     table = closing_table.render({"seed prompt": "[INST] Classify [/INST]", "model": "[/x] [red]"})
     assert "[INST] Classify [/INST]" in table
     assert "[/x] [red]" in table

@@ -123,6 +123,13 @@ def huge_header() -> bytes:
     return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text.encode()
 
 
+def holding(data: bytes) -> ArrayRecord:
+    """An adapter, one of whose arrays holds other bytes than it says."""
+    return ArrayRecord(
+        {"a": Array("uint16", (2, 3), "numpy.ndarray", data), "b": Array(np.zeros(4, BITS))}
+    )
+
+
 MALFORMED: dict[str, Callable[[], Message]] = {
     "no arrays": lambda: reply(None),
     "wrong names": lambda: reply(_arrays(a=np.zeros((2, 3), BITS), c=np.zeros(4, BITS))),
@@ -131,35 +138,10 @@ MALFORMED: dict[str, Callable[[], Message]] = {
     "wrong type": lambda: reply(to_record(adapter(1.0), "float32")),
     "not a number": lambda: reply(to_record(adapter(np.nan), "bfloat16")),
     "infinite": lambda: reply(to_record(adapter(np.inf), "bfloat16")),
-    "torn bytes": lambda: reply(
-        ArrayRecord(
-            {
-                "a": Array("uint16", (2, 3), "numpy.ndarray", b"\x93NUMPY torn"),
-                "b": Array(np.zeros(4, BITS)),
-            }
-        )
-    ),
-    "empty bytes": lambda: reply(
-        ArrayRecord(
-            {"a": Array("uint16", (2, 3), "numpy.ndarray", b""), "b": Array(np.zeros(4, BITS))}
-        )
-    ),
-    "a zip file's beginning": lambda: reply(
-        ArrayRecord(
-            {
-                "a": Array("uint16", (2, 3), "numpy.ndarray", b"PK\x03\x04junk"),
-                "b": Array(np.zeros(4, BITS)),
-            }
-        )
-    ),
-    "a huge shape": lambda: reply(
-        ArrayRecord(
-            {
-                "a": Array("uint16", (2, 3), "numpy.ndarray", huge_header()),
-                "b": Array(np.zeros(4, BITS)),
-            }
-        )
-    ),
+    "torn bytes": lambda: reply(holding(b"\x93NUMPY torn")),
+    "empty bytes": lambda: reply(holding(b"")),
+    "a zip file's beginning": lambda: reply(holding(b"PK\x03\x04junk")),
+    "a huge shape": lambda: reply(holding(huge_header())),
     "no weight": lambda: reply(to_record(adapter(1.0), "bfloat16"), {"loss": 1.0}),
     "weight zero": lambda: upload(1.0, examples=0),
     "weight below zero": lambda: upload(1.0, examples=-3),
