@@ -226,7 +226,7 @@ def damping(counts: Sequence[Mapping[Tokens, Score]]) -> list[Fraction]:
 
     Measured on made-up clients and prompts, of no language model, 10 clients with 16 examples, by
     how much worse than the best prompt the chosen one is (``python -m simulations bench tally``;
-    standard errors of 0.001 at most where labels are even): with 3 that say the opposite together
+    standard errors of 0.002 at most): with 3 that say the opposite together
     0.007 instead of 0.176, with 3 that count at random 0.008 instead of 0.029, and without any
     0.006 either way. Where labels are very uneven (Dirichlet 0.1), so that prompts serve some
     clients and fail others, honest clients pay for it with 0.026 instead of 0.020, and lies told
