@@ -29,7 +29,7 @@ from feddtpt_flwr.generator import Writer
 from feddtpt_flwr.language_model import ModelError
 from feddtpt_flwr.node import Node, NodeConfig, load_node
 from feddtpt_flwr.privacy.clients import protected
-from feddtpt_flwr.searches import SearchParts, build_search
+from feddtpt_flwr.searches import Search, SearchParts, build_search
 from strategies.candidates import Tokens
 from strategies.wire import (
     GAIN_KEY,
@@ -90,13 +90,9 @@ class PromptTuningClient(NumPyClient):
         server_round = int(config[ROUND_KEY])
         logs.add(round=server_round)
         examples = [*self._data.train, *self._public]
-        reason = mismatch(config, self._config)
-        if not reason and self._config.queries_per_round < len(examples):
-            reason = too_few_to_search(self._config, len(examples))
-        if reason:
+        if reason := mismatch(config, self._config) or self._too_few(len(examples)):
             return [], 0, refusal(self._name, config, reason)
         tokens = self._read(parameters)[0]
-        rng = np.random.default_rng([self._config.seed, server_round, _stream(self._name)])
         state = self._recall(config, "search", (tokens,))
         if kept := state.reply:
             log(INFO, "client %s: the search of this round is done already", self._name)
@@ -112,32 +108,8 @@ class PromptTuningClient(NumPyClient):
             metrics = self._counted(config, evaluator) | unchanged(budget.tightest)
             return parameters, len(examples), metrics | vocabulary
 
-        def progress(accuracy: float, what: str) -> None:
-            log(
-                INFO,
-                "round %d, client %s: %d of %d queries, best accuracy %.3f (%s)",
-                server_round,
-                self._name,
-                evaluator.budget.used,
-                evaluator.budget.limit,
-                accuracy,
-                what,
-            )
-
         writer = self._writer(evaluator)
-        search = build_search(
-            SearchParts(
-                config=self._config,
-                task=self._task,
-                public=self._public,
-                masked_lm=self._masked_lm,
-                evaluator=evaluator,
-                examples=examples,
-                rng=rng,
-                on_accept=lambda trial: progress(trial.accuracy, trial.operator),
-                writer=writer,
-            )
-        )
+        search = self._build_search(server_round, evaluator, examples, writer)
         try:
             start, accuracy = self._start(tokens, state.interrupted, evaluator, examples)
             state.begin(start)
@@ -146,7 +118,8 @@ class PromptTuningClient(NumPyClient):
             budget.tell()
             state.end(evaluator.cache)
             return [], 0, self._counted(config, evaluator, error) | self._written(writer)
-        progress(result.accuracy, f"done, {result.num_trials} changes tried")
+        done = f"done, {result.num_trials} changes tried"
+        self._log_progress(server_round, evaluator, result.accuracy, done)
         budget.tell()
         before = result.start_accuracy if accuracy is None else accuracy
         metrics = {
@@ -205,6 +178,46 @@ class PromptTuningClient(NumPyClient):
         }
         state.end(evaluator.cache, Kept(tuple(prompts), (), len(examples), metrics))
         return 1.0 - accuracy, len(examples), metrics
+
+    def _too_few(self, num_examples: int) -> str:
+        enough = self._config.queries_per_round >= num_examples
+        return "" if enough else too_few_to_search(self._config, num_examples)
+
+    def _build_search(
+        self,
+        server_round: int,
+        evaluator: Evaluator,
+        examples: Sequence[Example],
+        writer: Writer | None,
+    ) -> Search:
+        parts = SearchParts(
+            config=self._config,
+            task=self._task,
+            public=self._public,
+            masked_lm=self._masked_lm,
+            evaluator=evaluator,
+            examples=examples,
+            rng=np.random.default_rng([self._config.seed, server_round, _stream(self._name)]),
+            on_accept=lambda trial: self._log_progress(
+                server_round, evaluator, trial.accuracy, trial.operator
+            ),
+            writer=writer,
+        )
+        return build_search(parts)
+
+    def _log_progress(
+        self, server_round: int, evaluator: Evaluator, accuracy: float, what: str
+    ) -> None:
+        log(
+            INFO,
+            "round %d, client %s: %d of %d queries, best accuracy %.3f (%s)",
+            server_round,
+            self._name,
+            evaluator.budget.used,
+            evaluator.budget.limit,
+            accuracy,
+            what,
+        )
 
     def _to_score(self, config: Mapping[str, Scalar]) -> list[Example]:
         # The same in every round, so that answers about a prompt that stays are known.

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from simulations.intervals import Mean, mean, paired
-from simulations.stamp import stamp
+from simulations.stamp import stamp, time_and_place
 
 Runs = dict[str, dict[int, dict[str, Any]]]
 """What each run gave, by variant and seed."""
@@ -68,6 +68,8 @@ def complete(
 ) -> str:
     """Run what is missing, one seed after the other; keep every run and the table at once.
 
+    A run is kept with its date and machine: the file may grow over days, and be taken elsewhere.
+
     Parameters
     ----------
     file : Path
@@ -97,7 +99,7 @@ def complete(
             if seed not in runs.get(variant, {}):
                 found = run_once(settings[variant], seed)
                 runs = read(file, settings)  # another process may have added some since
-                runs.setdefault(variant, {})[seed] = found
+                runs.setdefault(variant, {})[seed] = {**found, **time_and_place()}
                 write(file, settings, runs)
                 file.with_suffix(".md").write_text(table(runs), encoding="utf-8")
     # Runs of another machine may have been added to the file since.

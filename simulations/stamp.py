@@ -2,9 +2,12 @@
 
 import os
 import platform
+import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 PACKAGES = ("feddtpt-flwr", "flwr", "torch", "transformers")
@@ -14,10 +17,16 @@ PACKAGES = ("feddtpt-flwr", "flwr", "torch", "transformers")
 def stamp() -> dict[str, Any]:
     """Return ``date``, ``machine`` and ``versions`` for a file of results."""
     return {
-        "date": datetime.now(UTC).date().isoformat(),
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}, Python "
-        f"{platform.python_version()}",
+        **time_and_place(),
         "versions": dict(_versions()),
+    }
+
+
+def time_and_place() -> dict[str, str]:
+    """Return ``date`` and ``machine``."""
+    return {
+        "date": datetime.now(UTC).date().isoformat(),
+        "machine": f"{os.cpu_count()} cores, {_processor()}, Python {platform.python_version()}",
     }
 
 
@@ -31,6 +40,14 @@ def as_text(result: Mapping[str, Any]) -> str:
     """
     versions = [f"{name} {number}" for name, number in result.get("versions", {}).items()]
     return ", ".join([result["date"], result["machine"], *versions])
+
+
+def _processor() -> str:
+    with suppress(OSError):  # Linux alone has the file, and no other source of the name
+        names = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+        if names:
+            return names[1]
+    return platform.processor() or platform.machine()
 
 
 def _versions() -> Iterator[tuple[str, str]]:

@@ -15,6 +15,7 @@ from feddtpt_flwr.node import Node
 from simulations import federation, kept_runs
 from simulations.bad_clients import BadClient
 from simulations.federation import BAD, NUM_CLIENTS, VARIANTS, who
+from simulations.stamp import time_and_place
 
 TINY = {
     "num-server-rounds": 1,
@@ -87,7 +88,11 @@ def test_runs_that_another_process_has_added_meanwhile_stay(tmp_path: Path) -> N
         return {"n": of["k"]}
 
     kept_runs.complete(file, settings, ["a"], [0], run_once, lambda runs: str(sorted(runs)))
-    assert kept_runs.read(file, settings) == {"a": {0: {"n": 1}}, "b": {0: {"n": 2}}}
+    made = time_and_place()  # other runs may be of another day or machine
+    assert kept_runs.read(file, settings) == {
+        "a": {0: {"n": 1, **made}},
+        "b": {0: {"n": 2, **made}},
+    }
     assert file.with_suffix(".md").read_text(encoding="utf-8") == "['a', 'b']"
 
 
