@@ -133,7 +133,8 @@ class RunConfig(BaseModel):
     exclude_answer_words : bool
         Whether the answer words are never proposed.
     aggregation : str
-        The server's step: ``"feddtpt"`` or one of the paper's ablations and the field's baselines.
+        The server's step: ``"feddtpt"``; ``"literal"``, the paper's words alone; or one of the
+        paper's ablations and the field's baselines.
     min_samples : int
         DBSCAN's smallest neighbourhood of a cluster's core; 0 lets it grow with the number of
         clients, from 2.

@@ -14,6 +14,7 @@ Besides the elbows of `strategies.elbow` there are the library kneed, if it is i
 best radius that any elbow could have found, which no server knows.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -28,6 +29,7 @@ from feddtpt_flwr.data import get_task
 from feddtpt_flwr.feedback import Feedback
 from feddtpt_flwr.masked_lm import TokenEmbedder
 from feddtpt_flwr.proposer import MaskedLMProposer, Proposer
+from simulations import bench_aggregation
 from simulations.stamp import stamp
 from strategies import ELBOWS, aggregate, cluster_tokens, elbow, min_samples_for
 from strategies.attention import unit_rows
@@ -42,6 +44,10 @@ CLIENTS = (4, 10)
 SEEDS = (0, 1, 2, 3, 4)
 EDITS = 2
 """Changes of each client, one after the other."""
+
+SUPPORTS = (0.0, 0.02, 0.05, 0.1, 0.2, 0.3)
+MANY_CLIENTS = (4, 10, 100, 1000)
+CLUSTER_SEEDS = (0, 1)
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -114,7 +120,10 @@ def judged(prompts: Sequence[Lineage], embeddings: Sequence[NDArray[Any]]) -> di
 
 
 def noise_kept(
-    prompts: Sequence[Lineage], embeddings: Sequence[NDArray[Any]], noise: Noise
+    prompts: Sequence[Lineage],
+    embeddings: Sequence[NDArray[Any]],
+    noise: Noise,
+    max_tokens: int | None = None,
 ) -> dict[str, float]:
     """Return what is in the next prompt of one federation.
 
@@ -124,7 +133,8 @@ def noise_kept(
         ``tokens``, its length; ``seed_share``, the share of the seed prompt's tokens that it holds,
         in [0, 1]; ``new``, how many tokens it holds that a client wrote itself.
     """
-    result = aggregate([np.array(p.tokens) for p in prompts], embeddings, noise=noise)
+    tokens = [np.array(p.tokens) for p in prompts]
+    result = aggregate(tokens, embeddings, noise=noise, max_tokens=max_tokens)
     origins = [prompts[client].origins[place] for client, place in result.sources.tolist()]
     there = {origin for prompt in prompts for origin in prompt.origins if origin >= 0}
     return {
@@ -145,7 +155,8 @@ def orders(
     -------
     dict
         As `strategies.aggregate` does it, neighbours as most prompts have them; by mean place
-        alone; with tokens of equal weight exchanged; and with every repeated token: ``nats``, the
+        alone; with tokens of equal weight exchanged; with every repeated token; and by the paper's
+        words alone, ``aggregation="literal"``: ``nats``, the
         negative log-likelihood per token; ``misplaced``, the share of pairs of seed tokens that
         stand the other way round than in the seed prompt; ``exchanged``, the share of tokens that
         others stand for; and ``tokens``, how many there are.
@@ -159,6 +170,7 @@ def orders(
         "mean place": by_mean_place(uploads, rows, labels),
         "equal weights by fluency": most_fluent(uploads, rows, labels, log_likelihood),
         "every repetition": in_order(uploads, heaviest(uploads, labels), labels),
+        "the paper's words": METHODS["literal"](uploads, Settings()).rows,
     }
     result = {}
     for name, found in ways.items():
@@ -182,6 +194,22 @@ def ties(prompts: Sequence[Lineage], embeddings: Sequence[NDArray[Any]]) -> floa
         largest = members & (uploads.log_weights == uploads.log_weights[members].max())
         tied.append(len(set(uploads.tokens[largest].tolist())) > 1)
     return float(np.mean(tied)) if tied else 0.0
+
+
+def clusters_found(support: float, clients: int, seed: int) -> float:
+    """Return how many clusters a made-up federation of prompts of 20 tokens has.
+
+    Parameters
+    ----------
+    support
+        Share of the clients that make a core point, in [0, 1]; ``min_samples`` is at least 2.
+    clients, seed
+        As of `bench_aggregation.federation`.
+    """
+    _, prompts, embeddings = bench_aggregation.federation(clients, 20, 384, seed)
+    needed = max(2, math.ceil(support * clients))
+    labels = aggregate(prompts, embeddings, min_samples=needed).labels
+    return float(1 + max(int(own.max()) for own in labels or ()))
 
 
 def _misplaced(origins: Ints) -> float:
@@ -211,8 +239,8 @@ def run(
     Returns
     -------
     dict
-        ``elbows``, ``noise``, ``orders`` and ``ties`` with the means over federations, and the
-        settings.
+        ``elbows``, ``noise``, ``orders`` and ``ties`` with the means over federations;
+        ``clusters``, of made-up embeddings, by support and number of clients; and the settings.
     """
     config = RunConfig.from_run_config({})
     elbows, noises, ordered, tied = [], [], [], []
@@ -230,7 +258,11 @@ def run(
         elbows.append(judged(prompts, embeddings))
         tied.append(ties(prompts, embeddings))
         ordered.append(orders(prompts, embeddings, masked_lm.log_likelihood))
-        noises.append({way: noise_kept(prompts, embeddings, way) for way in get_args(Noise)})
+        limit = config.max_prompt_tokens
+        noises.append(
+            {way: noise_kept(prompts, embeddings, way) for way in get_args(Noise)}
+            | {f"keep, at most {limit}": noise_kept(prompts, embeddings, "keep", limit)}
+        )
     return {
         **stamp(),
         "tasks": list(tasks),
@@ -242,6 +274,13 @@ def run(
         "noise": summary(noises),
         "orders": summary(ordered),
         "ties": round(float(np.mean(tied)), 4),
+        "clusters": {
+            str(support): {
+                str(number): [clusters_found(support, number, seed) for seed in CLUSTER_SEEDS]
+                for number in MANY_CLIENTS
+            }
+            for support in SUPPORTS
+        },
     }
 
 

@@ -4,7 +4,7 @@ python -m simulations bench scaling
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ from simulations import bench_aggregation
 from simulations.stamp import as_text, stamp
 
 CLIENTS = (100, 300, 1000, 3000, 10_000)
+MANY = 1000
+"""From so many clients on, what does not depend on their number takes little of the time."""
 
 
 def exponent(clients: Sequence[int], seconds: Sequence[float]) -> tuple[float, float]:
@@ -42,10 +44,12 @@ def run(clients: Sequence[int], folder: Path) -> dict[str, Any]:
         What the JSON file holds.
     """
     runs = [bench_aggregation.run(number) for number in clients]
-    power, factor = exponent([r["clients"] for r in runs], [r["seconds"] for r in runs])
+    power, factor = _fit(runs)
+    many = [r for r in runs if r["clients"] >= MANY]
     report: dict[str, Any] = {
         **stamp(),
         "exponent": round(power, 3),
+        "exponent_many": round(_fit(many)[0], 3) if len(many) > 1 else None,
         "factor": factor,
         "runs": runs,
     }
@@ -56,6 +60,10 @@ def run(clients: Sequence[int], folder: Path) -> dict[str, Any]:
     (folder / "aggregation.md").write_text(table, encoding="utf-8")
     print(table)
     return report
+
+
+def _fit(runs: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
+    return exponent([r["clients"] for r in runs], [r["seconds"] for r in runs])
 
 
 def _table(report: dict[str, Any]) -> str:
@@ -79,4 +87,6 @@ def _table(report: dict[str, Any]) -> str:
             f"{'-' if quadratic is None else f'{quadratic:.2f}'} |"
         )
     fit = f"Fit: seconds grow with clients to the power of {report['exponent']:.2f}"
+    if report["exponent_many"] is not None:
+        fit += f", from {MANY:,} clients on to that of {report['exponent_many']:.2f}"
     return "\n".join([*lines, "", fit + "; 1 is linear.", ""])

@@ -1,6 +1,6 @@
 """The server's step: local prompts in, global prompt out (FedDTPT, section 3.4, Algorithm 2).
 
-The section to the letter is ``elbow_method="lines", noise="drop"``. Its parts and where they are:
+The section word for word is ``method="literal"``. Its parts and where they are:
 
 ========================================== ==================================================
 ``E_k^n``, embeddings (equations 3 and 4)  given by the caller
@@ -13,7 +13,7 @@ representatives                            :func:`strategies.selection.represent
 order of the original positions            :func:`strategies.selection.in_order`
 ========================================== ==================================================
 
-What the paper leaves open, and what is done here:
+What the paper leaves open, and what ``method="feddtpt"`` does:
 
 - *Noise points* are dropped: what only one client has is supported by nobody else. With
   ``noise="keep"`` each is a cluster of its own; the prompt is then 28 tokens long instead of 13,
@@ -52,7 +52,7 @@ from strategies.methods import METHODS, Choice, Settings, Vocabulary
 from strategies.selection import FluencyFn, Noise, cut
 from strategies.uploads import Uploads, collect
 
-Method = Literal["feddtpt", "average", "attention", "kmeans", "best", "majority"]
+Method = Literal["feddtpt", "literal", "average", "attention", "kmeans", "best", "majority"]
 
 
 @dataclass(frozen=True)
@@ -113,13 +113,15 @@ def aggregate(
     embeddings
         Contextual token embeddings, one array of shape ``(N_k, d)`` per client.
     method
-        ``"feddtpt"``, the paper's, or one of its server ablations and baselines: see
+        ``"feddtpt"``, the paper's; ``"literal"``, the same without what is added where the paper is
+        silent; or one of its server ablations and baselines: see
         :data:`strategies.methods.METHODS`.
     min_samples
         Tokens, itself included, within ``eps`` of a core point of DBSCAN; at least 1. ``None``
         grows with the number of clients: :func:`~strategies.clustering.min_samples_for`.
     elbow_method
-        How ``eps`` is read off the sorted neighbour distances: see :func:`elbow`.
+        How ``eps`` is read off the sorted neighbour distances: see :func:`elbow`. ``"literal"`` has
+        its own, ``"lines"``.
     noise
         What becomes of tokens in no cluster: ``"drop"`` or ``"keep"``.
     max_tokens

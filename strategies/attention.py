@@ -11,9 +11,9 @@ Floats = NDArray[np.float64]
 
 
 def unit_rows(rows: Embeddings) -> Floats:
-    """Scale every row to length one; a zero row stays zero.
+    """Scale every row to length one, so that dot products are the cosines of equation (5).
 
-    A zero vector has no direction, so its cosine similarity to everything is defined as 0.
+    A zero row stays zero: it has no direction, so its similarity to everything is defined as 0.
 
     Parameters
     ----------
@@ -68,7 +68,18 @@ def similarity_to_others(
 
 
 def log_softmax(values: Floats) -> Floats:
-    """Logarithm of the softmax, shape ``(n,)``; the maximum is subtracted so nothing overflows."""
+    """Logarithm of the softmax with which the paper makes alpha of ``w`` (after equation 6).
+
+    Parameters
+    ----------
+    values
+        Shape ``(n,)``, ``n`` at least 1, finite.
+
+    Returns
+    -------
+    NDArray[np.float64]
+        Shape ``(n,)``, at most 0; the maximum is subtracted first, so that nothing overflows.
+    """
     shifted = values - values.max()
     return np.asarray(shifted - np.log(np.exp(shifted).sum()), dtype=np.float64)
 

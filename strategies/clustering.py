@@ -31,7 +31,7 @@ def min_samples_for(num_clients: int) -> int:
     data, and scikit-learn's guide says no more than to raise the number for large and noisy data.
 
     Measured with synthetic uploads, prompts of 20 tokens edited in three places by each client
-    (``python -m simulations bench aggregation``), two seeds: ``min_samples = 2`` finds 20 clusters
+    (``python -m simulations bench choices``), two seeds: ``min_samples = 2`` finds 20 clusters
     with 4 and with 10 clients, 29 and 31 with 100, 615 and 635 with 1,000. A fiftieth of the
     clients still finds 29 and 31 with 100. A twentieth, a tenth, a fifth and three tenths find 20
     everywhere; the smallest of these loses least of what only some clients found. Up to 40 clients

@@ -128,8 +128,8 @@ def elbow(distances: NDArray[np.floating[Any]], method: ElbowMethod = "split") -
     ``"split"`` is the default because it is nearest to the best radius and never failed badly.
     Measured with contextual MiniLM embeddings on 50 federations, 4 or 10 clients that each change
     a task's seed prompt twice as the search proposes, seeds 0 to 4 (``python -m simulations bench
-    elbow``): the agreement with where tokens really come from (adjusted Rand index, mean), and the
-    share of all tokens in the largest cluster (mean, worst), are
+    choices``): the agreement with where tokens really come from (adjusted Rand index, mean), and
+    the share of all tokens in the largest cluster (mean, worst), are
 
     =========== ===== ===== =====
     split       0.70  0.11  0.24
@@ -140,7 +140,8 @@ def elbow(distances: NDArray[np.floating[Any]], method: ElbowMethod = "split") -
     best radius 0.76  0.10  0.17
     =========== ===== ===== =====
 
-    where kneed is the library, and the best radius is known only afterwards.
+    where kneed is the library, which misses steps: on a curve of two levels it finds no knee. The
+    best radius is known only afterwards.
 
     Parameters
     ----------

@@ -39,6 +39,21 @@ LONGEST_WAIT = 86_400
 EvaluateFn = Callable[[int, NDArrays, dict[str, Scalar]], tuple[float, dict[str, Scalar]] | None]
 
 
+SHOWN = (
+    "aggregation",
+    "min_samples",
+    "elbow_method",
+    "noise",
+    "client_weights",
+    "guard",
+    "choose_for",
+    "race_candidates",
+    "race_examples",
+    "max_tokens",
+)
+"""Settings that stand in the strategy's representation."""
+
+
 class FedDTPT(FedAvg):
     """Federated discrete and transferable prompt tuning.
 
@@ -46,9 +61,8 @@ class FedDTPT(FedAvg):
     guard that the paper lacks: before the aggregated prompt becomes the global one, the clients
     count the correct answers of it, of the best local prompts, of the edits that several clients
     share, of merged edits and of the prompt so far on their private examples, and the best one
-    stays. The paper to the letter is
-    ``guard=False, elbow_method="lines", noise="drop"``; what it leaves open is in
-    `strategies.aggregation`.
+    stays. The paper to the letter is ``guard=False, aggregation="literal"``; what it leaves open is
+    in `strategies.aggregation`.
 
     `strategies.message.FedDTPT` is the same for Flower's message API. They have one name in two
     modules, as Flower's own strategies have in ``flwr.server`` and ``flwr.serverapp``.
@@ -66,14 +80,16 @@ class FedDTPT(FedAvg):
     max_tokens : int, optional
         Longest prompt. Defaults to 24.
     aggregation : str, optional
-        ``"feddtpt"``, or an ablation or baseline of `strategies.aggregate`. ``"best"`` goes by what
-        clients report as ``accuracy``; those that report none come last. Defaults to ``"feddtpt"``.
+        ``"feddtpt"``; ``"literal"``, the paper's words without what is added where it is silent; or
+        an ablation or baseline of `strategies.aggregate`. ``"best"`` goes by what clients report as
+        ``accuracy``; those that report none come last. Defaults to ``"feddtpt"``.
     min_samples : int, optional
         DBSCAN's smallest neighbourhood of a core point. Defaults to None: it grows with the number
         of clients (`strategies.min_samples_for`).
     elbow_method : str, optional
         How DBSCAN's radius is read off the sorted neighbour distances (`strategies.elbow`).
-        ``"lines"`` is the literal strongest change of slope. Defaults to ``"split"``.
+        ``"lines"`` is the strongest change of slope, which ``aggregation="literal"`` always takes.
+        Defaults to ``"split"``.
     noise : str, optional
         What becomes of tokens that are in no cluster: ``"drop"``, or ``"keep"``, each as a cluster
         of its own. The paper does not say. Defaults to ``"drop"``.
@@ -214,11 +230,10 @@ class FedDTPT(FedAvg):
 
     def __repr__(self) -> str:
         """Return the settings that make this strategy what it is."""
-        settings = self._rounds.settings
+        shown = ", ".join(f"{name}={getattr(self._rounds.settings, name)!r}" for name in SHOWN)
         return (
-            f"FedDTPT(aggregation={settings.aggregation!r}, min_samples={settings.min_samples}, "
-            f"client_weights={settings.client_weights!r}, guard={settings.guard}, "
-            f"race_candidates={settings.race_candidates}, max_tokens={settings.max_tokens})"
+            f"FedDTPT({shown}, fraction_fit={self.fraction_fit}, "
+            f"fraction_evaluate={self.fraction_evaluate})"
         )
 
     def state_dict(self) -> dict[str, Any]:

@@ -33,9 +33,8 @@ class FedDTPT(FedAvg):
     guard that the paper lacks: before the aggregated prompt becomes the global one, the clients
     count the correct answers of it, of the best local prompts, of the edits that several clients
     share, of merged edits and of the prompt so far on their private examples, and the best one
-    stays. The paper to the letter is
-    ``guard=False, elbow_method="lines", noise="drop"``; what it leaves open is in
-    `strategies.aggregation`.
+    stays. The paper to the letter is ``guard=False, aggregation="literal"``; what it leaves open is
+    in `strategies.aggregation`.
 
     `strategies.feddtpt.FedDTPT` is the same for ``flwr.server``. They have one name in two modules,
     as Flower's own strategies have in ``flwr.server`` and ``flwr.serverapp``. The first prompt is
@@ -52,14 +51,15 @@ class FedDTPT(FedAvg):
     max_tokens : int (default: 24)
         Longest prompt.
     aggregation : str (default: "feddtpt")
-        ``"feddtpt"``, or an ablation or baseline of `strategies.aggregate`. ``"best"`` goes by what
-        nodes report as ``accuracy``; those that report none come last.
+        ``"feddtpt"``; ``"literal"``, the paper's words without what is added where it is silent; or
+        an ablation or baseline of `strategies.aggregate`. ``"best"`` goes by what nodes report as
+        ``accuracy``; those that report none come last.
     min_samples : Optional[int] (default: None)
         DBSCAN's smallest neighbourhood of a core point. If `None`, it grows with the number of
         clients (`strategies.min_samples_for`).
     elbow_method : str (default: "split")
         How DBSCAN's radius is read off the sorted neighbour distances (`strategies.elbow`).
-        ``"lines"`` is the literal strongest change of slope.
+        ``"lines"`` is the strongest change of slope, which ``aggregation="literal"`` always takes.
     noise : str (default: "drop")
         What becomes of tokens that are in no cluster: ``"drop"``, or ``"keep"``, each as a cluster
         of its own. The paper does not say.
@@ -220,10 +220,13 @@ class FedDTPT(FedAvg):
         log(INFO, "\t│\t├── Minimum samples of a core point: %s", min_samples)
         log(INFO, "\t│\t├── Elbow of the neighbour distances: %s", settings.elbow_method)
         log(INFO, "\t│\t├── Tokens in no cluster: %s", settings.noise)
+        log(INFO, "\t│\t├── Clusters of k-means: %s", settings.n_clusters or "as many as tokens")
+        log(INFO, "\t│\t├── Minds how prompts read: %s", settings.fluency_fn is not None)
         log(INFO, "\t│\t├── Client weights: %s", settings.client_weights)
         log(INFO, "\t│\t├── Guard: %s", settings.guard)
         log(INFO, "\t│\t├── Candidates besides the incumbent: %d", settings.race_candidates)
         log(INFO, "\t│\t├── Examples each is tried on: %s", settings.race_examples or "all")
+        log(INFO, "\t│\t├── Chosen for: %s", settings.choose_for)
         log(INFO, "\t│\t├── Longest prompt: %d tokens", settings.max_tokens)
         log(INFO, "\t│\t└── Vocabulary: %d tokens", settings.vocabulary_size)
         super().summary()

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from strategies.clustering import cluster_tokens, min_samples_for
 from strategies.elbow import ElbowMethod, elbow, neighbour_distances
 from strategies.selection import (
+    DECIMALS,
     FluencyFn,
     Noise,
     cut,
@@ -17,6 +18,7 @@ from strategies.selection import (
     in_order,
     limit_repetitions,
     most_fluent,
+    representatives,
 )
 from strategies.uploads import Uploads
 
@@ -83,19 +85,45 @@ def typical_prompt(uploads: Uploads) -> Ints:
 def feddtpt(uploads: Uploads, settings: Settings) -> Choice:
     """Elbow, DBSCAN, representatives in original order (section 3.4, Algorithm 2).
 
+    All tokens are noise only if there are fewer than ``min_samples`` of them. If noise is dropped
+    then, the typical prompt is the answer, lest it be empty.
+    """
+    labels, eps = _clusters(uploads, settings)
+    rows = _assemble(uploads, labels, settings)
+    return _choice(uploads, rows, labels, eps, settings)
+
+
+def literal(uploads: Uploads, settings: Settings) -> Choice:
+    """Section 3.4 word for word, without what `feddtpt` adds where it is silent.
+
+    The elbow is the strongest change of slope. Of each cluster the token with the largest alpha
+    stays, as alpha is, and stands where it stood in its own prompt, counted in tokens. A token may
+    come back as often as clusters have it as their representative.
+    """
+    labels, eps = _clusters(uploads, replace(settings, elbow_method="lines"))
+    alpha = np.round(uploads.log_weights - np.log(uploads.lengths[uploads.clients]), DECIMALS)
+    ties = (uploads.tokens, uploads.relative_positions)
+    chosen = representatives(labels, alpha, ties, noise=settings.noise)[: settings.max_tokens]
+    keys = [chosen, uploads.tokens[chosen], -alpha[chosen], uploads.positions[chosen]]
+    return _choice(uploads, chosen[np.lexsort(keys)], labels, eps, settings)
+
+
+def _clusters(uploads: Uploads, settings: Settings) -> tuple[Ints, float]:
+    """Return each token's cluster, -1 for noise, and DBSCAN's radius from the elbow.
+
     The neighbour counted for the elbow is number ``min_samples - 1`` (at least 1): exactly the
     distance that decides whether a point is a core point, which counts itself. So the token at
-    the elbow is one, and all tokens are noise only if there are fewer than ``min_samples`` of
-    them; if noise is dropped then, the typical prompt is the answer, lest it be empty.
+    the elbow is one.
     """
     points = uploads.points()
     min_samples = settings.min_samples or min_samples_for(len(uploads.arrival))
-    k = max(1, min_samples - 1)
-    curve = neighbour_distances(points, k, max_queries=ELBOW_SAMPLE)
+    curve = neighbour_distances(points, max(1, min_samples - 1), max_queries=ELBOW_SAMPLE)
     eps = elbow(curve, settings.elbow_method)
     # One part in a million more, lest rounding leave the token at the elbow outside its radius.
-    labels = cluster_tokens(points, eps * (1 + 1e-6), min_samples)
-    rows = _assemble(uploads, labels, settings)
+    return cluster_tokens(points, eps * (1 + 1e-6), min_samples), eps
+
+
+def _choice(uploads: Uploads, rows: Ints, labels: Ints, eps: float, settings: Settings) -> Choice:
     if not len(rows):
         rows = cut(uploads, typical_prompt(uploads), settings.max_tokens)
     return Choice(rows, uploads.tokens[rows], labels, eps)
@@ -196,6 +224,7 @@ def best(uploads: Uploads, settings: Settings) -> Choice:
 
 METHODS: dict[str, Callable[[Uploads, Settings], Choice]] = {
     "feddtpt": feddtpt,
+    "literal": literal,
     "average": average,
     "attention": attention,
     "kmeans": kmeans,

@@ -43,7 +43,8 @@ def representatives(
     labels
         Shape ``(n,)``: cluster of each token, negative for noise.
     weights
-        Shape ``(n,)``: attention weights, or anything that orders tokens alike.
+        Shape ``(n,)``: attention weights alpha (after equation 6), or anything that orders tokens
+        alike.
     tie_breakers
         Arrays of shape ``(n,)``. Among equal weights the smallest value of the first wins, then
         of the second, and so on; what is still tied falls to the smallest index. Give keys that

@@ -15,7 +15,8 @@ from strategies.selection import FluencyFn, Noise
 from strategies.wire import ClientWeights, UploadError, read_prompt
 
 EmbedFn = Callable[[Sequence[NDArray[np.int64]]], Sequence[NDArray[np.floating[Any]]]]
-"""Prompts, each of shape ``(N_k,)``, to contextual token embeddings, each of shape ``(N_k, d)``."""
+"""Prompts, each of shape ``(N_k,)``, to contextual token embeddings, each of shape ``(N_k, d)``,
+the paper's ``E_k^n`` (equations 3 and 4)."""
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -9,6 +10,15 @@ from typer.testing import CliRunner
 from simulations import bench_aggregation, bench_overhead, bench_startup, scaling
 from simulations.__main__ import app
 from simulations.processes import MARK
+
+MADE_UP: dict[str, Any] = {
+    "tokens": 20,
+    "dim": 384,
+    "peak_mib": 1,
+    "uploads_mib": 1,
+    "prompt_tokens": 20,
+    "quadratic_seconds": None,
+}
 
 
 def test_the_exponent_is_that_of_a_power_law() -> None:
@@ -29,6 +39,21 @@ def test_the_servers_step_is_timed_on_the_command_line() -> None:
     assert 2 <= report["candidates"] <= 1 + bench_aggregation.CANDIDATES
 
 
+def test_the_fit_of_many_clients_is_shown_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Constant costs flatten the fit where there are few."""
+
+    def quadratic(clients: int) -> dict[str, Any]:
+        return {**MADE_UP, "clients": clients, "seconds": 1 + 1e-6 * clients**2}
+
+    monkeypatch.setattr(bench_aggregation, "run", quadratic)
+    report = scaling.run([10, 100, 10_000, 100_000], tmp_path)
+    assert report["exponent"] < 1.5
+    assert report["exponent_many"] == pytest.approx(2, abs=0.01)
+    assert "from 1,000 clients on to that of 2.00" in (tmp_path / "aggregation.md").read_text()
+
+
 @pytest.mark.slow
 def test_a_table_of_growing_numbers_of_clients(tmp_path: Path) -> None:
     report = scaling.run([5, 50], tmp_path)
@@ -40,6 +65,7 @@ def test_a_table_of_growing_numbers_of_clients(tmp_path: Path) -> None:
         assert run["peak_mib"] >= run["uploads_mib"] > 0
     table = (tmp_path / "aggregation.md").read_text(encoding="utf-8")
     assert f"to the power of {report['exponent']:.2f}" in table
+    assert report["exponent_many"] is None, "two of a thousand clients or more are needed"
 
 
 @pytest.mark.slow

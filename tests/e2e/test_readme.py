@@ -15,52 +15,36 @@ COMPONENTS = {
     "legacy": ("my_app.legacy_server_app:app", "feddtpt_flwr.client_app:app"),
 }
 QUERIES = 16
-
-pytestmark = pytest.mark.slow
-
-
-def code_blocks() -> dict[str, str]:
-    """The README's Python blocks that begin with a file's name, by that name."""
-    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"```python\n# (my_app/\w+\.py)\n(.*?)```", text, re.DOTALL)
-    return dict(blocks)
-
-
-@pytest.fixture(params=COMPONENTS)
-def output(request: pytest.FixtureRequest, tmp_path: Path, embedded_assets: None) -> str:
-    (tmp_path / "my_app").mkdir()
-    for name, code in code_blocks().items():
-        (tmp_path / name).write_text(code, encoding="utf-8")
-    (tmp_path / "my_app" / "__init__.py").touch()
-    (tmp_path / "LICENSE").write_text("None.\n", encoding="utf-8")
-    server, client = COMPONENTS[request.param]
-    (tmp_path / "pyproject.toml").write_text(
-        f"""
-[project]
-name = "my-app"
-version = "1.0.0"
-license = {{ file = "LICENSE" }}
-dependencies = ["flwr[simulation]>=1.41,<2"]
-
-[tool.flwr.app]
-publisher = "me"
-fab-format-version = 1
-flwr-version-target = "1.41.0"
-
-[tool.flwr.app.components]
-serverapp = "{server}"
-clientapp = "{client}"
-
-[tool.flwr.app.config]
-seed-prompt = "Movie review."
+SMALL = f"""
 k-shot = 2
 public-per-class = 1
 test-size = 4
 queries-per-round = {QUERIES}
 max-prompt-tokens = 8
-""",
-        encoding="utf-8",
-    )
+"""
+
+pytestmark = pytest.mark.slow
+
+
+def blocks(language: str) -> dict[str, str]:
+    """The README's blocks that begin with a file's name, by that name."""
+    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    found = re.findall(rf"```{language}\n# ([\w/]+\.\w+)\n(.*?)```", text, re.DOTALL)
+    return dict(found)
+
+
+@pytest.fixture(params=COMPONENTS)
+def output(request: pytest.FixtureRequest, tmp_path: Path, embedded_assets: None) -> str:
+    (tmp_path / "my_app").mkdir()
+    for name, code in blocks("python").items():
+        (tmp_path / name).write_text(code, encoding="utf-8")
+    (tmp_path / "my_app" / "__init__.py").touch()
+    (tmp_path / "LICENSE").write_text("None.\n", encoding="utf-8")
+    project = blocks("toml")["pyproject.toml"]
+    for theirs, ours in zip(COMPONENTS["message"], COMPONENTS[request.param], strict=True):
+        assert theirs in project
+        project = project.replace(theirs, ours)
+    (tmp_path / "pyproject.toml").write_text(project + SMALL, encoding="utf-8")
     command = [str(Path(sys.executable).parent / "feddtpt-flwr"), "simulate", str(tmp_path)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
     done = subprocess.run(

@@ -130,6 +130,26 @@ def test_kneed_reads_the_radius_at_its_knee(
     assert bench_choices._ways()["kneed"](np.array(curve)) == radius
 
 
+@pytest.mark.parametrize(
+    ("curve", "radius"),
+    [
+        ([0.7] * 5, 0.7),  # flat
+        ([0.1] * 6 + [1.0] * 3, 1.0),  # a step, which it misses
+        ([0.5] * 9 + [2.0], 0.5),  # one far point
+        ([x**3 for x in range(11)], 216),  # convex: there it is `chord`
+        ([x**0.5 for x in range(11)], 10**0.5),  # concave: no knee
+        ([1, 2, 3, 4, 5], 5),  # straight: none
+    ],
+)
+def test_what_the_library_itself_finds(curve: list[float], radius: float) -> None:
+    assert bench_choices._ways()["kneed"](np.array(curve, dtype=float)) == pytest.approx(radius)
+
+
+def test_more_support_leaves_fewer_clusters_of_what_few_clients_share() -> None:
+    few, many = (bench_choices.clusters_found(support, 100, 0) for support in (0.0, 0.05))
+    assert many == 20 < few
+
+
 def test_without_kneed_the_others_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "kneed", None)  # so that its import fails
     assert judged(PROMPTS, embed(PROMPTS)).keys() == {

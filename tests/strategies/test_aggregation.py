@@ -1,3 +1,4 @@
+import tracemalloc
 from collections.abc import Sequence
 from typing import Any, get_args
 
@@ -9,6 +10,8 @@ from numpy.typing import NDArray
 
 from strategies import METHODS, Aggregate, aggregate, attention_weights, elbow
 from strategies.aggregation import Method
+from strategies.elbow import ElbowMethod
+from strategies.selection import Noise
 
 Prompts = list[NDArray[np.int64]]
 Embeddings = list[NDArray[np.float32]]
@@ -35,8 +38,16 @@ def run(prompts: Prompts, **options: Any) -> Aggregate:
     return aggregate(prompts, embed(prompts), **options)
 
 
-def reference(prompts: Prompts, embeddings: Embeddings, min_samples: int) -> list[int]:
-    """Section 3.4 and Algorithm 2 word for word, with lists and loops and no overflow in sight.
+def reference(
+    prompts: Prompts,
+    embeddings: Embeddings,
+    min_samples: int,
+    *,
+    elbow_method: ElbowMethod = "split",
+    noise: Noise = "drop",
+    literal: bool = False,
+) -> list[int]:
+    """Section 3.4 and Algorithm 2, with lists and loops and no overflow in sight.
 
     Empty where they leave something open.
     """
@@ -48,13 +59,13 @@ def reference(prompts: Prompts, embeddings: Embeddings, min_samples: int) -> lis
             sum(float(unit[k, n] @ unit[p]) for p in where if p[0] != k) for n in range(len(prompt))
         ]
         for n in range(len(prompt)):
-            alpha[k, n] = float(np.exp(w[n]) / sum(np.exp(w))) * len(prompt)
+            alpha[k, n] = float(np.exp(w[n]) / sum(np.exp(w))) * (1 if literal else len(prompt))
     distance = {(p, q): float(np.linalg.norm(unit[p] - unit[q])) for p in where for q in where}
     curve = sorted(
         sorted(distance[p, q] for q in where if q != p)[min(min_samples - 1, len(where) - 1) - 1]
         for p in where
     )
-    eps = elbow(np.array(curve)) * (1 + 1e-6)
+    eps = elbow(np.array(curve), elbow_method) * (1 + 1e-6)
     near = {p: [q for q in where if distance[p, q] <= eps] for p in where}
     core = [p for p in where if len(near[p]) >= min_samples]
     clusters: list[set[tuple[int, int]]] = []
@@ -74,12 +85,16 @@ def reference(prompts: Prompts, embeddings: Embeddings, min_samples: int) -> lis
                 return []  # DBSCAN leaves open to which of them it belongs
             for cluster in reached:
                 cluster.add(p)
+            if not reached and noise == "keep":
+                clusters.append({p})
 
     def rank(p: tuple[int, int]) -> tuple[float, int, float]:
         weight = round(float(np.log(alpha[p])), 9)
         return -weight, int(prompts[p[0]][p[1]]), p[1] / len(prompts[p[0]])
 
     chosen = sorted((min(cluster, key=rank) for cluster in clusters), key=rank)
+    if literal:
+        return [int(prompts[k][n]) for k, n in sorted(chosen, key=lambda p: p[1])]
     stood = {min(cluster, key=rank): mean_place(cluster, prompts) for cluster in clusters}
     kept: list[tuple[int, int]] = []
     for p in chosen:
@@ -260,26 +275,96 @@ def test_kmeans_has_as_many_clusters(n_clusters: int | None, longest: int) -> No
     assert 1 <= len(result.tokens) <= longest
 
 
-@settings(max_examples=150, deadline=None)
-@given(prompts=federations, min_samples=st.integers(2, 4))
-def test_the_whole_step_equals_the_slow_reference(prompts: Prompts, min_samples: int) -> None:
+def all_different(prompts: Prompts) -> bool:
+    """Copies of a prompt tie in every weight, and places in prompts tie in the final order."""
+    return len(prompts) > 1 and len({tuple(p.tolist()) for p in prompts}) == len(prompts)
+
+
+@settings(max_examples=250, deadline=None)
+@given(
+    prompts=federations,
+    min_samples=st.integers(2, 4),
+    elbow_method=st.sampled_from(get_args(ElbowMethod)),
+    noise=st.sampled_from(get_args(Noise)),
+)
+def test_the_whole_step_equals_the_slow_reference(
+    prompts: Prompts, min_samples: int, elbow_method: ElbowMethod, noise: Noise
+) -> None:
     # What follows is the paper's; where it is silent, other tests say what happens.
-    assume(len(prompts) > 1 and any(not np.array_equal(p, prompts[0]) for p in prompts))
-    # Copies of a prompt tie in every weight, and places in prompts tie in the final order.
-    assume(len({tuple(p.tolist()) for p in prompts}) == len(prompts))
+    assume(all_different(prompts))
     embeddings = embed(prompts)
-    result = aggregate(prompts, embeddings, min_samples=min_samples)
-    expected = reference(prompts, embeddings, min_samples)
+    result = aggregate(
+        prompts, embeddings, min_samples=min_samples, elbow_method=elbow_method, noise=noise
+    )
+    expected = reference(prompts, embeddings, min_samples, elbow_method=elbow_method, noise=noise)
     assume(expected)
     assert sorted(result.tokens.tolist()) == sorted(expected)
     assert result.labels is not None
     tokens = {(k, n): int(c) for k, row in enumerate(result.labels) for n, c in enumerate(row)}
     clusters = [
-        {p for p in tokens if tokens[p] == tokens[k, n]} for k, n in result.sources.tolist()
+        {p for p in tokens if p == (k, n) or tokens[p] == tokens[k, n] >= 0}
+        for k, n in result.sources.tolist()
     ]
     places = [mean_place(cluster, prompts) for cluster in clusters]
     if len(set(places)) == len(places):
         assert result.tokens.tolist() == expected
+
+
+def test_no_matrix_of_all_distances_is_in_memory() -> None:
+    """That of these 12,000 tokens would take 549 MiB even with four bytes a number."""
+    rng = np.random.default_rng(0)
+    prompts = [np.arange(20 * k, 20 * k + 20) for k in range(600)]
+    embeddings = [rng.standard_normal((20, 64)).astype(np.float32) for _ in prompts]
+    tracemalloc.start()
+    try:
+        aggregate(prompts, embeddings)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 200 * 2**20
+
+
+@settings(max_examples=150, deadline=None)
+@given(prompts=federations, min_samples=st.integers(2, 4))
+def test_the_papers_words_alone_equal_the_slow_reference(
+    prompts: Prompts, min_samples: int
+) -> None:
+    assume(all_different(prompts))
+    embeddings = embed(prompts)
+    result = aggregate(prompts, embeddings, method="literal", min_samples=min_samples)
+    expected = reference(prompts, embeddings, min_samples, elbow_method="lines", literal=True)
+    assume(expected)
+    assert sorted(result.tokens.tolist()) == sorted(expected)
+    places = result.sources[:, 1].tolist()
+    assert places == sorted(places)
+    if len(set(places)) == len(places):
+        assert result.tokens.tolist() == expected
+
+
+def test_the_papers_words_alone_put_each_token_where_it_stood() -> None:
+    """Alpha is larger the shorter the prompt, so 1 and 2 are the first client's, at its start."""
+    prompts = of([1, 2], [7, 3, 3, 1, 2, 8], [9, 3, 3, 1, 2, 0])
+    rows = [np.eye(10)[p] for p in prompts]
+    result = aggregate(prompts, rows, method="literal")
+    assert result.tokens.tolist() == [1, 2, 3]
+    assert result.sources.tolist() == [[0, 0], [0, 1], [1, 1]]
+    # Every prompt that has them has 3 before 1.
+    assert aggregate(prompts, rows).tokens.tolist() == [3, 1, 2]
+
+
+def test_equal_weights_fall_to_the_smaller_token_and_then_to_the_earlier_place() -> None:
+    """5 and 6 are one cluster, and as like to what the others sent: equal in every weight."""
+    eye = np.eye(10)
+    eye[6] = eye[5]
+    for prompts in (of([1, 6], [1, 5]), of([1, 5], [1, 6])):
+        assert aggregate(prompts, [eye[p] for p in prompts]).tokens.tolist() == [1, 5]
+    # Here both are 5, and the place decides which of them stays.
+    prompts = of([5, 1, 2], [1, 5, 2])
+    for order in ([0, 1], [1, 0]):
+        sent = [prompts[k] for k in order]
+        result = aggregate(sent, [eye[p] for p in sent])
+        source = result.sources[result.tokens.tolist().index(5)].tolist()
+        assert source == [order.index(0), 0]
 
 
 @pytest.mark.parametrize(("clients", "kept"), [(4, True), (40, True), (80, False), (200, False)])
@@ -393,7 +478,10 @@ def bad(**changes: Any) -> dict[str, Any]:
         (bad(embeddings=[np.ones((2, 3)), np.ones((2, 3))]), "embeddings 1"),
         (bad(embeddings=[np.ones((2, 3)), np.ones((1, 4))]), "width"),
         (bad(embeddings=[np.ones((2, 3)), np.full((1, 3), np.nan)]), "not finite"),
-        (bad(method="mean"), "allowed: feddtpt, average, attention, kmeans, best, majority"),
+        (
+            bad(method="mean"),
+            "allowed: feddtpt, literal, average, attention, kmeans, best, majority",
+        ),
         (bad(elbow_method="knee"), "allowed: split"),
         (bad(noise="some"), "allowed: drop, keep"),
         (bad(min_samples=0), "at least 1"),

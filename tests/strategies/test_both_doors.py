@@ -8,6 +8,7 @@ import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext, suppress
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -85,22 +86,27 @@ def legacy_app(node_search: Callable[..., Answer], mods: list[Any]) -> ClientApp
     return ClientApp(client_fn, mods=mods)
 
 
-def message_app(node_search: Callable[..., Answer], mods: list[Any]) -> ClientApp:
+def message_app(
+    node_search: Callable[..., Answer],
+    mods: list[Any],
+    arrayrecord_key: str = "arrays",
+    configrecord_key: str = "config",
+) -> ClientApp:
     app = ClientApp(mods=mods)
 
     @app.train()
     def train(question: Message, context: Context) -> Message:
-        (prompt,) = question.content.array_records["arrays"].to_numpy_ndarrays()
-        server_round = question.content.config_records["config"][ROUND_KEY]
+        (prompt,) = question.content.array_records[arrayrecord_key].to_numpy_ndarrays()
+        server_round = question.content.config_records[configrecord_key][ROUND_KEY]
         arrays, metrics = node_search(prompt, context.node_id, server_round)
         numbers = MetricRecord({"num-examples": 6})
         numbers.update({key: float(value) for key, value in metrics.items()})
-        content = RecordDict({"arrays": ArrayRecord(arrays), "metrics": numbers})
+        content = RecordDict({arrayrecord_key: ArrayRecord(arrays), "metrics": numbers})
         return Message(content, reply_to=question)
 
     @app.evaluate()
     def evaluate(question: Message, context: Context) -> Message:
-        prompts = question.content.array_records["arrays"].to_numpy_ndarrays()
+        prompts = question.content.array_records[arrayrecord_key].to_numpy_ndarrays()
         numbers = {"num-examples": 6} | count(prompts, context.node_id)
         return Message(RecordDict({"metrics": MetricRecord(numbers)}), reply_to=question)
 
@@ -330,6 +336,19 @@ def test_a_stopped_run_goes_on_as_if_it_had_not(door: str, options: dict[str, An
     assert second.state_dict()["round"] == 4
 
 
+def test_the_readmes_code_goes_on_from_a_file(tmp_path: Path) -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    code = readme.split("# my_app/going_on.py\n")[1].split("```")[0]
+    names: dict[str, Any] = {}
+    exec(code, names)
+    file = tmp_path / "state.json"
+    for _ in range(3):
+        names["start"](file, make("message"), Federation("message", four), np.array(SEED))
+    whole = make("message")
+    Federation("message", four).run_rounds(whole, 3)
+    assert json.loads(file.read_text(encoding="utf-8")) == whole.state_dict()
+
+
 @both_doors
 def test_the_state_is_plain(door: str) -> None:
     state = make(door).state_dict()
@@ -436,6 +455,37 @@ def test_a_sample_of_the_clients_searches_and_all_score(door: str) -> None:
         assert len(federation.asked["train", number]) == 3
         assert len(federation.asked["evaluate", number]) == 10
     assert right(strategy.prompt) >= 3
+
+
+@both_doors
+def test_without_a_comparison_no_client_need_evaluate(door: str) -> None:
+    federation = Federation(door, four)
+    strategy = make(door, guard=False, aggregation="best", fraction_evaluate=0.0)
+    federation.run_rounds(strategy, 3)
+    assert {kind for kind, _ in federation.asked} == {"train"}
+    assert right(strategy.prompt) == 3, "one token a round"
+
+
+@both_doors
+def test_where_no_share_of_the_clients_searches(door: str) -> None:
+    """As in Flower: its older strategies ask the smallest number still, the newer ones nobody."""
+    federation = Federation(door, four)
+    strategy = make(door, fraction_train=0.0)
+    federation.run_rounds(strategy, 2)
+    asked = [len(federation.asked.get(("train", number), [])) for number in (1, 2)]
+    assert asked == ([2, 2] if door == "legacy" else [0, 0])
+    assert (right(strategy.prompt) > 0) == (door == "legacy")
+
+
+def test_records_may_have_names_of_ones_own() -> None:
+    names = {"arrayrecord_key": "prompt", "configrecord_key": "settings"}
+    federation = Federation("message", four)
+    federation.app = message_app(search, [], **names)
+    strategy = make("message", **names)
+    federation.run_rounds(strategy, 2)
+    usual = make("message")
+    Federation("message", four).run_rounds(usual, 2)
+    assert strategy.prompt == usual.prompt != SEED
 
 
 @both_doors

@@ -508,8 +508,9 @@ def test_a_guard_without_evaluation_is_refused() -> None:
 def test_repr_names_the_settings() -> None:
     text = repr(Server(aggregation="kmeans", guard=False, race_candidates=7).strategy)
     assert text == (
-        "FedDTPT(aggregation='kmeans', min_samples=None, client_weights='equal', guard=False, "
-        "race_candidates=7, max_tokens=6)"
+        "FedDTPT(aggregation='kmeans', min_samples=None, elbow_method='split', noise='drop', "
+        "client_weights='equal', guard=False, choose_for='mean', race_candidates=7, "
+        "race_examples=256, max_tokens=6, fraction_fit=1.0, fraction_evaluate=1.0)"
     )
 
 

@@ -469,7 +469,14 @@ def test_a_bad_first_prompt_is_named_before_anything_is_sent(
 
 
 def test_summary_logs_the_settings(caplog: pytest.LogCaptureFixture) -> None:
-    Server(aggregation="kmeans", race_candidates=7, min_samples=3).strategy.summary()
+    Server(
+        aggregation="kmeans",
+        race_candidates=7,
+        min_samples=3,
+        n_clusters=4,
+        choose_for="worst",
+        fluency_fn=lambda prompts: [0.0] * len(prompts),
+    ).strategy.summary()
     Server().strategy.summary()
     for line in (
         "Aggregation: kmeans",
@@ -478,7 +485,17 @@ def test_summary_logs_the_settings(caplog: pytest.LogCaptureFixture) -> None:
         "besides the incumbent: 7",
         "Guard: True",
         "Client weights: equal",
+        "Elbow of the neighbour distances: split",
+        "Tokens in no cluster: drop",
+        "Clusters of k-means: 4",
+        "Clusters of k-means: as many as tokens",
+        "Minds how prompts read: True",
+        "Minds how prompts read: False",
+        "Examples each is tried on: 256",
+        "Chosen for: worst",
+        "Chosen for: mean",
         "Longest prompt: 6 tokens",
+        "Vocabulary: 20 tokens",
         "Fraction: train (1.00)",
         "ArrayRecord key: 'arrays'",
     ):

@@ -1,5 +1,6 @@
 import io
 from collections.abc import Sequence
+from random import Random
 from typing import Any, get_args
 
 import numpy as np
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 
 from strategies.aggregation import Method
 from strategies.rounds import RoundResult, Rounds
+from strategies.selection import Noise
 from strategies.settings import RoundSettings
 from strategies.wire import (
     ACCURACY_KEY,
@@ -112,6 +114,77 @@ def test_whatever_clients_send_the_prompt_is_made_of_what_was_sent(
         assert rounds.prompt in candidates
         assert 1 <= len(rounds.prompt) <= 6
         assert set(rounds.prompt) <= sent
+
+
+whole_uploads = st.builds(
+    Reply,
+    sender=st.sampled_from("abc"),
+    tensors=prompts.map(lambda prompt: (packed(prompt),)),
+    metrics=st.fixed_dictionaries(
+        {GAIN_KEY: st.floats(-1, 1), ACCURACY_KEY: st.floats(0, 1), CLIENT_KEY: st.text("xy")}
+    ),
+    num_examples=st.integers(1, 99),
+)
+whole_counts = st.builds(
+    Reply,
+    sender=st.sampled_from("abc"),
+    tensors=st.just(()),
+    metrics=st.fixed_dictionaries(
+        {SCORED_KEY: st.integers(8, 12), **{correct_key(i): st.integers(0, 8) for i in range(5)}}
+    ),
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    method=st.sampled_from(get_args(Method)),
+    client_weights=st.sampled_from(get_args(ClientWeights)),
+    noise=st.sampled_from(get_args(Noise)),
+    fluent=st.booleans(),
+    guard=st.booleans(),
+    local=st.lists(whole_uploads, min_size=1, max_size=5),
+    scored=st.lists(whole_counts, max_size=4),
+    random=st.randoms(use_true_random=False),
+)
+def test_the_order_of_arrival_decides_nothing(
+    method: Method,
+    client_weights: ClientWeights,
+    noise: Noise,
+    fluent: bool,
+    guard: bool,
+    local: list[Reply],
+    scored: list[Reply],
+    random: Random,
+) -> None:
+    """One client is there twice."""
+
+    def one_round(uploads: list[Reply], counts: list[Reply]) -> RoundResult:
+        results: list[RoundResult] = []
+        fixed = RoundSettings(
+            embed,
+            10,
+            aggregation=method,
+            client_weights=client_weights,
+            noise=noise,
+            guard=guard,
+            fluency_fn=(lambda asked: [-float(sum(p)) for p in asked]) if fluent else None,
+        )
+        rounds = Rounds(fixed, SEED, central=lambda *_: None, on_round=results.append)
+        rounds.begin_round(1)
+        rounds.read_uploads(1, uploads, 0)
+        rounds.propose()
+        rounds.read_scores(counts, 0)
+        rounds.decide()
+        return results[-1]
+
+    local = [*local, local[0]]
+    first = one_round(local, scored)
+    random.shuffle(local)
+    random.shuffle(scored)
+    again = one_round(local, scored)
+    assert again.chosen.tokens == first.chosen.tokens
+    assert [c.tokens for c in again.candidates] == [c.tokens for c in first.candidates]
+    assert again.num_bytes == first.num_bytes
 
 
 def test_an_unchanged_state_gives_the_same_round() -> None:
