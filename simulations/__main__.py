@@ -29,6 +29,7 @@ from simulations import (
     runner,
     scaling,
     seeds,
+    server_steps,
 )
 from simulations.outcome import Results
 from simulations.report import write_report
@@ -273,11 +274,28 @@ def run_federation(
     folder: Annotated[Path, typer.Option(help="Where the table goes.")] = seeds.RESULTS,
 ) -> None:
     """Compare a federation with its members, rivals and bad clients; missing runs only."""
-    if unknown := set(variant or ()) - set(federation.VARIANTS):
-        known = "; ".join(federation.VARIANTS)
-        raise typer.BadParameter(f"{min(unknown)!r} is none of: {known}", param_hint="--variant")
-    variants = variant or list(federation.VARIANTS)
+    variants = _known(variant, federation.VARIANTS)
     typer.echo(federation.run(seed or list(range(5)), folder, variants))
+
+
+@app.command("steps")
+def run_steps(
+    variant: Annotated[
+        list[str] | None, typer.Option(help=f"One of: {'; '.join(server_steps.VARIANTS)}.")
+    ] = None,
+    seed: Annotated[list[int] | None, typer.Option(help="A seed; give two or more.")] = None,
+    folder: Annotated[Path, typer.Option(help="Where the table goes.")] = seeds.RESULTS,
+) -> None:
+    """Compare what ways of the server's step make of the same uploads; missing ones only."""
+    variants = _known(variant, server_steps.VARIANTS)
+    typer.echo(server_steps.run(seed or list(range(5)), folder, variants))
+
+
+def _known(variant: list[str] | None, variants: Mapping[str, Any]) -> list[str]:
+    if unknown := set(variant or ()) - variants.keys():
+        known = "; ".join(variants)
+        raise typer.BadParameter(f"{min(unknown)!r} is none of: {known}", param_hint="--variant")
+    return variant or list(variants)
 
 
 @app.command("seeds")

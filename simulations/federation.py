@@ -8,22 +8,22 @@ give random counts when prompts are compared.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from feddtpt_flwr import models
 from feddtpt_flwr.config import RunConfig
 from feddtpt_flwr.data import ClientData, FederatedData
-from feddtpt_flwr.experiment import load_data, load_task
+from feddtpt_flwr.experiment import load_data
 from feddtpt_flwr.node import Node
 from simulations import figures, kept_runs
 from simulations.bad_clients import BadClient
 from simulations.kept_runs import accuracy_rows
 from simulations.local_federation import Client, Federation, HonestClient, Outcome
-from simulations.perplexity import perplexities, typical
+from simulations.perplexity import of_texts
 
 NUM_CLIENTS = 10
 SETTINGS: dict[str, Any] = {
@@ -41,12 +41,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "one client alone": {"queries-per-round": 2600, "who": "alone"},
     "best client": {"queries-per-round": 260, "guard": False, "aggregation": "best"},
     "the paper's step": {"queries-per-round": 260, "guard": False},
-    "the paper's step, read best": {"queries-per-round": 260, "guard": False, "fluent": True},
-    "the paper's step, weighted by accuracy": {
-        "queries-per-round": 260,
-        "guard": False,
-        "client-weights": "accuracy",
-    },
     "all data in one place": {"queries-per-round": 2600, "who": "together"},
     "federation, 3 bad clients": {"queries-per-round": 200, "bad": len(BAD)},
     "federation, these 3 away": {"queries-per-round": 200, "away": len(BAD)},
@@ -56,8 +50,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "federation, uneven labels": {"queries-per-round": 200, **UNEVEN},
     "one client alone, uneven labels": {"queries-per-round": 2600, "who": "alone", **UNEVEN},
 }
-"""What differs from `SETTINGS`; and who takes part, how many are bad or away, what tokens weigh by,
-and whether the server minds how its prompt reads."""
+"""What differs from `SETTINGS`; and who takes part, and how many are bad or away."""
 
 TABLES = {
     "Against its members and rivals": (
@@ -65,8 +58,6 @@ TABLES = {
         [
             "federation",
             "the paper's step",
-            "the paper's step, read best",
-            "the paper's step, weighted by accuracy",
             "best client",
             "one client alone",
             "all data in one place",
@@ -107,7 +98,7 @@ def who(data: FederatedData, takes_part: str) -> FederatedData:
 
 def run_once(settings: Mapping[str, Any], seed: int) -> Outcome:
     """Run one method; ``settings`` are the app's and what `VARIANTS` has besides."""
-    own = ("who", "bad", "away", "client-weights", "fluent")
+    own = ("who", "bad", "away")
     given = {key: value for key, value in settings.items() if key not in own}
     config = RunConfig.from_run_config({**given, "seed": seed})
     bad, away = (BAD[: settings.get(key, 0)] for key in ("bad", "away"))
@@ -118,9 +109,7 @@ def run_once(settings: Mapping[str, Any], seed: int) -> Outcome:
         return BadClient(node) if node.name in bad else HonestClient(node)
 
     data = load_data(config, NUM_CLIENTS)
-    weights = settings.get("client-weights", "equal")
-    parties = who(data, settings.get("who", "all"))
-    return Federation(config, parties, client, weights, fluent=settings.get("fluent")).run()
+    return Federation(config, who(data, settings.get("who", "all")), client).run()
 
 
 def run(
@@ -158,6 +147,7 @@ def run(
 def table(kept: kept_runs.Runs, common: Mapping[str, Any]) -> str:
     """Return all tables that have runs."""
     shown = " ".join(f"{key}={value}" for key, value in common.items())
+    reads = partial(of_texts, RunConfig.from_run_config(common))
     lines = [
         "# What a federation is worth",
         "",
@@ -166,17 +156,22 @@ def table(kept: kept_runs.Runs, common: Mapping[str, Any]) -> str:
         "is the first of the ten; *in a chat*: by the model's chat template, not as plain text; "
         "*uneven labels*: a Dirichlet(0.1) partition; *bad clients* send random tokens, claim "
         "that these are always right, and compare with random counts; *away*: these do not take "
-        "part, and the others are as they were; *read best*: of tokens that are about as similar "
-        "to the other clients' the server takes those with which the prompt reads best. "
-        "Means over seeds with 95 % bootstrap intervals; differences are of the same seeds; the "
-        "pseudo-perplexity of learned prompts is a geometric mean, by the model that proposed. "
-        f"Settings: `{shown}`, otherwise the defaults. The runs by seed and their date are in "
-        "`federation.json`.",
+        "part, and the others are as they were. Means over seeds with 95 % bootstrap intervals; "
+        "differences are of the same seeds; the pseudo-perplexity of learned prompts is a "
+        "geometric mean, by the model that proposed. "
+        f"Settings: `{shown}`, otherwise the defaults. The runs by seed, with date and machine, "
+        "are in `federation.json`.",
     ]
     for title, (base, rows) in TABLES.items():
         if any(kept.get(row) for row in rows):
             lines += ["", f"## {title}", ""]
-            lines += accuracy_rows(kept, rows, base, f"difference to {base}", _perplexity)
+            lines += accuracy_rows(
+                kept,
+                rows,
+                base,
+                f"difference to {base}",
+                reads,
+            )
     return "\n".join([*lines, ""])
 
 
@@ -188,9 +183,3 @@ def _plot(kept: kept_runs.Runs, file: Path) -> None:
         rows = {name: [run["accuracy"] for run in of_seeds] for name, of_seeds in runs.items()}
         start = float(np.mean([run["seed_accuracy"] for run in runs[base]]))
         figures.seeds_and_means(rows, start).savefig(file, dpi=120)
-
-
-def _perplexity(prompts: Sequence[str]) -> str:
-    config = RunConfig.from_run_config(SETTINGS)
-    vocabulary = models.masked_lm(config, load_task(config)).vocabulary
-    return typical(perplexities(config, [vocabulary.encode(prompt) for prompt in prompts]))

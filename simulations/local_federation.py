@@ -25,7 +25,7 @@ from feddtpt_flwr.node import Node
 from feddtpt_flwr.privacy.clients import protected
 from strategies.rounds import Rounds
 from strategies.settings import RoundSettings
-from strategies.wire import QUERIES_KEY, ROUND_KEY, ClientWeights, Reply
+from strategies.wire import QUERIES_KEY, ROUND_KEY, Reply
 
 Answer = tuple[NDArrays, int, Mapping[str, Scalar]]
 """Arrays, number of examples and metrics, as a NumPyClient's ``fit`` returns them."""
@@ -127,11 +127,17 @@ class Federation:
         Everybody's examples.
     clients : Callable[[Node], Client | None]
         Makes each client; ``None`` for one that does not take part.
-    client_weights : ClientWeights
-        As of `strategies.feddtpt.FedDTPT`.
-    fluent : bool, optional
-        Whether the server's step minds how its prompt reads. Defaults to what the app does: where
-        there is a guard.
+
+    Attributes
+    ----------
+    settings : RoundSettings
+        The server's, as the app has them.
+    uploads : list[Sent]
+        All so far.
+    queries : int
+        Of all clients so far.
+    metrics : list[Mapping[str, Scalar]]
+        What the clients reported with their last searches.
     """
 
     def __init__(
@@ -139,15 +145,11 @@ class Federation:
         config: RunConfig,
         data: FederatedData,
         clients: Callable[[Node], Client | None] = HonestClient,
-        client_weights: ClientWeights = "equal",
-        *,
-        fluent: bool | None = None,
     ) -> None:
         self._config = config
         self._task = load_task(config)
         self._test = data.test
         masked_lm = models.masked_lm(config, self._task)
-        fluent = config.guard if fluent is None else fluent
         self._vocabulary = masked_lm.vocabulary
         nodes = [
             Node(str(index), config, own, data.public) for index, own in enumerate(data.clients)
@@ -155,27 +157,28 @@ class Federation:
         self._clients = {
             node.name: client for node in nodes if (client := clients(node)) is not None
         }
-        self._rounds = Rounds(
-            RoundSettings(
-                embed_fn=models.token_embedder(config, self._task).embed,
-                vocabulary_size=len(self._vocabulary),
-                vocabulary=self._vocabulary.fingerprint,
-                max_tokens=config.max_prompt_tokens,
-                aggregation=config.aggregation,
-                min_samples=config.min_samples or None,
-                fluency_fn=masked_lm.log_likelihood if fluent else None,
-                client_weights=client_weights,
-                guard=config.guard,
-                race_candidates=config.race_candidates,
-                race_examples=config.race_examples,
-                admissible=readability(config, self._task),
-            ),
-            seed_tokens(config, self._task, self._vocabulary),
-            central=lambda *_: None,
+        self.settings = RoundSettings(
+            embed_fn=models.token_embedder(config, self._task).embed,
+            vocabulary_size=len(self._vocabulary),
+            vocabulary=self._vocabulary.fingerprint,
+            max_tokens=config.max_prompt_tokens,
+            aggregation=config.aggregation,
+            min_samples=config.min_samples or None,
+            fluency_fn=masked_lm.log_likelihood if config.guard else None,
+            guard=config.guard,
+            race_candidates=config.race_candidates,
+            race_examples=config.race_examples,
+            admissible=readability(config, self._task),
         )
+        self._rounds = self.rounds(self.settings)
         self.uploads: list[Sent] = []
         self.queries = 0
         self.metrics: list[Mapping[str, Scalar]] = []
+
+    def rounds(self, settings: RoundSettings) -> Rounds:
+        """Return the server's side with ``settings``, before the first round."""
+        first = seed_tokens(self._config, self._task, self._vocabulary)
+        return Rounds(settings, first, central=lambda *_: None)
 
     @property
     def prompt(self) -> str:
@@ -202,11 +205,11 @@ class Federation:
         return Outcome(seed_accuracy, accuracy, self.queries, round(seconds, 1), self.prompt)
 
     def round(self, number: int) -> None:
-        """Let the clients search and compare, and settle the next global prompt.
+        """Let the clients search and compare, and settle the next global prompt."""
+        self.settle(self._rounds, number, self.search(number))
 
-        What they reported with their searches is in ``metrics`` afterwards.
-        """
-        self._rounds.begin_round(number)
+    def search(self, number: int) -> list[Reply]:
+        """Let the clients search from the global prompt; return what they upload."""
         sent = np.array(self._rounds.prompt)
         replies, self.metrics = [], []
         for name, client in self._clients.items():
@@ -220,16 +223,22 @@ class Federation:
                 Sent(name, self.prompt, self._vocabulary.decode(array.tolist()), tried)
                 for array in arrays
             ]
-        self._rounds.read_uploads(number, replies, 0)
-        candidates = [np.array(tokens) for tokens in self._rounds.propose()]
+        return replies
+
+    def settle(self, rounds: Rounds, number: int, replies: Sequence[Reply]) -> str:
+        """Make the next global prompt of uploads; return it."""
+        rounds.begin_round(number)
+        rounds.read_uploads(number, replies, 0)
+        candidates = [np.array(tokens) for tokens in rounds.propose()]
         if len(candidates) > 1:
-            told = {**self._rounds.scoring_config(len(self._clients)), ROUND_KEY: number}
+            told = {**rounds.scoring_config(len(self._clients)), ROUND_KEY: number}
             counts = [
                 self._reply(name, client.score(candidates, told))
                 for name, client in self._clients.items()
             ]
-            self._rounds.read_scores(counts, 0)
-        self._rounds.decide()
+            rounds.read_scores(counts, 0)
+        rounds.decide()
+        return self._vocabulary.decode(rounds.prompt)
 
     def _reply(self, name: str, answer: Answer) -> Reply:
         arrays, num_examples, metrics = answer

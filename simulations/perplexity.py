@@ -33,6 +33,12 @@ def perplexities(config: RunConfig, prompts: Sequence[Tokens]) -> list[float]:
     return [float(value) for value in np.exp(-per_token(masked_lm, prompts))]
 
 
+def of_texts(config: RunConfig, prompts: Sequence[str]) -> str:
+    """Return the geometric mean of prompts' pseudo-perplexities as text; see `perplexities`."""
+    vocabulary = models.masked_lm(config, load_task(config)).vocabulary
+    return typical(perplexities(config, [vocabulary.encode(prompt) for prompt in prompts]))
+
+
 def before_and_after(outcome: Outcome) -> tuple[float, float]:
     """Return the pseudo-perplexity of a run's seed prompt and of its learned prompt."""
     config = outcome.config
