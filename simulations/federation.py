@@ -24,6 +24,7 @@ from simulations.bad_clients import BadClient
 from simulations.kept_runs import accuracy_rows
 from simulations.local_federation import Client, Federation, HonestClient, Outcome
 from simulations.perplexity import of_texts
+from simulations.several_alive import SeveralAlive
 
 NUM_CLIENTS = 10
 SETTINGS: dict[str, Any] = {
@@ -43,6 +44,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "the paper's step": {"queries-per-round": 260, "guard": False},
     "all data in one place": {"queries-per-round": 2600, "who": "together"},
     "federation, 3 bad clients": {"queries-per-round": 200, "bad": len(BAD)},
+    "federation, 2 prompts alive": {"queries-per-round": 200, "alive": 2},
     "federation, these 3 away": {"queries-per-round": 200, "away": len(BAD)},
     "the paper's step, 3 bad clients": {"queries-per-round": 260, "guard": False, "bad": len(BAD)},
     "federation, in a chat": {"queries-per-round": 200, "chat": True},
@@ -50,13 +52,15 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "federation, uneven labels": {"queries-per-round": 200, **UNEVEN},
     "one client alone, uneven labels": {"queries-per-round": 2600, "who": "alone", **UNEVEN},
 }
-"""What differs from `SETTINGS`; and who takes part, and how many are bad or away."""
+"""What differs from `SETTINGS`; and who takes part, how many are bad or away, and how many global
+prompts live on."""
 
 TABLES = {
     "Against its members and rivals": (
         "one client alone",
         [
             "federation",
+            "federation, 2 prompts alive",
             "the paper's step",
             "best client",
             "one client alone",
@@ -98,7 +102,7 @@ def who(data: FederatedData, takes_part: str) -> FederatedData:
 
 def run_once(settings: Mapping[str, Any], seed: int) -> Outcome:
     """Run one method; ``settings`` are the app's and what `VARIANTS` has besides."""
-    own = ("who", "bad", "away")
+    own = ("who", "bad", "away", "alive")
     given = {key: value for key, value in settings.items() if key not in own}
     config = RunConfig.from_run_config({**given, "seed": seed})
     bad, away = (BAD[: settings.get(key, 0)] for key in ("bad", "away"))
@@ -109,6 +113,8 @@ def run_once(settings: Mapping[str, Any], seed: int) -> Outcome:
         return BadClient(node) if node.name in bad else HonestClient(node)
 
     data = load_data(config, NUM_CLIENTS)
+    if alive := settings.get("alive"):
+        return SeveralAlive(config, data, alive).run()
     return Federation(config, who(data, settings.get("who", "all")), client).run()
 
 
@@ -156,9 +162,10 @@ def table(kept: kept_runs.Runs, common: Mapping[str, Any]) -> str:
         "is the first of the ten; *in a chat*: by the model's chat template, not as plain text; "
         "*uneven labels*: a Dirichlet(0.1) partition; *bad clients* send random tokens, claim "
         "that these are always right, and compare with random counts; *away*: these do not take "
-        "part, and the others are as they were. Means over seeds with 95 % bootstrap intervals; "
-        "differences are of the same seeds; the pseudo-perplexity of learned prompts is a "
-        "geometric mean, by the model that proposed. "
+        "part, and the others are as they were; *2 prompts alive*: the second best of a round is "
+        "searched from, too, by half of the clients. "
+        "Means over seeds with 95 % bootstrap intervals; differences are of the same seeds; the "
+        "pseudo-perplexity of learned prompts is a geometric mean, by the model that proposed. "
         f"Settings: `{shown}`, otherwise the defaults. The runs by seed, with date and machine, "
         "are in `federation.json`.",
     ]

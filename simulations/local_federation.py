@@ -23,6 +23,7 @@ from feddtpt_flwr.evaluation import Evaluator, QueryBudget
 from feddtpt_flwr.experiment import load_task, readability, seed_tokens
 from feddtpt_flwr.node import Node
 from feddtpt_flwr.privacy.clients import protected
+from strategies.candidates import Tokens
 from strategies.rounds import Rounds
 from strategies.settings import RoundSettings
 from strategies.wire import QUERIES_KEY, ROUND_KEY, Reply
@@ -175,9 +176,10 @@ class Federation:
         self.queries = 0
         self.metrics: list[Mapping[str, Scalar]] = []
 
-    def rounds(self, settings: RoundSettings) -> Rounds:
-        """Return the server's side with ``settings``, before the first round."""
-        first = seed_tokens(self._config, self._task, self._vocabulary)
+    def rounds(self, settings: RoundSettings, first: Tokens | None = None) -> Rounds:
+        """Return a server's side that begins with ``first``; by default, with the seed prompt."""
+        if first is None:
+            first = seed_tokens(self._config, self._task, self._vocabulary)
         return Rounds(settings, first, central=lambda *_: None)
 
     @property

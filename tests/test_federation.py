@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from feddtpt_flwr import models
 from feddtpt_flwr.config import RunConfig
@@ -15,7 +16,10 @@ from feddtpt_flwr.node import Node
 from simulations import federation, kept_runs
 from simulations.bad_clients import BadClient
 from simulations.federation import BAD, NUM_CLIENTS, VARIANTS, who
+from simulations.local_federation import Answer, Federation, HonestClient
+from simulations.several_alive import SeveralAlive
 from simulations.stamp import time_and_place
+from strategies.candidates import Tokens
 
 TINY = {
     "num-server-rounds": 1,
@@ -94,6 +98,32 @@ def test_runs_that_another_process_has_added_meanwhile_stay(tmp_path: Path) -> N
         "b": {0: {"n": 2, **made}},
     }
     assert file.with_suffix(".md").read_text(encoding="utf-8") == "['a', 'b']"
+
+
+@pytest.mark.slow
+def test_the_best_two_prompts_live_on(
+    embedded_assets: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {**TINY, "queries-per-round": 2 * EXAMPLES, "race-candidates": 2}
+    config = RunConfig.from_run_config(settings)
+    data = load_data(config, 3)
+    several, usual = SeveralAlive(config, data, 2), Federation(config, data)
+    several.round(1)
+    usual.round(1)
+    assert several.prompt == usual.prompt, "the first round has one prompt to begin with"
+    assert len(set(several.alive)) == 2
+    sent: list[Tokens] = []
+    search = HonestClient.search
+
+    def watched(client: HonestClient, prompt: NDArray[np.int64], number: int) -> Answer:
+        sent.append(tuple(prompt.tolist()))
+        return search(client, prompt, number)
+
+    monkeypatch.setattr(HonestClient, "search", watched)
+    first, second = several.alive
+    several.round(2)
+    assert sent == [first, first, second], "two clients search from the best, and one from the next"
+    assert 1 <= len(several.alive) <= 2
 
 
 @pytest.mark.slow
