@@ -8,18 +8,11 @@ many requests are on their way; one of time by the questions that were on their 
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import astuple, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from math import inf
 
-from feddtpt_flwr.evaluation import BudgetExhaustedError, QueryBudget
-from feddtpt_flwr.language_model.constraints import PROBE
-from feddtpt_flwr.language_model.usage import Prices, Usage
-
-CHAT_TOKENS = 128
-"""Most tokens that a chat template puts around a question."""
-
-PLAIN_TOKENS = 4
-"""The same without one: a mark of the beginning."""
+from feddtpt_flwr.amounts import KINDS, Amounts, Tariff
+from feddtpt_flwr.language_model.usage import Usage
 
 MARGIN = 1.25
 """So much more than on average the next questions are expected to cost: prompts may grow."""
@@ -28,41 +21,59 @@ FIRST_WAVE = 8
 """Questions that are sent while nobody knows how long an answer takes, where time is limited."""
 
 
-@dataclass(frozen=True)
-class Amounts:
-    """Amounts of all that is limited: used, left, or allowed.
+class BudgetExhaustedError(RuntimeError):
+    """The next answers would cost more than is left."""
+
+
+@dataclass
+class QueryBudget:
+    """A number of LLM queries that is never exceeded.
 
     Parameters
     ----------
-    queries : float
-        Questions, whether the black box or an archive answers them.
-    tokens : float
-        Tokens read and written.
-    cost : float
-        Money, in the currency of the prices.
-    seconds : float
-        Time.
-    asked : float
-        Questions that the black box answered; not limited, but what an answer costs is per one.
+    limit : int
+        Most queries, at least 0.
+    used : int
+        Queries asked so far.
     """
 
-    queries: float = 0
-    tokens: float = 0
-    cost: float = 0.0
-    seconds: float = 0.0
-    asked: float = 0
+    limit: int
+    used: int = 0
 
-    def __add__(self, other: "Amounts") -> "Amounts":
-        """Return the sum of both."""
-        return Amounts(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+    @property
+    def left(self) -> int:
+        """Queries that may still be asked."""
+        return self.limit - self.used
 
-    def __sub__(self, other: "Amounts") -> "Amounts":
-        """Return the difference."""
-        return Amounts(*(a - b for a, b in zip(astuple(self), astuple(other), strict=True)))
+    def spend(self, queries: int) -> None:
+        """Book ``queries``, or raise `BudgetExhaustedError` and book nothing."""
+        if self.used + queries > self.limit:
+            raise BudgetExhaustedError(f"{queries} queries wanted, {self.limit - self.used} left")
+        self.used += queries
 
+    def refund(self, queries: int) -> None:
+        """Take back ``queries`` that were booked and not answered."""
+        self.used -= queries
 
-KINDS = tuple(field.name for field in fields(Amounts) if field.name != "asked")
-"""Kinds of limits, as the settings name them before ``-per-round`` and ``-per-run``."""
+    def admit(self, questions: Sequence[str], tariff: Tariff | None = None) -> int:
+        """Return how many of the first ``questions`` may be sent now, at least 1; book them.
+
+        The queries themselves have been booked before; this is for what else an answer may cost.
+
+        Parameters
+        ----------
+        tariff : Tariff, optional
+            Of another model than the black box.
+
+        Raises
+        ------
+        BudgetExhaustedError
+            If not even the first may be sent.
+        """
+        return len(questions)
+
+    def settle(self, used: Usage | None, tariff: Tariff | None = None) -> None:
+        """Put what was used in the place of what was booked last; None if nobody counts it."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +94,7 @@ class Span:
 
     name: str
     limits: Amounts
-    before: Amounts = Amounts()
+    before: Amounts = Amounts()  # noqa: RUF009 (it is frozen)
     reserve: int = 0
 
     @property
@@ -110,52 +121,6 @@ class Span:
             over = max(0.0, getattr(most, kind) - mean)
             number = _times(getattr(left, kind) - over, mean)
             yield number - self.reserve, f"{kind}-per-{self.name}"
-
-
-@dataclass(frozen=True)
-class Tariff:
-    """What questions to a black box cost.
-
-    Parameters
-    ----------
-    prices : Prices
-        Of its tokens.
-    longest_answer : int
-        Most tokens that it writes.
-    around : int
-        Most tokens that it reads besides the question.
-    probes : int
-        Most questions of one line by which a process gets to know an endpoint.
-    counted : bool
-        Whether it counts tokens at all; one in this process does not.
-    """
-
-    prices: Prices = Prices(0.0, 0.0)  # noqa: RUF009 (it is frozen)
-    longest_answer: int = 0
-    around: int = 0
-    probes: int = 0
-    counted: bool = False
-
-    def most(self, question: str) -> Amounts:
-        """Return what one question may cost at most.
-
-        No token of the common tokenizers stands for less than a byte.
-        """
-        if not self.counted:
-            return Amounts()
-        return self.of(Usage(0, 0, len(question.encode()) + self.around, self.longest_answer))
-
-    @property
-    def beginning(self) -> Amounts:
-        """What the first question of a process may cost besides: the probes."""
-        probe = self.most(PROBE)
-        return Amounts(tokens=self.probes * probe.tokens, cost=self.probes * probe.cost)
-
-    def of(self, used: Usage) -> Amounts:
-        """Return tokens and money of what was used."""
-        return Amounts(
-            tokens=used.prompt_tokens + used.completion_tokens, cost=self.prices.cost(used)
-        )
 
 
 class ClientBudget(QueryBudget):

@@ -10,7 +10,7 @@ from flwr.common import Context, NDArrays, RecordDict, Scalar, log
 
 from feddtpt_flwr import logs, models
 from feddtpt_flwr.assets import cache_folder
-from feddtpt_flwr.budget import ClientBudget
+from feddtpt_flwr.budget import BudgetExhaustedError, ClientBudget
 from feddtpt_flwr.client_limits import scoring_budget, search_budget, too_few_to_search
 from feddtpt_flwr.client_report import counted, described, mismatch, refusal, unchanged, written
 from feddtpt_flwr.client_state import (
@@ -23,7 +23,7 @@ from feddtpt_flwr.client_state import (
 )
 from feddtpt_flwr.config import RunConfig
 from feddtpt_flwr.data import ClientData, Example
-from feddtpt_flwr.evaluation import BudgetExhaustedError, Evaluator, mixed_order
+from feddtpt_flwr.evaluation import Evaluator, mixed_order
 from feddtpt_flwr.experiment import load_task
 from feddtpt_flwr.generator import Writer
 from feddtpt_flwr.language_model import ModelError

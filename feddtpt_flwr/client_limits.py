@@ -3,7 +3,8 @@
 from math import inf
 
 from feddtpt_flwr import models
-from feddtpt_flwr.budget import Amounts, ClientBudget, Span
+from feddtpt_flwr.amounts import Amounts
+from feddtpt_flwr.budget import ClientBudget, Span
 from feddtpt_flwr.client_state import ClientState
 from feddtpt_flwr.config import RunConfig
 from feddtpt_flwr.data import ClientData

@@ -22,7 +22,7 @@ from typing import Any, Literal
 
 from flwr.common import ConfigRecord, RecordDict, Scalar, log
 
-from feddtpt_flwr.budget import Amounts
+from feddtpt_flwr.amounts import Amounts
 from feddtpt_flwr.evaluation import AnswerCache
 from feddtpt_flwr.feedback import Feedback, trial_from_dict
 from strategies.candidates import Tokens

@@ -3,77 +3,19 @@
 import hashlib
 import json
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from feddtpt_flwr.budget import QueryBudget
 from feddtpt_flwr.data import Example, Task
 from feddtpt_flwr.language_model import IncrementalLanguageModel, LanguageModel
 from feddtpt_flwr.language_model.answers import parse_answer
 from feddtpt_flwr.language_model.usage import Metered, Usage
 
-if TYPE_CHECKING:
-    from feddtpt_flwr.budget import Tariff
-
 UNPARSED = ""
 """What stands for an answer that fits no label; no answer word is empty."""
-
-
-class BudgetExhaustedError(RuntimeError):
-    """The next answers would cost more than is left."""
-
-
-@dataclass
-class QueryBudget:
-    """A number of LLM queries that is never exceeded.
-
-    Parameters
-    ----------
-    limit : int
-        Most queries, at least 0.
-    used : int
-        Queries asked so far.
-    """
-
-    limit: int
-    used: int = 0
-
-    @property
-    def left(self) -> int:
-        """Queries that may still be asked."""
-        return self.limit - self.used
-
-    def spend(self, queries: int) -> None:
-        """Book ``queries``, or raise `BudgetExhaustedError` and book nothing."""
-        if self.used + queries > self.limit:
-            raise BudgetExhaustedError(f"{queries} queries wanted, {self.limit - self.used} left")
-        self.used += queries
-
-    def refund(self, queries: int) -> None:
-        """Take back ``queries`` that were booked and not answered."""
-        self.used -= queries
-
-    def admit(self, questions: Sequence[str], tariff: "Tariff | None" = None) -> int:
-        """Return how many of the first ``questions`` may be sent now, at least 1; book them.
-
-        The queries themselves have been booked before; this is for what else an answer may cost.
-
-        Parameters
-        ----------
-        tariff : Tariff, optional
-            Of another model than the black box.
-
-        Raises
-        ------
-        BudgetExhaustedError
-            If not even the first may be sent.
-        """
-        return len(questions)
-
-    def settle(self, used: Usage | None, tariff: "Tariff | None" = None) -> None:
-        """Put what was used in the place of what was booked last; None if nobody counts it."""
 
 
 class AnswerArchive(Protocol):

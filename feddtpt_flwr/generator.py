@@ -10,9 +10,10 @@ from logging import WARNING
 import numpy as np
 from flwr.common import log
 
-from feddtpt_flwr.budget import Tariff
+from feddtpt_flwr.amounts import Tariff
+from feddtpt_flwr.budget import BudgetExhaustedError, QueryBudget
 from feddtpt_flwr.data import Task
-from feddtpt_flwr.evaluation import AnswerCache, BudgetExhaustedError, QueryBudget
+from feddtpt_flwr.evaluation import AnswerCache
 from feddtpt_flwr.feedback import Feedback, Trial
 from feddtpt_flwr.language_model import LanguageModel, ModelError
 from feddtpt_flwr.language_model.usage import Metered, Usage

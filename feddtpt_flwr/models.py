@@ -6,9 +6,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from feddtpt_flwr.amounts import CHAT_TOKENS, PLAIN_TOKENS, Tariff
 from feddtpt_flwr.answer_store import AnswerStore
 from feddtpt_flwr.assets import EMBEDDED, AssetError, cache_folder
-from feddtpt_flwr.budget import CHAT_TOKENS, PLAIN_TOKENS, Tariff
 from feddtpt_flwr.config import ConfigError, RunConfig
 from feddtpt_flwr.data import Task
 from feddtpt_flwr.encoder import EncoderEmbedder

@@ -8,8 +8,9 @@ from math import comb, inf, log
 import numpy as np
 from numpy.typing import NDArray
 
+from feddtpt_flwr.budget import BudgetExhaustedError
 from feddtpt_flwr.data import Example
-from feddtpt_flwr.evaluation import BudgetExhaustedError, Evaluator, mixed_order
+from feddtpt_flwr.evaluation import Evaluator, mixed_order
 from feddtpt_flwr.feedback import Feedback, Trial
 from feddtpt_flwr.language_model import ModelError
 from feddtpt_flwr.masked_lm import MaskedLM

@@ -14,12 +14,13 @@ from flwr.server.compat import start_grid
 from flwr.serverapp import Grid, ServerApp
 
 from feddtpt_flwr import __version__, logs, models, trackers
+from feddtpt_flwr.budget import QueryBudget
 from feddtpt_flwr.checkpoint import Checkpoint, examples_fingerprint, fingerprint
 from feddtpt_flwr.client_limits import too_few_queries
 from feddtpt_flwr.client_state import RUN_KEY, VERSION_KEY
 from feddtpt_flwr.config import ConfigError, RunConfig
 from feddtpt_flwr.data import Example, Task
-from feddtpt_flwr.evaluation import AnswerCache, Evaluator, QueryBudget
+from feddtpt_flwr.evaluation import AnswerCache, Evaluator
 from feddtpt_flwr.experiment import load_data, load_task, readability, seed_tokens
 from feddtpt_flwr.language_model import ModelError
 from feddtpt_flwr.privacy.exponential import require_opendp

@@ -16,10 +16,11 @@ from flwr.common import NDArrays, RecordDict, Scalar
 from numpy.typing import NDArray
 
 from feddtpt_flwr import models
+from feddtpt_flwr.budget import QueryBudget
 from feddtpt_flwr.client_app import plain_client
 from feddtpt_flwr.config import RunConfig
 from feddtpt_flwr.data import FederatedData
-from feddtpt_flwr.evaluation import Evaluator, QueryBudget
+from feddtpt_flwr.evaluation import Evaluator
 from feddtpt_flwr.experiment import load_task, readability, seed_tokens
 from feddtpt_flwr.node import Node
 from feddtpt_flwr.privacy.clients import protected

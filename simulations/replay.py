@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from feddtpt_flwr import models
+from feddtpt_flwr.budget import QueryBudget
 from feddtpt_flwr.config import RunConfig
 from feddtpt_flwr.data import Example, Task
-from feddtpt_flwr.evaluation import Evaluator, QueryBudget
+from feddtpt_flwr.evaluation import Evaluator
 from feddtpt_flwr.experiment import load_data, load_task, readability, seed_tokens
 from feddtpt_flwr.feedback import Feedback
 from feddtpt_flwr.language_model import LanguageModel

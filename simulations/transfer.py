@@ -4,7 +4,8 @@ import json
 from collections.abc import Callable
 
 from feddtpt_flwr import models
-from feddtpt_flwr.evaluation import AnswerCache, Evaluator, QueryBudget
+from feddtpt_flwr.budget import QueryBudget
+from feddtpt_flwr.evaluation import AnswerCache, Evaluator
 from feddtpt_flwr.experiment import load_data, load_task
 from simulations.grid import Grid
 from simulations.obstacles import obstacle

@@ -10,9 +10,10 @@ import pytest
 from feddtpt_flwr.baselines.bdpl import PolicyGradientSearch, ngram_vocabulary, softmax
 from feddtpt_flwr.baselines.evolution import EvolutionSearch
 from feddtpt_flwr.baselines.random_words import RandomProposer
+from feddtpt_flwr.budget import QueryBudget
 from feddtpt_flwr.config import RunConfig
 from feddtpt_flwr.data import Example, Task
-from feddtpt_flwr.evaluation import Evaluator, QueryBudget
+from feddtpt_flwr.evaluation import Evaluator
 from feddtpt_flwr.feedback import Feedback
 from feddtpt_flwr.language_model import ModelUnavailableError
 from feddtpt_flwr.language_model.local import LocalLanguageModel

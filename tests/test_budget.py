@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from feddtpt_flwr.budget import FIRST_WAVE, Amounts, ClientBudget, Span, Tariff
+from feddtpt_flwr.amounts import Amounts, Tariff
+from feddtpt_flwr.budget import FIRST_WAVE, BudgetExhaustedError, ClientBudget, Span
 from feddtpt_flwr.data import Example, get_task
-from feddtpt_flwr.evaluation import AnswerCache, BudgetExhaustedError, Evaluator
+from feddtpt_flwr.evaluation import AnswerCache, Evaluator
 from feddtpt_flwr.language_model.usage import Prices, Usage
 
 TARIFF = Tariff(Prices(3.0, 7.0), longest_answer=5, around=20, probes=1, counted=True)

@@ -7,11 +7,12 @@ from flwr.common import ConfigRecord, RecordDict, Scalar
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from numpy.typing import NDArray
 
+from feddtpt_flwr.budget import QueryBudget
 from feddtpt_flwr.client_app import PromptTuningClient, client_fn
 from feddtpt_flwr.client_state import STATE_KEY, STATE_VERSION
 from feddtpt_flwr.config import RunConfig
 from feddtpt_flwr.data import ClientData, Example, Task
-from feddtpt_flwr.evaluation import Evaluator, QueryBudget
+from feddtpt_flwr.evaluation import Evaluator
 from feddtpt_flwr.language_model.local import LocalLanguageModel
 from feddtpt_flwr.vocabulary import Vocabulary
 from strategies.wire import (

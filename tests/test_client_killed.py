@@ -13,11 +13,12 @@ import pytest
 from flwr.common import RecordDict
 
 from feddtpt_flwr import __version__, models
+from feddtpt_flwr.budget import QueryBudget
 from feddtpt_flwr.client_app import PromptTuningClient
 from feddtpt_flwr.client_state import RUN_KEY, VERSION_KEY, ClientState, state_file, step
 from feddtpt_flwr.config import RunConfig
 from feddtpt_flwr.data import ClientData, Example, Task
-from feddtpt_flwr.evaluation import Evaluator, QueryBudget
+from feddtpt_flwr.evaluation import Evaluator
 from feddtpt_flwr.feedback import Trial
 from feddtpt_flwr.language_model.local import LocalLanguageModel
 from feddtpt_flwr.vocabulary import Vocabulary

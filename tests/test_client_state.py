@@ -7,7 +7,7 @@ import pytest
 from flwr.common import ConfigRecord, RecordDict
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 
-from feddtpt_flwr.budget import Amounts
+from feddtpt_flwr.amounts import Amounts
 from feddtpt_flwr.client_state import (
     KEPT_DAYS,
     STATE_KEY,

@@ -8,14 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from feddtpt_flwr.budget import BudgetExhaustedError, QueryBudget
 from feddtpt_flwr.data import Example, Task
-from feddtpt_flwr.evaluation import (
-    AnswerCache,
-    BudgetExhaustedError,
-    Evaluator,
-    QueryBudget,
-    mixed_order,
-)
+from feddtpt_flwr.evaluation import AnswerCache, Evaluator, mixed_order
 from feddtpt_flwr.language_model.local import LocalLanguageModel
 
 

@@ -10,12 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from feddtpt_flwr import models
+from feddtpt_flwr.amounts import Amounts, Tariff
 from feddtpt_flwr.baselines.random_words import RandomProposer
-from feddtpt_flwr.budget import Amounts, ClientBudget, Span, Tariff
+from feddtpt_flwr.budget import ClientBudget, QueryBudget, Span
 from feddtpt_flwr.client_app import PromptTuningClient
 from feddtpt_flwr.config import RunConfig
 from feddtpt_flwr.data import ClientData, Example, Task
-from feddtpt_flwr.evaluation import AnswerCache, QueryBudget
+from feddtpt_flwr.evaluation import AnswerCache
 from feddtpt_flwr.feedback import Feedback, Trial
 from feddtpt_flwr.generator import PromptGenerator, Writer, spanning_edit
 from feddtpt_flwr.language_model import ModelUnavailableError

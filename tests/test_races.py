@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from feddtpt_flwr.budget import QueryBudget
 from feddtpt_flwr.data import Example
-from feddtpt_flwr.evaluation import QueryBudget
 from feddtpt_flwr.feedback import Feedback
 from feddtpt_flwr.search import WIDTH, PromptSearch, Runner, SearchResult
 from strategies.candidates import Tokens

@@ -3,8 +3,9 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
+from feddtpt_flwr.budget import QueryBudget
 from feddtpt_flwr.data import Example, Task
-from feddtpt_flwr.evaluation import Evaluator, QueryBudget
+from feddtpt_flwr.evaluation import Evaluator
 from feddtpt_flwr.feedback import Feedback, Trial
 from feddtpt_flwr.language_model import FatalModelError, ModelError, ModelUnavailableError
 from feddtpt_flwr.language_model.local import LocalLanguageModel

@@ -12,8 +12,9 @@ from math import log
 import numpy as np
 from numpy.typing import NDArray
 
+from feddtpt_flwr.budget import BudgetExhaustedError
 from feddtpt_flwr.data import Example
-from feddtpt_flwr.evaluation import BudgetExhaustedError, Evaluator
+from feddtpt_flwr.evaluation import Evaluator
 from feddtpt_flwr.feedback import Feedback
 from feddtpt_flwr.language_model import ModelError
 from feddtpt_flwr.search import Measured, SearchResult

@@ -4,8 +4,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from feddtpt_flwr.budget import BudgetExhaustedError
 from feddtpt_flwr.data import Example
-from feddtpt_flwr.evaluation import BudgetExhaustedError, Evaluator
+from feddtpt_flwr.evaluation import Evaluator
 from feddtpt_flwr.feedback import Feedback
 from feddtpt_flwr.language_model import ModelError
 from feddtpt_flwr.proposer import Proposer

@@ -11,11 +11,12 @@ from flwr.common import ConfigRecord, NDArrays, RecordDict, Scalar, log
 
 from feddtpt_flwr import models
 from feddtpt_flwr.assets import cache_folder
+from feddtpt_flwr.budget import QueryBudget
 from feddtpt_flwr.client_limits import too_few_queries
 from feddtpt_flwr.client_report import mismatch, refusal
 from feddtpt_flwr.client_state import RUN_KEY
 from feddtpt_flwr.data import ClientData, Example
-from feddtpt_flwr.evaluation import AnswerCache, Evaluator, QueryBudget
+from feddtpt_flwr.evaluation import AnswerCache, Evaluator
 from feddtpt_flwr.experiment import load_task, readability
 from feddtpt_flwr.language_model import ModelError
 from feddtpt_flwr.language_model.usage import Metered, Usage

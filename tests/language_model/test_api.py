@@ -9,8 +9,9 @@ import pytest
 
 from feddtpt_flwr import __version__
 from feddtpt_flwr.answer_store import AnswerStore
+from feddtpt_flwr.budget import QueryBudget
 from feddtpt_flwr.data import Example, Task
-from feddtpt_flwr.evaluation import AnswerCache, Evaluator, QueryBudget
+from feddtpt_flwr.evaluation import AnswerCache, Evaluator
 from feddtpt_flwr.language_model import FatalModelError, ModelError, ModelUnavailableError
 from feddtpt_flwr.language_model.answers import parse_answer
 from feddtpt_flwr.language_model.api import ApiLanguageModel

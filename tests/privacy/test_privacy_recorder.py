@@ -4,9 +4,10 @@ from typing import Any
 
 import numpy as np
 
+from feddtpt_flwr.budget import QueryBudget
 from feddtpt_flwr.config import RunConfig
 from feddtpt_flwr.data import Example, Task
-from feddtpt_flwr.evaluation import Evaluator, QueryBudget
+from feddtpt_flwr.evaluation import Evaluator
 from feddtpt_flwr.language_model.local import LocalLanguageModel
 from feddtpt_flwr.recorder import Recorder
 from feddtpt_flwr.run_folder import RunFolder
