@@ -164,7 +164,8 @@ def table(kept: kept_runs.Runs, common: Mapping[str, Any]) -> str:
         "that these are always right, and compare with random counts; *away*: these do not take "
         "part, and the others are as they were; *2 prompts alive*: the second best of a round is "
         "searched from, too, by half of the clients. "
-        "Means over seeds with 95 % bootstrap intervals; differences are of the same seeds; the "
+        "Means over seeds with 95 % bootstrap intervals; differences are of the same seeds, *by t* "
+        "is their interval by Student's t; the "
         "pseudo-perplexity of learned prompts is a geometric mean, by the model that proposed. "
         f"Settings: `{shown}`, otherwise the defaults. The runs by seed, with date and machine, "
         "are in `federation.json`.",

@@ -45,13 +45,27 @@ def mean(values: NDArray[np.float64]) -> Mean:
     return Mean(value, float(interval.low), float(interval.high), len(values))
 
 
+def by_t(values: NDArray[np.float64]) -> tuple[float, float] | None:
+    """Return the ends of the 95 % interval by Student's t; None for one seed or equal values.
+
+    With five seeds a bootstrap interval is too narrow: it draws from the five alone.
+    """
+    if len(values) < 2 or not np.ptp(values):
+        return None
+    low, high = stats.t.interval(CONFIDENCE, len(values) - 1, values.mean(), stats.sem(values))
+    return float(low), float(high)
+
+
+def differences(theirs: Mapping[int, float], ours: Mapping[int, float]) -> NDArray[np.float64]:
+    """Return ``theirs - ours`` of each seed that both have."""
+    return np.array([theirs[seed] - ours[seed] for seed in sorted(theirs.keys() & ours.keys())])
+
+
 def paired(theirs: Mapping[int, float], ours: Mapping[int, float]) -> Mean | None:
     """Return the mean of ``theirs - ours`` over the seeds that both have; None without any.
 
     A seed decides examples and held-out examples, so the difference within a seed says more than
     the difference of the means.
     """
-    seeds = sorted(theirs.keys() & ours.keys())
-    if not seeds:
-        return None
-    return mean(np.array([theirs[seed] - ours[seed] for seed in seeds]))
+    values = differences(theirs, ours)
+    return mean(values) if len(values) else None

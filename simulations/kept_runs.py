@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from simulations.intervals import Mean, mean, paired
+from simulations.intervals import Mean, by_t, differences, mean
 from simulations.stamp import stamp, time_and_place
 
 Runs = dict[str, dict[int, dict[str, Any]]]
@@ -131,8 +131,8 @@ def accuracy_rows(
         What to say of learned prompts as language, such as their perplexity.
     """
     lines = [
-        f"| run | seeds | held-out accuracy | {difference} | pseudo-perplexity | queries |",
-        "|---|---|---|---|---|---|",
+        f"| run | seeds | held-out accuracy | {difference} | by t | pseudo-perplexity | queries |",
+        "|---|---|---|---|---|---|---|",
     ]
     accuracy = {
         variant: {seed: float(run["accuracy"]) for seed, run in sorted(runs.items())}
@@ -142,10 +142,12 @@ def accuracy_rows(
     for variant in shown:
         of_seeds = accuracy[variant]
         queries = np.mean([run["queries"] for run in kept[variant].values()])
-        against = None if variant == base else paired(of_seeds, accuracy.get(base, {}))
+        against = differences(of_seeds, accuracy.get(base, {}) if variant != base else {})
+        ends = by_t(against)
         lines.append(
             f"| {variant} | {len(of_seeds)} | {_shown(mean(np.array([*of_seeds.values()])))} "
-            f"| {'' if against is None else _shown(against, sign='+')} "
+            f"| {_shown(mean(against), sign='+') if len(against) else ''} "
+            f"| {f'[{ends[0]:+.3f}, {ends[1]:+.3f}]' if ends else ''} "
             f"| {reads([run['prompt'] for run in kept[variant].values()])} | {queries:,.0f} |"
         )
     first = [run["seed_accuracy"] for variant in shown for run in kept[variant].values()]

@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 from feddtpt_flwr.config import RunConfig
 from feddtpt_flwr.data import ClientData, Example, Task
 from feddtpt_flwr.experiment import load_data, load_task
 from feddtpt_flwr.privacy.clients import OWN_ACCURACY_KEY
 from simulations import kept_runs
+from simulations.intervals import by_t
 from simulations.leakage import Leakage, Upload, measure
 from simulations.local_federation import Federation
 
@@ -213,7 +213,5 @@ def _share(count: float, total: int) -> str:
 
 
 def _interval(values: NDArray[np.float64]) -> str:
-    if len(values) < 2 or np.ptp(values) == 0:
-        return ""
-    low, high = stats.t.interval(0.95, len(values) - 1, values.mean(), stats.sem(values))
-    return f"{low:.3f} to {high:.3f}"
+    ends = by_t(values)
+    return "" if ends is None else f"{ends[0]:.3f} to {ends[1]:.3f}"

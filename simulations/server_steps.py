@@ -150,7 +150,8 @@ def table(kept: kept_runs.Runs, common: Mapping[str, Any]) -> str:
         "the next global prompt of what they upload. *Its words alone* adds nothing where the "
         "paper is silent; *comparison by the clients* is the app's default, with the queries that "
         "it takes besides; *uneven labels*: a Dirichlet(0.1) partition. Means over seeds with 95 % "
-        "bootstrap intervals; differences are of the same uploads; the pseudo-perplexity of the "
+        "bootstrap intervals; differences are of the same uploads, *by t* is their interval by "
+        "Student's t; the pseudo-perplexity of the "
         "prompts is a geometric mean, by the model that proposed. "
         f"Settings: `{shown}`, otherwise the defaults. The prompts by seed, with date and machine, "
         "are in `steps.json`.",

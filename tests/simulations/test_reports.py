@@ -12,7 +12,7 @@ from feddtpt_flwr.vocabulary import Vocabulary
 from simulations.clusters import token_map
 from simulations.figures import curves
 from simulations.grid import read_grid
-from simulations.intervals import mean, paired
+from simulations.intervals import by_t, mean, paired
 from simulations.outcome import Outcome, Results
 from simulations.perplexity import before_and_after, perplexity_table
 from simulations.prompts import highlight
@@ -47,6 +47,13 @@ def test_an_interval_is_around_the_mean_and_narrows() -> None:
 def test_one_seed_or_equal_ones_have_no_interval(values: list[float]) -> None:
     result = mean(np.array(values))
     assert result.low == result.high == result.value == pytest.approx(0.7)
+
+
+def test_the_interval_by_t_is_that_of_the_tables() -> None:
+    """Mean 3, standard error sqrt(0.5), and the quantile of four degrees of freedom, 2.776."""
+    ends = by_t(np.array([1.0, 2.0, 3.0, 4.0, 5.0]))
+    assert ends == pytest.approx((3 - 2.776 * 0.5**0.5, 3 + 2.776 * 0.5**0.5), abs=1e-3)
+    assert by_t(np.array([1.0])) is by_t(np.array([0.5, 0.5])) is None
 
 
 def test_pairs_are_of_one_seed() -> None:
