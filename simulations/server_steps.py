@@ -45,7 +45,13 @@ STEPS: dict[str, dict[str, Any]] = {
 }
 """What differs from the server's settings; and whether it minds how its prompt reads."""
 
-PARTITIONS: dict[str, dict[str, Any]] = {"": {}, ", uneven labels": UNEVEN}
+PARTITIONS: dict[str, dict[str, Any]] = {
+    "": {},
+    ", uneven labels": UNEVEN,
+    ", unequal numbers": {"few": [1, 4, 7]},
+}
+"""What differs in the data; *few* are the clients that have an example of each label alone."""
+
 VARIANTS: dict[str, dict[str, Any]] = {
     step + suffix: {**SETTINGS, **partition, "step": step}
     for suffix, partition in PARTITIONS.items()
@@ -82,16 +88,32 @@ class Searched:
 
 
 @lru_cache(maxsize=1)
-def searched(config: RunConfig) -> Searched:
-    """Let all clients search; their uploads do for every step."""
-    federation = Federation(config, load_data(config, NUM_CLIENTS))
+def searched(config: RunConfig, few: tuple[int, ...] = ()) -> Searched:
+    """Let all clients search; their uploads do for every step.
+
+    Parameters
+    ----------
+    config : RunConfig
+        Settings of the run.
+    few : tuple[int, ...]
+        Clients that have one example of each label to search on.
+    """
+    data = load_data(config, NUM_CLIENTS)
+    clients = tuple(
+        replace(own, train=tuple({example.label: example for example in own.train}.values()))
+        if number in few
+        else own
+        for number, own in enumerate(data.clients)
+    )
+    federation = Federation(config, replace(data, clients=clients))
     return Searched(federation, config, federation.search(1))
 
 
 def run_once(settings: Mapping[str, Any], seed: int) -> dict[str, Any]:
     """Make one step; ``settings`` are the app's and the step's name."""
-    app = {key: value for key, value in settings.items() if key != "step"}
-    found = searched(RunConfig.from_run_config({**app, "seed": seed}))
+    app = {key: value for key, value in settings.items() if key not in ("step", "few")}
+    config = RunConfig.from_run_config({**app, "seed": seed})
+    found = searched(config, tuple(settings.get("few", ())))
     federation, asked = found.federation, found.federation.queries
     own = dict(STEPS[settings["step"]])
     if own.pop("fluent", False):
@@ -139,7 +161,7 @@ def run(
 
 
 def table(kept: kept_runs.Runs, common: Mapping[str, Any]) -> str:
-    """Return a table for even labels and one for uneven ones, if they have runs."""
+    """Return a table for each partition that has runs."""
     shown = " ".join(f"{key}={value}" for key, value in common.items())
     reads = partial(of_texts, RunConfig.from_run_config(common))
     lines = [
@@ -149,7 +171,8 @@ def table(kept: kept_runs.Runs, common: Mapping[str, Any]) -> str:
         "SmolLM2-135M-Instruct, search once from the seed prompt; each row is another way to make "
         "the next global prompt of what they upload. *Its words alone* adds nothing where the "
         "paper is silent; *comparison by the clients* is the app's default, with the queries that "
-        "it takes besides; *uneven labels*: a Dirichlet(0.1) partition. Means over seeds with 95 % "
+        "it takes besides; *uneven labels*: a Dirichlet(0.1) partition; *unequal numbers*: "
+        "three of the ten have 2 examples to search on instead of 8. Means over seeds with 95 % "
         "bootstrap intervals; differences are of the same uploads, *by t* is their interval by "
         "Student's t; the pseudo-perplexity of the "
         "prompts is a geometric mean, by the model that proposed. "

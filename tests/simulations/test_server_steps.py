@@ -36,7 +36,7 @@ def test_all_steps_have_the_same_uploads(embedded_assets: None, tmp_path: Path) 
     plain, best, compared = (runs[row]["0"] for row in rows)
     assert plain["queries"] == best["queries"] < compared["queries"]
     assert len({run["seed_accuracy"] for run in (plain, best, compared)}) == 1
-    found = server_steps.searched(RunConfig.from_run_config({**TINY, "seed": 0}))
+    found = server_steps.searched(RunConfig.from_run_config({**TINY, "seed": 0}), ())
     assert best["prompt"] in {upload.prompt for upload in found.federation.uploads}
     assert found.replies
     assert server_steps.searched.cache_info().misses == 1
