@@ -90,7 +90,7 @@ def test_a_config_does_not_change() -> None:
         ("max-prompt-tokens", 1, "greater than or equal to 2"),
         ("max-prompt-tokens", 257, "less than or equal to 256"),
         ("queries-per-round", 0, "greater than or equal to 1"),
-        ("aggregation", "mean", "'feddtpt', 'average'"),
+        ("aggregation", "mean", "'feddtpt', 'literal'"),
         ("min-samples", -1, "greater than or equal to 0"),
         ("race-candidates", 0, "greater than or equal to 1"),
         ("fraction-fit", 0.0, "greater than 0"),

@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext, suppress
 from pathlib import Path
+from threading import Lock
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -137,6 +138,9 @@ class Federation(Grid):
         self.asked: dict[tuple[str, int], list[int]] = defaultdict(list)
         self.told: dict[tuple[str, int], list[dict[str, Any]]] = defaultdict(list)
         self.states: dict[int, RecordDict] = {}
+        # NumPy reads the headers of arrays with ast.literal_eval, which in threads of one process
+        # fails now and then (CPython issue 106905). Real clients have processes of their own.
+        self.one_at_a_time = Lock()
         TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
 
     def run_rounds(self, strategy: Any, num_rounds: int, evaluate: Any = None) -> Any:
@@ -164,7 +168,8 @@ class Federation(Grid):
         copy = recorddict_from_proto(recorddict_to_proto(question.content))
         received = Message(copy, dst_node_id=node, message_type=question.metadata.message_type)
         try:
-            reply = self.app(received, context)
+            with self.one_at_a_time:
+                reply = self.app(received, context)
         except Exception as error:
             reply = Message(Error(code=2, reason=repr(error)), reply_to=received)
         reply.metadata.__dict__["_src_node_id"] = node
