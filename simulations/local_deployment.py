@@ -116,7 +116,7 @@ class Deployment:
         """Return whether a run is over, however it went."""
         return self.status(run_id).startswith("finished")
 
-    def wait(self, run_id: str, timeout: float = 300) -> str:
+    def wait(self, run_id: str, timeout: float = 600) -> str:
         """Return a run's status at its end, or what it is when the time is over."""
         deadline = time.monotonic() + timeout
         while not (status := self.status(run_id)).startswith("finished"):

@@ -49,7 +49,7 @@ class Machine:
     variables: Mapping[str, str]
     python: Path = Path(sys.executable)
 
-    def run(self, block: str, timeout: float = 200, **variables: str) -> str:
+    def run(self, block: str, timeout: float = 500, **variables: str) -> str:
         """Run a block to its end; return what it printed."""
         done = subprocess.run(
             self._command(block),
