@@ -135,7 +135,7 @@ class Federation:
     settings : RoundSettings
         The server's, as the app has them.
     uploads : list[Sent]
-        All so far.
+        What `search` has brought so far.
     queries : int
         Of all clients so far.
     metrics : list[Mapping[str, Scalar]]

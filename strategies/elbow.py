@@ -140,8 +140,8 @@ def elbow(distances: NDArray[np.floating[Any]], method: ElbowMethod = "split") -
     best radius 0.76  0.10  0.17
     =========== ===== ===== =====
 
-    where kneed is the library, which misses steps: on a curve of two levels it finds no knee. The
-    best radius is known only afterwards.
+    where kneed is the library, which misses steps: of a curve of two levels it takes the last
+    point. The best radius is known only afterwards.
 
     Parameters
     ----------
