@@ -23,6 +23,7 @@ from feddtpt_flwr.data import Example, Task
 from feddtpt_flwr.evaluation import AnswerCache, Evaluator
 from feddtpt_flwr.experiment import load_data, load_task, readability, seed_tokens
 from feddtpt_flwr.language_model import ModelError
+from feddtpt_flwr.patience import make_patient
 from feddtpt_flwr.privacy.exponential import require_opendp
 from feddtpt_flwr.recorder import Recorder
 from feddtpt_flwr.round_server import RoundServer
@@ -40,6 +41,7 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     """Run the federation; a mistake in the configuration ends it before any query."""
     logs.begin(run=str(context.run_id), node="server")
+    grid = make_patient(grid)
     config = RunConfig.from_run_config(context.run_config)
     saved = Checkpoint.read(Path(config.resume)) if config.resume else None
     run = build(config, _wait_for_clients(grid, config), saved)

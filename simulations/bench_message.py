@@ -146,7 +146,7 @@ def run(repeats: int = 5) -> dict[str, Any]:
             run_id = running.run(app, _settings(endpoint))
             status = running.wait(run_id, 60.0 * repeats)
             if status != "finished:completed":
-                raise RuntimeError(running.run_log(run_id))
+                raise RuntimeError(running.logs(run_id))
         measured = [json.loads(line) for line in rows.read_text().splitlines()]
     empty = [row["seconds"] for row in measured if row["kind"] == "empty"]
     real = [row for row in measured if row["kind"] == "app"]

@@ -112,13 +112,13 @@ def _run(config: Mapping[str, Any], *, disturbed: bool) -> Outcome:
             run_id = running.run(APP, {**config, "run-folder": str(parent)})
             while not _over(running, run_id, parent, int(config["num-server-rounds"])):
                 if time.monotonic() - start > _PATIENCE:
-                    raise TimeoutError(running.run_log(run_id))
+                    raise TimeoutError(running.logs(run_id))
                 time.sleep(1)
                 if faults and (resumed := faults.next(run_id)):
                     run_id = resumed
             seconds = time.monotonic() - start
             if (status := running.wait(run_id)) != "finished:completed":
-                raise RuntimeError(f"{status}: {running.run_log(run_id)}")
+                raise RuntimeError(f"{status}: {running.logs(run_id)}")
         (folder,) = parent.iterdir()
         return _outcome(folder, tuple(faults.done) if faults else (), seconds)
 

@@ -132,6 +132,11 @@ class Deployment:
         done = self._call(["log", run_id, CONNECTION, "--show"])
         return done.stdout + done.stderr
 
+    def logs(self, run_id: str) -> str:
+        """Return what a run's ServerApp and the SuperLink have logged, to see why it failed."""
+        superlink = self.log_file("superlink").read_text(encoding="utf-8", errors="replace")
+        return f"{self.run_log(run_id)}\nSuperLink:\n{superlink}"
+
     def log_file(self, name: str) -> Path:
         """Return the log of the SuperLink (``"superlink"``) or of a node."""
         return self.folder(name) / "log"

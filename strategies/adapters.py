@@ -1,5 +1,7 @@
 """Adapter weights as they travel: named arrays in float32, or in bfloat16 at half the size."""
 
+import re
+from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -17,6 +19,53 @@ _NUMPY_DTYPES: dict[WireDtype, np.dtype[Any]] = {
     "bfloat16": np.dtype(np.uint16),
     "float32": np.dtype(np.float32),
 }
+
+
+_LAYER = re.compile(r"(?<=\.)\d+(?=\.)")
+_EVERY_LAYER = "*"
+
+
+def stack_layers(adapter: Adapter) -> Adapter:
+    """Return an adapter with one array for the same weights of all layers.
+
+    Flower sends, stores and fetches every array by itself: two adapters of 120 arrays that reach
+    a SuperLink together can lock its database for longer than it waits. What averages arrays
+    number by number averages these alike.
+
+    Parameters
+    ----------
+    adapter : Adapter
+        PEFT's names, such as ``layers.0.q_proj.lora_A.weight``.
+
+    Returns
+    -------
+    Adapter
+        ``layers.*.q_proj.lora_A.weight``, of shape (layers, ...); as they are those that not all
+        layers from 0 on have, or not in one shape.
+    """
+    groups: defaultdict[str, dict[int, str]] = defaultdict(dict)
+    for name in adapter:
+        if layer := _LAYER.search(name):
+            alike = name[: layer.start()] + _EVERY_LAYER + name[layer.end() :]
+            groups[alike][int(layer[0])] = name
+    stacked = dict(adapter)
+    for alike, names in groups.items():
+        shapes = {adapter[name].shape for name in names.values()}
+        if names.keys() == set(range(len(names))) and len(shapes) == 1:
+            stacked[alike] = np.stack([stacked.pop(names[i]) for i in range(len(names))])
+    return stacked
+
+
+def unstack_layers(adapter: Adapter) -> Adapter:
+    """Return the adapter that `stack_layers` was given."""
+    unstacked: Adapter = {}
+    for name, array in adapter.items():
+        if _EVERY_LAYER in name:
+            layers = enumerate(array)
+            unstacked |= {name.replace(_EVERY_LAYER, str(i), 1): layer for i, layer in layers}
+        else:
+            unstacked[name] = array
+    return unstacked
 
 
 def to_record(adapter: Mapping[str, NDArray[np.float32]], dtype: WireDtype) -> ArrayRecord:

@@ -8,7 +8,7 @@ from flwr.common import log
 
 from feddtpt_flwr.fedpit.local_round import client_rng, local_round, memorisation
 from feddtpt_flwr.fedpit.node import Node, adapted_model, load_node
-from strategies.adapters import Adapter, from_record, to_record
+from strategies.adapters import Adapter, from_record, stack_layers, to_record, unstack_layers
 from strategies.fedpit import PROXIMAL_MU_KEY
 
 app = ClientApp()
@@ -49,7 +49,8 @@ def train(message: Message, context: Context) -> Message:
         node.name,
         ", ".join(f"{key} {value:.4g}" for key, value in metrics.items()),
     )
-    content = RecordDict({"arrays": to_record(trained.upload(config), config.upload_dtype)})
+    upload = to_record(stack_layers(trained.upload(config)), config.upload_dtype)
+    content = RecordDict({"arrays": upload})
     return _reply(message, node, content, metrics)
 
 
@@ -67,7 +68,7 @@ def _read(message: Message, context: Context) -> tuple[Node, Adapter, int]:
     """Return the node, the global adapter and the round's number."""
     node = load_node(context.run_config, context.node_config, context.node_id)
     arrays = message.content.array_records["arrays"]
-    adapter = from_record(arrays, node.config.upload_dtype)
+    adapter = unstack_layers(from_record(arrays, node.config.upload_dtype))
     server_round = message.content.config_records["config"]["server-round"]
     return node, adapter, int(str(server_round))
 

@@ -19,7 +19,7 @@ from feddtpt_flwr.fedpit.instructions import Instruction
 from feddtpt_flwr.fedpit.lora import AdaptedModel
 from feddtpt_flwr.fedpit.scores import Utility
 from feddtpt_flwr.run_folder import RunFolder
-from strategies.adapters import from_record
+from strategies.adapters import from_record, unstack_layers
 from strategies.fedpit import PhaseReport
 
 RESERVED = ("self", "event", "round")
@@ -89,7 +89,7 @@ class Recorder:
 
     def evaluate(self, server_round: int, arrays: ArrayRecord) -> MetricRecord:
         """Answer the held-out instructions with the global adapter, and keep it."""
-        self._model.load(from_record(arrays, "float32"))
+        self._model.load(unstack_layers(from_record(arrays, "float32")))
         answers = self._model.answer([row.instruction for row in self._test])
         utility = Utility.of(self._test, answers)
         self._utility.append(utility)

@@ -15,8 +15,9 @@ from feddtpt_flwr.fedpit.node import adapted_model
 from feddtpt_flwr.fedpit.partition import divide, hold_out
 from feddtpt_flwr.fedpit.recorder import Recorder
 from feddtpt_flwr.fedpit.tasks import load_instructions
+from feddtpt_flwr.patience import make_patient
 from feddtpt_flwr.run_folder import RunFolder
-from strategies.adapters import to_record
+from strategies.adapters import stack_layers, to_record
 from strategies.fedpit import FedPIT
 
 app = ServerApp()
@@ -28,6 +29,7 @@ TIMEOUT = 24 * 3600.0
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run the federation; a mistake in the configuration ends it before any training."""
+    grid = make_patient(grid)
     config = FedPITConfig.from_run_config(context.run_config)
     data = load_instructions(config)
     num_clients = _wait_for_clients(grid, config)
@@ -58,7 +60,7 @@ def main(grid: Grid, context: Context) -> None:
     )
     strategy.start(
         grid,
-        initial_arrays=to_record(model.adapter, "float32"),
+        initial_arrays=to_record(stack_layers(model.adapter), "float32"),
         num_rounds=config.num_server_rounds,
         timeout=TIMEOUT,
         evaluate_fn=recorder.evaluate,

@@ -84,14 +84,14 @@ def test_a_run_that_was_killed_goes_on_to_the_same_end(
     assert rounds_done(runs) == 1
     resumed = running.run(app, folder / "resume.toml")
     status = running.wait(resumed)
-    assert status == "finished:completed", running.run_log(resumed)
+    assert status == "finished:completed", running.logs(resumed)
     assert rounds_done(runs) == 2
     assert proxy.answered.total() > answered
     assert max(proxy.answered.values()) == 1, "nothing is paid for twice"
 
     again = {**settings, "run-folder": str(runs.parent / "undisturbed")}
     undisturbed = running.run(app, again)
-    assert running.wait(undisturbed) == "finished:completed", running.run_log(undisturbed)
+    assert running.wait(undisturbed) == "finished:completed", running.logs(undisturbed)
     (other,) = Path(again["run-folder"]).iterdir()
     assert final_state(folder) == final_state(other)
     assert [line["event"] for line in history(folder)].count("resume") == 1
@@ -121,7 +121,7 @@ def test_a_round_goes_on_without_nodes_that_cannot_take_part(
     run = running.run(app, {**settings, **changes})
     status = running.wait(run)
     log = running.run_log(run)
-    assert status == "finished:completed", log
+    assert status == "finished:completed", running.logs(run)
     (folder,) = Path(settings["run-folder"]).iterdir()
     searches = {line["client"]: line for line in history(folder) if line["event"] == "search"}
     assert searches.keys() == {"north", "east", "west"}

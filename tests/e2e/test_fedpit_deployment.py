@@ -54,7 +54,7 @@ def test_nodes_with_data_of_their_own_train_one_adapter(
             write(tmp_path / f"{name}.jsonl", own)
             running.start_node(name, **{"data-path": str(tmp_path / f"{name}.jsonl")})
         run_id = running.run(app, {**SETTINGS, "run-folder": str(runs)})
-        assert running.wait(run_id) == "finished:completed", running.run_log(run_id)
+        assert running.wait(run_id) == "finished:completed", running.logs(run_id)
         said = running.run_log(run_id) + "".join(
             running.log_file(name).read_text(encoding="utf-8") for name in (*names, "superlink")
         )

@@ -76,7 +76,7 @@ def test_a_nodes_endpoint_goes_down_and_comes_back(
     with faults.fault_proxy(endpoint, port=port) as again:
         status = running.wait(run)
     running.end("south")
-    assert status == "finished:completed", running.run_log(run)
+    assert status == "finished:completed", running.logs(run)
     (folder,) = runs.iterdir()
     told = {
         (line["event"], line["round"], line["client"]): line
@@ -116,7 +116,7 @@ def test_a_node_with_an_older_version_is_told_so_and_asks_nothing(
         changes = {"num-server-rounds": 1, "min-available-clients": 2}
         run = running.run(own, {**settings, **changes})
         status = running.wait(run)
-    assert status == "finished:completed", running.run_log(run)
+    assert status == "finished:completed", running.logs(run)
     (folder,) = Path(settings["run-folder"]).iterdir()
     reason = f"this node runs feddtpt-flwr {OLD}, the server {__version__}; both need the same"
     told = [line for line in history(folder) if line.get("client") == "old"]
@@ -169,7 +169,7 @@ def test_full_disks(
         (souths / "filler").unlink()
         status = running.wait(run)
         log = running.run_log(run)
-        assert status == "finished:completed", log
+        assert status == "finished:completed", running.logs(run)
         assert log.count("not everything can be written; the run goes on") == 1
         assert "No space left on device" in log
         assert "learned prompt" in log

@@ -10,7 +10,9 @@ from strategies.adapters import (
     mix,
     num_bytes,
     read_upload,
+    stack_layers,
     to_record,
+    unstack_layers,
 )
 
 ADAPTER: Adapter = {
@@ -83,3 +85,35 @@ def test_with_beta_0_nothing_of_the_local_adapter_is_left() -> None:
     unusable = {name: np.full_like(array, np.nan) for name, array in ADAPTER.items()}
     for name, array in mix(0.0, unusable, ADAPTER).items():
         np.testing.assert_array_equal(array, ADAPTER[name])
+
+
+def layered(*shapes: tuple[int, ...], first: int = 0) -> Adapter:
+    """An array for each layer, full of 100 times the layer's number."""
+    return {
+        f"model.layers.{i}.q_proj.weight": np.full(shape, 100 * i, dtype=np.float32)
+        for i, shape in enumerate(shapes, first)
+    }
+
+
+def test_the_same_weights_of_all_layers_travel_as_one_array() -> None:
+    adapter = layered(*[(2, 3)] * 12) | {"head.weight": np.ones(2, dtype=np.float32)}
+    stacked = stack_layers(adapter)
+    assert {name: array.shape for name, array in stacked.items()} == {
+        "model.layers.*.q_proj.weight": (12, 2, 3),
+        "head.weight": (2,),
+    }
+    in_order = stacked["model.layers.*.q_proj.weight"][:, 0, 0]
+    np.testing.assert_array_equal(in_order, range(0, 1200, 100))
+    received = unstack_layers(from_record(to_record(stacked, "float32"), "float32"))
+    assert received.keys() == adapter.keys()
+    for name, array in adapter.items():
+        np.testing.assert_array_equal(received[name], array)
+
+
+@pytest.mark.parametrize(
+    "adapter",
+    [layered((2, 3), (2, 4)), layered((2, 3), (2, 3), first=1), ADAPTER],
+    ids=["other shapes", "not every layer", "no layers"],
+)
+def test_what_layers_do_not_share_stays_as_it_is(adapter: Adapter) -> None:
+    assert stack_layers(adapter) == adapter == unstack_layers(adapter)
