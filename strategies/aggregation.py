@@ -18,9 +18,9 @@ What the paper leaves open, and what ``method="feddtpt"`` does:
 - *Noise points* are dropped: what only one client has is supported by nobody else. With
   ``noise="keep"`` each is a cluster of its own; the prompt is then 28 tokens long instead of 13,
   and 14 instead of 1 are what single clients wrote (means over made-up federations whose seed
-  prompts have 14, ``python -m simulations bench choices``). If all is noise, as where
-  there are fewer than ``min_samples`` tokens, the prompt whose tokens are on average most similar
-  to the other clients' is the answer.
+  prompts have 14, ``python -m simulations bench choices``). Cut at 24 tokens it holds 9 of them.
+  If all is noise, as where there are fewer than ``min_samples`` tokens, the prompt whose tokens
+  are on average most similar to the other clients' is the answer.
 - *Ties* of weight fall to the smaller token id, then to the smaller relative position, then to the
   canonical order of clients, which sorts them by what they sent. Arrival never decides. In the
   same federations no two different tokens of a cluster tied.
