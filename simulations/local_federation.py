@@ -232,16 +232,19 @@ class Federation:
         """Make the next global prompt of uploads; return it."""
         rounds.begin_round(number)
         rounds.read_uploads(number, replies, 0)
-        candidates = [np.array(tokens) for tokens in rounds.propose()]
+        candidates = rounds.propose()
         if len(candidates) > 1:
-            told = {**rounds.scoring_config(len(self._clients)), ROUND_KEY: number}
-            counts = [
-                self._reply(name, client.score(candidates, told))
-                for name, client in self._clients.items()
-            ]
-            rounds.read_scores(counts, 0)
+            rounds.read_scores(self.compare(rounds, number, candidates), 0)
         rounds.decide()
         return self._vocabulary.decode(rounds.prompt)
+
+    def compare(self, rounds: Rounds, number: int, candidates: Sequence[Tokens]) -> list[Reply]:
+        """Let the clients count right answers with each candidate."""
+        told = {**rounds.scoring_config(len(self._clients)), ROUND_KEY: number}
+        prompts = [np.array(tokens) for tokens in candidates]
+        return [
+            self._reply(name, client.score(prompts, told)) for name, client in self._clients.items()
+        ]
 
     def _reply(self, name: str, answer: Answer) -> Reply:
         arrays, num_examples, metrics = answer

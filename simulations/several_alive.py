@@ -13,7 +13,7 @@ from feddtpt_flwr.data import FederatedData
 from simulations.local_federation import Federation
 from strategies.by_model import Count, compared_by
 from strategies.candidates import Candidate, Tokens
-from strategies.wire import ROUND_KEY, read_scores
+from strategies.wire import read_scores
 
 
 class SeveralAlive(Federation):
@@ -47,15 +47,12 @@ class SeveralAlive(Federation):
         candidates = self._candidates(number)
         if len(candidates) == 1:
             return
-        told = {**self._rounds.scoring_config(len(self._clients)), ROUND_KEY: number}
-        prompts = [np.array(candidate.tokens) for candidate in candidates]
-        replies = [
-            self._reply(name, client.score(prompts, told)) for name, client in self._clients.items()
-        ]
         tokens = [candidate.tokens for candidate in candidates]
-        scores = compared_by(
-            [Count("", read_scores(reply.metrics, tokens)) for reply in replies], "mean"
-        )
+        counts = [
+            Count("", read_scores(reply.metrics, tokens))
+            for reply in self.compare(self._rounds, number, tokens)
+        ]
+        scores = compared_by(counts, "mean")
         # Ties go to the earlier one; those alive come first.
         best_first = sorted(tokens, key=lambda prompt: -scores[prompt].accuracy)
         self.alive = best_first[: self._most]
