@@ -53,8 +53,9 @@ class MaskedLMProposer:
     """The masked language model says what fits, the feedback says where and bends the choice.
 
     *Where* is a bandit: each place and operator has a Beta posterior over "a change here helps",
-    shrunk towards its operator's rate, and a draw from it is the place's chance of being picked.
-    Whether a part is changed at all, or the whole put in other words, is another one.
+    shrunk towards its operator's rate. A place is picked with a chance in proportion to the square
+    of a draw from it, and the less the longer it is. Whether a part is changed at all, or the whole
+    put in other words, is decided by Thompson sampling: the larger draw wins.
     *What* is drawn from the masked language model's distribution for the gap, each token's
     log-probability raised by what tokens of similar meaning gained when they were tried.
 

@@ -84,8 +84,8 @@ def markdown(result: Mapping[str, Any]) -> str:
         "",
         f"`python -m simulations bench races`, {as_text(result)}. "
         f"SmolLM2-135M-Instruct answered {result['changes']} changes of each of three prompts on "
-        f"{result['examples']} examples of rotten_tomatoes (seed {result['seed']}, not used by any "
-        f"other table). From these answers {result['draws']} clients were drawn, with "
+        f"{result['examples']} examples of rotten_tomatoes (seed {result['seed']}, of no other "
+        f"table). From these answers {result['draws']} clients were drawn, with "
         f"{TRAIN + PUBLIC} examples and the default's queries each; gains are on the examples that "
         "a client had not seen. A search ends with its first accepted change here. The second "
         "and third prompt are changes of the first, chosen by these same examples: their accuracy "

@@ -28,7 +28,7 @@ from strategies.candidates import LocalPrompt, Score, Tokens, choose, propose_ca
 from strategies.edits import Edit
 
 SEED = 200
-"""Of no other table here: what is chosen by this one is measured elsewhere on other examples."""
+"""Of no other table here; some of its sentences are among those of other seeds."""
 
 NUM_CLIENTS = 10
 PUBLIC, TRAIN, VALIDATION = 16, 32, 32  # examples, as by default with two labels
