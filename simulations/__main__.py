@@ -32,7 +32,7 @@ from simulations import (
     server_steps,
 )
 from simulations.outcome import Results
-from simulations.report import write_report
+from simulations.report import ReportError, write_report
 from simulations.runner import plan
 from simulations.suite import Suite, SuiteError, load_suite, most_queries
 from simulations.transfer import transfer
@@ -207,7 +207,9 @@ def run_suite(
         console.print("interrupted; what has completed is kept, the same command goes on")
         raise typer.Exit(130) from None
     if left.to_run:
-        console.print(f"{len(left.to_run)} runs failed; the same command tries them again")
+        console.print(
+            f"{len(left.to_run)} runs are not complete; the same command tries them again"
+        )
         raise typer.Exit(1)
 
 
@@ -218,10 +220,18 @@ def report_suite(
     output: Annotated[
         Path | None, typer.Option(help="Folder for the report; by default among the results.")
     ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Overwrite a report of more runs, too.")
+    ] = False,
 ) -> None:
     """Write a suite's tables and figures in Markdown, and one HTML page."""
     suite = _suite(name)
-    page = write_report(suite, _results(suite, folder), output or seeds.RESULTS / suite.name)
+    output = output or seeds.RESULTS / suite.name
+    try:
+        page = write_report(suite, _results(suite, folder), output, force=force)
+    except ReportError as error:
+        typer.echo(error, err=True)
+        raise typer.Exit(1) from None
     typer.echo(page)
 
 

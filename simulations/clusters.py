@@ -21,8 +21,8 @@ class TokenMap:
         The tokens, n in all.
     points : NDArray[np.float64]
         Shape ``(n, 2)``: the first two principal components of the unit embeddings.
-    weights : NDArray[np.float64]
-        Shape ``(n,)``: attention weights, each times the length of its prompt.
+    log_weights : NDArray[np.float64]
+        Shape ``(n,)``: logarithms of the attention weights, each times the length of its prompt.
     labels : NDArray[np.int64]
         Shape ``(n,)``: cluster, -1 for none.
     kept : NDArray[np.bool_]
@@ -37,7 +37,7 @@ class TokenMap:
 
     texts: list[str]
     points: NDArray[np.float64]
-    weights: NDArray[np.float64]
+    log_weights: NDArray[np.float64]
     labels: NDArray[np.int64]
     kept: NDArray[np.bool_]
     explained: tuple[float, float]
@@ -46,21 +46,24 @@ class TokenMap:
 
 
 def token_map(outcome: Outcome) -> TokenMap | None:
-    """Repeat the server's last step; None if nobody uploaded or all tokens are one.
+    """Repeat the server's last step; None if it had not two prompts or three tokens to choose from.
 
     Raises
     ------
     ConfigError, DataError, AssetError
         If the run's models are not on this machine.
+    ModelError
+        If a service that the run's masked language model is does not answer.
     """
     from sklearn.decomposition import PCA
 
     uploads = [np.array(tokens, dtype=np.int64) for tokens in outcome.last_uploads()]
-    if not uploads:
+    if len(uploads) < 2:
         return None
     config = outcome.config
     task = load_task(config)
-    vocabulary = models.masked_lm(config, task).vocabulary
+    masked_lm = models.masked_lm(config, task)
+    vocabulary = masked_lm.vocabulary
     embeddings = models.token_embedder(config, task).embed(uploads)
     # What clients reported is not in the history, and decides only "best", which does not cluster.
     method = "feddtpt" if config.aggregation == "best" else config.aggregation
@@ -70,6 +73,8 @@ def token_map(outcome: Outcome) -> TokenMap | None:
         method=method,
         min_samples=config.min_samples or None,
         max_tokens=config.max_prompt_tokens,
+        # As the app: see `feddtpt_flwr.server_app.build`.
+        fluency_fn=masked_lm.log_likelihood if config.guard else None,
     )
     flat = np.concatenate(embeddings).astype(np.float64)
     flat /= np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-12)
@@ -82,11 +87,10 @@ def token_map(outcome: Outcome) -> TokenMap | None:
     for client, position in found.sources.tolist():
         if client >= 0:
             kept[starts[client] + position] = True
-    weights = np.concatenate([w * len(w) for w in found.weights])
     return TokenMap(
         texts=[vocabulary.text([token]) for prompt in uploads for token in prompt.tolist()],
         points=points,
-        weights=weights,
+        log_weights=np.concatenate(found.log_weights),
         labels=np.full(len(flat), -1) if found.labels is None else np.concatenate(found.labels),
         kept=kept,
         explained=(

@@ -9,7 +9,7 @@ import numpy as np
 
 from simulations.clusters import TokenMap
 from simulations.grid import Grid
-from simulations.intervals import Mean, mean
+from simulations.intervals import Mean, bootstrap_mean
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -57,7 +57,7 @@ def curves(grid: Grid) -> Iterator[Drawing]:
         yield Drawing(
             "-".join(["accuracy", *labels]),
             ", ".join(["Accuracy against queries", *labels]),
-            "Mean over seeds; bands are 95 % bootstrap intervals.",
+            "Mean over seeds; bands are 95 % intervals by Student's t at each point.",
             figure,
         )
 
@@ -65,11 +65,11 @@ def curves(grid: Grid) -> Iterator[Drawing]:
 def _points(grid: Grid, model: str, partition: str, task: str, method: str) -> list[Point]:
     place = {"models": model, "partitions": partition, "tasks": task, "methods": method}
     cells = [grid.cell(**place, budgets=budget) for budget in grid.labels("budgets")]
-    cells = [cell for cell in cells if cell.outcomes]
-    if len(grid.labels("budgets")) == 1 or not cells:
-        return cells[0].curve() if cells else []
-    ends = [cell.curve()[-1] for cell in cells if cell.curve()]
-    return sorted([*cells[-1].curve()[:1], *ends], key=lambda point: point[0])
+    if len(cells) == 1:
+        return cells[0].curve()
+    start = max(cells, key=lambda cell: len(cell.outcomes)).ends()[:1]
+    ends = [cell.ends()[-1] for cell in cells if cell.outcomes]
+    return sorted([*start, *ends], key=lambda point: point[0])
 
 
 def _curve(axes: "Axes", points: list[Point], label: str, colour: str) -> None:
@@ -82,7 +82,9 @@ def _curve(axes: "Axes", points: list[Point], label: str, colour: str) -> None:
 
 
 def seeds_and_means(rows: Mapping[str, Sequence[float]], start: float) -> "Figure":
-    """Draw a line for each row: a dot for every seed, the mean and its interval.
+    """Draw a line for each row: a dot for every seed, the mean and its bootstrap interval.
+
+    The interval is that of the tables of `simulations.kept_runs`, which it stands beside.
 
     Parameters
     ----------
@@ -97,21 +99,25 @@ def seeds_and_means(rows: Mapping[str, Sequence[float]], start: float) -> "Figur
     axes = figure.subplots()
     axes.axvline(start, color="grey", linestyle=":", label="seed prompt")
     for place, values in enumerate(rows.values()):
-        found = mean(np.array(values))
+        found = bootstrap_mean(np.array(values))
         axes.plot(values, [place] * len(values), "o", color="C0", alpha=0.35, markersize=5)
         axes.plot([found.low, found.high], [place, place], color="C0", linewidth=2)
         axes.plot(found.value, place, "D", color="C0", markersize=6)
     axes.set_yticks(range(len(rows)), list(rows))
     axes.margins(y=0.2)
     axes.invert_yaxis()
-    axes.set_xlabel("held-out accuracy: every seed, the mean and its 95 % interval")
+    axes.set_xlabel("held-out accuracy: every seed, the mean and its 95 % bootstrap interval")
     axes.grid(axis="x", alpha=0.3)
     axes.legend(fontsize=8, loc="lower left", frameon=False)
     return figure
 
 
 def token_map(name: str, title: str, tokens: TokenMap) -> Drawing:
-    """Draw the uploaded tokens in two dimensions: clusters by colour, attention by size."""
+    """Draw the uploaded tokens in two dimensions: clusters by colour, attention by size.
+
+    The area grows with the weight's logarithm: among many clients all but one of a prompt's tokens
+    have a weight of about zero.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 5), layout="constrained")
@@ -119,7 +125,8 @@ def token_map(name: str, title: str, tokens: TokenMap) -> Drawing:
     axes.margins(0.12)  # room for the texts
     noise = tokens.labels < 0
     x, y = tokens.points.T
-    sizes = 20 + 180 * tokens.weights / tokens.weights.max()
+    above = tokens.log_weights - tokens.log_weights.min()
+    sizes = 20 + 180 * above / (above.max() or 1)
     label = "noise" if tokens.clustered else "tokens"
     axes.scatter(x[noise], y[noise], s=sizes[noise], c="0.75", marker="x", lw=1, label=label)
     axes.scatter(
@@ -157,7 +164,7 @@ def token_map(name: str, title: str, tokens: TokenMap) -> Drawing:
         name,
         title,
         f"The {len(tokens.texts)} tokens of the last prompts that {tokens.num_prompts} clients "
-        "uploaded, as the server embeds them. A colour is a cluster, an area the attention weight, "
-        "bold are the tokens of the prompt that the server's step makes of them.",
+        "uploaded, as the server embeds them. A colour is a cluster, an area the logarithm of the "
+        "attention weight, bold are the tokens of the prompt that the server's step makes of them.",
         figure,
     )

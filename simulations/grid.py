@@ -1,6 +1,6 @@
 """A suite's results, by cell: all that its tables and figures are made of."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 
@@ -27,7 +27,7 @@ class Cell:
     wanted : int
         Seeds of the suite.
     missing : str
-        Why there are none, or fewer than wanted; empty if there are all.
+        Why there are none, or fewer than wanted: every reason once; empty if there are all.
     """
 
     labels: Labels
@@ -55,12 +55,25 @@ class Cell:
 
     def curve(self) -> list[tuple[float, Mean]]:
         """Return mean queries and held-out accuracy after each round that every run measured."""
-        curves = [outcome.curve for outcome in self.outcomes.values()]
+        curves = [{p.round: p for p in outcome.curve} for outcome in self.outcomes.values()]
+        if not curves:
+            return []
         points = []
-        for point in zip(*curves, strict=False):
-            queries = float(np.mean([queries for queries, _ in point]))
-            points.append((queries, mean(np.array([accuracy for _, accuracy in point]))))
+        for number in sorted(set.intersection(*map(set, curves))):
+            of_seeds = [curve[number] for curve in curves]
+            queries = float(np.mean([point.queries for point in of_seeds]))
+            points.append((queries, mean(np.array([point.accuracy for point in of_seeds]))))
         return points
+
+    def ends(self) -> list[tuple[float, Mean]]:
+        """Return mean queries and held-out accuracy before the first round and after the last.
+
+        What the runs know at their end: a round may have no accuracy, these always have one.
+        """
+        if self.seed_accuracy is None or self.accuracy is None:
+            return []
+        queries = float(np.mean([outcome.queries for outcome in self.outcomes.values()]))
+        return [(0.0, self.seed_accuracy), (queries, self.accuracy)]
 
     @staticmethod
     def _mean(values: Sequence[float]) -> Mean | None:
@@ -101,21 +114,25 @@ class Grid:
 def read_grid(suite: Suite, results: Results) -> Grid:
     """Read all results of a suite that there are."""
     outcomes: dict[Labels, dict[int, Outcome]] = {}
-    reasons: dict[Labels, str] = {}
+    reasons: dict[Labels, list[str]] = {}
     for labels in product(*(list(suite.axis(axis)) or [""] for axis in AXES)):
-        outcomes[labels], reasons[labels] = {}, ""
+        outcomes[labels], reasons[labels] = {}, []
     for job in suite.jobs():
         found = results.read(job)
         if isinstance(found, Outcome):
             outcomes[job.labels][job.seed] = found
         elif isinstance(found, Failure):
-            reasons[job.labels] = f"failed: {found.reason}"
+            reasons[job.labels].append(f"failed: {found.reason}")
         else:
-            reasons[job.labels] = reasons[job.labels] or obstacle(job) or "not run yet"
+            reasons[job.labels].append(obstacle(job) or "not run yet")
     return Grid(
         suite,
         {
-            labels: Cell(labels, found, len(suite.seeds), reasons[labels])
+            labels: Cell(labels, found, len(suite.seeds), _each_once(reasons[labels]))
             for labels, found in outcomes.items()
         },
     )
+
+
+def _each_once(reasons: Iterable[str]) -> str:
+    return "; ".join(dict.fromkeys(reasons))

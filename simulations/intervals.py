@@ -12,14 +12,14 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Mean:
-    """A mean over seeds and its bootstrap interval.
+    """A mean over seeds and its 95 % interval.
 
     Attributes
     ----------
     value : float
         The mean.
     low, high : float
-        Ends of the 95 % interval (percentiles); both the mean for one seed or equal values.
+        Ends of the interval; both the mean for one seed or equal values.
     number : int
         Seeds, at least 1.
     """
@@ -31,7 +31,13 @@ class Mean:
 
 
 def mean(values: NDArray[np.float64]) -> Mean:
-    """Return the mean of ``values``, shape ``(n,)`` with n at least 1, and its interval."""
+    """Return the mean of ``values``, shape ``(n,)`` with n at least 1, and its interval by t."""
+    value = float(values.mean())
+    return Mean(value, *(by_t(values) or (value, value)), len(values))
+
+
+def bootstrap_mean(values: NDArray[np.float64]) -> Mean:
+    """Return the same with a bootstrap interval (percentiles), which is narrower: see `by_t`."""
     value = float(values.mean())
     if len(values) < 2 or not np.ptp(values):
         return Mean(value, value, value, len(values))

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock
 
-from simulations.intervals import Mean, by_t, differences, mean
+from simulations.intervals import Mean, bootstrap_mean, by_t, differences
 from simulations.stamp import stamp, time_and_place
 
 Runs = dict[str, dict[int, dict[str, Any]]]
@@ -93,19 +94,27 @@ def complete(
     ValueError
         If the file holds runs of other settings.
     """
+
+    def keep(new: Runs) -> tuple[Runs, str]:
+        """Add runs to the file, which others may have added to meanwhile; write the table."""
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(file.with_suffix(".lock")):
+            runs = read(file, settings)
+            for variant, of_seeds in new.items():
+                runs[variant] = {**runs.get(variant, {}), **of_seeds}
+            if new:
+                write(file, settings, runs)
+            shown = table(runs)
+            file.with_suffix(".md").write_text(shown, encoding="utf-8")
+        return runs, shown
+
     runs = read(file, settings)
     for seed in seeds:
         for variant in variants:
             if seed not in runs.get(variant, {}):
                 found = run_once(settings[variant], seed)
-                runs = read(file, settings)  # another process may have added some since
-                runs.setdefault(variant, {})[seed] = {**found, **time_and_place()}
-                write(file, settings, runs)
-                file.with_suffix(".md").write_text(table(runs), encoding="utf-8")
-    # Runs of another machine may have been added to the file since.
-    shown = table(runs)
-    file.with_suffix(".md").write_text(shown, encoding="utf-8")
-    return shown
+                runs, _ = keep({variant: {seed: {**found, **time_and_place()}}})
+    return keep({})[1]
 
 
 def accuracy_rows(
@@ -144,9 +153,10 @@ def accuracy_rows(
         queries = np.mean([run["queries"] for run in kept[variant].values()])
         against = differences(of_seeds, accuracy.get(base, {}) if variant != base else {})
         ends = by_t(against)
+        shown_accuracy = _shown(bootstrap_mean(np.array([*of_seeds.values()])))
         lines.append(
-            f"| {variant} | {len(of_seeds)} | {_shown(mean(np.array([*of_seeds.values()])))} "
-            f"| {_shown(mean(against), sign='+') if len(against) else ''} "
+            f"| {variant} | {len(of_seeds)} | {shown_accuracy} "
+            f"| {_shown(bootstrap_mean(against), sign='+') if len(against) else ''} "
             f"| {f'[{ends[0]:+.3f}, {ends[1]:+.3f}]' if ends else ''} "
             f"| {reads([run['prompt'] for run in kept[variant].values()])} | {queries:,.0f} |"
         )

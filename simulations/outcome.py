@@ -13,6 +13,25 @@ RESULT = "result.json"
 
 
 @dataclass(frozen=True)
+class CurvePoint:
+    """Held-out accuracy of the prompt after a round; round 0 is the start.
+
+    Attributes
+    ----------
+    round : int
+        The round.
+    queries : int
+        Of all clients until then.
+    accuracy : float
+        In [0, 1].
+    """
+
+    round: int
+    queries: int
+    accuracy: float
+
+
+@dataclass(frozen=True)
 class Outcome:
     """A completed run.
 
@@ -34,8 +53,10 @@ class Outcome:
         Of all clients, searches and comparisons.
     num_bytes : tuple[int, ...]
         Exchanged in each round, both directions, all clients.
-    curve : tuple[tuple[int, float], ...]
-        Queries so far and held-out accuracy, from the start on, where it was measured.
+    curve : tuple[CurvePoint, ...]
+        From the start on; a round after which the black box failed has no point.
+    made : dict[str, Any]
+        When, where and with which versions the run ended, as `simulations.stamp.stamp` says it.
     peak_mib : int | None
         The most memory that all of the run's processes took together; None if it was not measured.
     """
@@ -50,7 +71,8 @@ class Outcome:
     held_out: int
     queries: int
     num_bytes: tuple[int, ...]
-    curve: tuple[tuple[int, float], ...]
+    curve: tuple[CurvePoint, ...]
+    made: dict[str, Any]
     peak_mib: int | None = None
 
     @property
@@ -73,7 +95,9 @@ class Failure:
     reason: str
 
 
-def read_outcome(folder: Path, seconds: float, peak_mib: int | None = None) -> Outcome:
+def read_outcome(
+    folder: Path, seconds: float, made: dict[str, Any], peak_mib: int | None = None
+) -> Outcome:
     """Read the app's run folder; what the app does not know itself is given.
 
     Raises
@@ -84,8 +108,9 @@ def read_outcome(folder: Path, seconds: float, peak_mib: int | None = None) -> O
     learned = json.loads((folder / "prompt.json").read_text(encoding="utf-8"))
     history = _history(folder)
     rounds = [event for event in history if event["event"] == "round"]
-    starts = [(0, event["accuracy"]) for event in history if event["event"] == "start"]
-    curve = starts + [(event["queries"], event["accuracy"]) for event in rounds]
+    starts = [event for event in history if event["event"] == "start"]
+    points = [(0, 0, event["accuracy"]) for event in starts]
+    points += [(event["round"], event["queries"], event["accuracy"]) for event in rounds]
     before, after = (learned["held-out-accuracy"][key] for key in ("seed-prompt", "learned"))
     if before is None or after is None:
         raise ValueError("the black box failed, so that its accuracy is not known")
@@ -100,7 +125,8 @@ def read_outcome(folder: Path, seconds: float, peak_mib: int | None = None) -> O
         held_out=after["examples"],
         queries=learned["queries"],
         num_bytes=tuple(event["bytes"] for event in rounds),
-        curve=tuple((queries, value) for queries, value in curve if value is not None),
+        curve=tuple(CurvePoint(*point) for point in points if point[-1] is not None),
+        made=made,
         peak_mib=peak_mib,
     )
 
@@ -122,7 +148,11 @@ class Results:
         return self.folder / job.key
 
     def read(self, job: Job) -> Outcome | Failure | None:
-        """Return what became of a run; None if it never ended, or its settings have changed."""
+        """Return what became of a run; None if it never ended, or had other settings.
+
+        All settings count, also those that the suite leaves to the app: one with the app's former
+        defaults is another run. Its code may have been older; `Outcome.made` says how old.
+        """
         folder = self.job_folder(job)
         try:
             result = json.loads((folder / RESULT).read_text(encoding="utf-8"))
@@ -131,14 +161,16 @@ class Results:
             if "failure" in result:
                 return Failure(result["failure"])
             run_folder = folder / result["run-folder"]
-            return read_outcome(run_folder, result["seconds"], result.get("peak_mib"))
-        except (OSError, ValueError, KeyError):
+            return read_outcome(
+                run_folder, result["seconds"], result["made"], result.get("peak_mib")
+            )
+        except (OSError, ValueError, KeyError, TypeError):
             return None
 
     def write_outcome(self, job: Job, outcome: Outcome) -> None:
         """Say that a run has completed."""
         run_folder = str(outcome.folder.relative_to(self.job_folder(job)))
-        own = {"seconds": outcome.seconds, "peak_mib": outcome.peak_mib}
+        own = {"seconds": outcome.seconds, "peak_mib": outcome.peak_mib, "made": outcome.made}
         self._write(job, {"run-folder": run_folder, **own})
 
     def write_failure(self, job: Job, failure: Failure) -> None:
@@ -159,10 +191,12 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def _describe(job: Job) -> dict[str, Any]:
-    """Return all that decides a run's result."""
-    baseline = {"baseline": job.baseline} if job.baseline else {}
-    settings = {"settings": dict(job.settings), "num-clients": job.num_clients, "seed": job.seed}
-    return settings | baseline
+    """Return all settings that decide a run's result."""
+    return {
+        "settings": job.config.to_run_config(),
+        "num-clients": job.num_clients,
+        "baseline": job.baseline,
+    }
 
 
 def _history(folder: Path) -> list[dict[str, Any]]:

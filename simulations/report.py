@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from io import StringIO
 from itertools import product
@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 from feddtpt_flwr.assets import AssetError
 from feddtpt_flwr.config import ConfigError
 from feddtpt_flwr.data import DataError
+from feddtpt_flwr.language_model.base import ModelError
 from simulations import clusters, figures
 from simulations.figures import Drawing
 from simulations.grid import Grid, read_grid
 from simulations.outcome import Outcome, Results, write_atomically
 from simulations.perplexity import perplexity_table
 from simulations.prompts import Piece, highlight
-from simulations.stamp import as_text, stamp
+from simulations.stamp import as_text
 from simulations.suite import AXES, Suite
 from simulations.tables import Table, all_tables, transfer_table
 from simulations.transfer import known_transfer
@@ -28,6 +29,10 @@ if TYPE_CHECKING:
 
 MOST_MAPS = 8
 """Token maps in a report."""
+
+
+class ReportError(ValueError):
+    """A report would take away what an earlier one has; the message names the file."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +52,7 @@ Run = dict[str, Any]
 
 @dataclass(frozen=True)
 class Content:
-    """All that a report shows."""
+    """All that a report shows; ``made`` is when, where and with what its runs were made."""
 
     suite: Suite
     made: str
@@ -60,39 +65,74 @@ class Content:
     runs: list[Run]
 
 
-def write_report(suite: Suite, results: Results, folder: Path) -> Path:
+def write_report(suite: Suite, results: Results, folder: Path, *, force: bool = False) -> Path:
     """Write ``report.md``, ``report.html`` and every figure as PNG and SVG to ``folder``.
 
     Beside the folder, under its name, is a JSON file with all runs.
+
+    Parameters
+    ----------
+    suite : Suite
+        The runs.
+    results : Results
+        Where they are kept.
+    folder : Path
+        For the report.
+    force : bool
+        Whether a report of more runs is overwritten.
 
     Returns
     -------
     Path
         The HTML page.
+
+    Raises
+    ------
+    ReportError
+        If there is a report of more runs; nothing was written then.
     """
-    content = collect(suite, results)
+    grid = read_grid(suite, results)
+    runs_file = folder.with_name(f"{folder.name}.json")
+    if not force and (kept := _num_kept(runs_file)) > grid.num_runs:
+        raise ReportError(
+            f"{runs_file} holds {kept:,} runs, but {results.folder} only {grid.num_runs:,} of "
+            f"{grid.num_wanted:,}; --force overwrites it all the same"
+        )
+    content = collect(grid, results)
     folder.mkdir(parents=True, exist_ok=True)
     for drawing in (*content.drawings, *content.maps):
         drawing.figure.savefig(folder / f"{drawing.name}.png", dpi=120)
         write_atomically(folder / f"{drawing.name}.svg", svg(drawing.figure))
     write_atomically(folder / "report.md", markdown(content))
-    write_atomically(folder.with_name(f"{folder.name}.json"), runs_json(content))
+    write_atomically(runs_file, runs_json(content))
     page = folder / "report.html"
     write_atomically(page, html(content))
     return page
 
 
-def collect(suite: Suite, results: Results) -> Content:
-    """Read a suite's results and make everything that a report shows."""
-    grid = read_grid(suite, results)
+def _num_kept(file: Path) -> int:
+    """Return how many runs an earlier report's JSON file holds."""
+    if not file.exists():
+        return 0
+    try:
+        return len(json.loads(file.read_text(encoding="utf-8"))["runs"])
+    except (ValueError, KeyError, TypeError):
+        raise ReportError(
+            f"{file} is not a suite's file of runs; --force overwrites it all the same"
+        ) from None
+
+
+def collect(grid: Grid, results: Results) -> Content:
+    """Make everything that a report shows."""
     tables = all_tables(grid)
-    if suite.transfer:
+    if grid.suite.transfer:
         tables.append(transfer_table(grid, known_transfer(grid, results)))
     if table := perplexity_table(grid):
         tables.append(table)
+    runs = [outcome for cell in grid.cells.values() for outcome in cell.outcomes.values()]
     return Content(
-        suite,
-        as_text(stamp()),
+        grid.suite,
+        when_and_where(outcome.made for outcome in runs),
         grid.num_runs,
         grid.num_wanted,
         tables,
@@ -101,6 +141,31 @@ def collect(suite: Suite, results: Results) -> Content:
         list(_prompts(grid)),
         list(_runs(grid, results.folder)),
     )
+
+
+def when_and_where(stamps: Iterable[Mapping[str, Any]]) -> str:
+    """Return from when to when runs were made on each machine and with each set of versions.
+
+    Parameters
+    ----------
+    stamps : Iterable[Mapping[str, Any]]
+        Of each run, as `simulations.stamp.stamp` gives it.
+    """
+    dates: dict[tuple[str, tuple[tuple[str, str], ...]], list[str]] = {}
+    for made in stamps:
+        place = made["machine"], tuple(made["versions"].items())
+        dates.setdefault(place, []).append(made["date"])
+    texts = [
+        as_text(
+            {
+                "date": " to ".join(sorted({min(of_place), max(of_place)})),
+                "machine": machine,
+                "versions": dict(versions),
+            }
+        )
+        for (machine, versions), of_place in dates.items()
+    ]
+    return "; ".join(sorted(texts)) or "none made yet"
 
 
 def markdown(content: Content) -> str:
@@ -187,7 +252,7 @@ def _token_maps(grid: Grid) -> Iterator[Drawing]:
         seed = min(outcomes)
         try:
             tokens = clusters.token_map(outcomes[seed])
-        except (ConfigError, DataError, AssetError):
+        except (ConfigError, DataError, AssetError, ModelError):
             continue  # its models are on another machine
         if tokens is not None:
             made += 1

@@ -7,26 +7,31 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from tempfile import mkdtemp
 from threading import Event, Lock
 from typing import Any
 
+from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
+    Task,
     TextColumn,
     TimeElapsedColumn,
-    TimeRemainingColumn,
 )
+from rich.text import Text
 
 from simulations.app_run import Cores, start_run, why_it_failed, write_settings
 from simulations.in_process import Worker
 from simulations.obstacles import obstacle
 from simulations.outcome import Failure, Outcome, Results, read_outcome
 from simulations.peak_memory import wait_and_watch
+from simulations.stamp import stamp
 from simulations.suite import Job, Suite, Value
 
 TERMINATE_SECONDS = 30.0
@@ -66,6 +71,33 @@ class _End:
 
     status: int
     peak_mib: int | None = None
+
+
+class TimeLeft(ProgressColumn):
+    """How long it will take at the pace since the command began.
+
+    Rich's own column leaves out what has ended first. With several runs at a time, of minutes each,
+    its estimate is of the seconds between two that end together.
+
+    Parameters
+    ----------
+    before : int
+        Runs that had completed before: they tell nothing about the pace.
+    """
+
+    max_refresh = 1.0
+
+    def __init__(self, before: int) -> None:
+        super().__init__()
+        self._before = before
+
+    def render(self, task: Task) -> Text:
+        """Return the time left; dashes as long as nothing has ended."""
+        here = task.completed - self._before
+        if here <= 0 or task.elapsed is None or task.remaining is None:
+            return Text("-:--:--", style="progress.remaining")
+        seconds = round(task.elapsed / here * task.remaining)
+        return Text(str(timedelta(seconds=seconds)), style="progress.remaining")
 
 
 def plan(jobs: Sequence[Job], results: Results) -> Plan:
@@ -131,12 +163,11 @@ def run_suite(
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TextColumn("left:"),
-        TimeRemainingColumn(),
+        TimeLeft(len(todo.done)),
     )
     processes = _Processes(in_process)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    # One estimate over many runs: each takes minutes.
-    with Progress(*columns, console=console, speed_estimate_period=36_000) as progress:
+    with Progress(*columns, console=console) as progress:
         bar = progress.add_task(suite.name, total=len(todo.done) + len(todo.to_run))
         progress.update(bar, completed=len(todo.done))
         with ThreadPoolExecutor(jobs) as pool:
@@ -226,30 +257,48 @@ class _Processes:
 
 
 def _run(job: Job, results: Results, cores: Cores, processes: _Processes) -> Outcome | Failure:
-    """Run the app and write down what came of it, at once."""
+    """Run the app and write down what came of it, at once; whatever happens ends no other run."""
     home = results.job_folder(job)
-    home.mkdir(parents=True, exist_ok=True)
-    # A folder of its own for each try: what an earlier one left is not mistaken for this one's.
-    folder = Path(mkdtemp(prefix="try-", dir=home))
-    folder.chmod(0o755)
-    settings = {**dict(job.settings), "seed": job.seed}
-    start = time.monotonic()
-    end = processes.run(folder, settings, job, cores)
-    seconds = round(time.monotonic() - start, 1)
-    if processes.stopping.is_set():
-        return Failure("stopped")
     try:
-        (run_folder,) = (path for path in folder.iterdir() if path.is_dir())
+        home.mkdir(parents=True, exist_ok=True)
+        with FileLock(home / ".lock", timeout=0):
+            # Another command may have completed it since this one's plan.
+            if isinstance(found := results.read(job), Outcome):
+                return found
+            outcome = _attempt(job, home, cores, processes)
+            if processes.stopping.is_set():
+                return Failure("stopped")
+            if isinstance(outcome, Failure):
+                results.write_failure(job, outcome)
+            else:
+                results.write_outcome(job, outcome)
+            return outcome
+    except Timeout:
+        return Failure("another command is at work on it")
+    except OSError as error:  # such as a full disk: nothing can be written down
+        return Failure(_why(error))
+
+
+def _attempt(job: Job, home: Path, cores: Cores, processes: _Processes) -> Outcome | Failure:
+    """Run the app once and read what it left."""
+    try:
+        # A folder of its own for each try: what an earlier one left is not mistaken for this one's.
+        folder = Path(mkdtemp(prefix="try-", dir=home))
+        folder.chmod(0o755)
+        start = time.monotonic()
+        end = processes.run(folder, {**dict(job.settings), "seed": job.seed}, job, cores)
+        seconds = round(time.monotonic() - start, 1)
         if end.status:
-            raise ValueError(f"exit status {end.status}")
-        outcome = read_outcome(run_folder, seconds, end.peak_mib)
-    except (ValueError, OSError, KeyError) as error:
-        log = (folder / "run.log").read_text(encoding="utf-8", errors="replace")
-        failure = Failure(why_it_failed(log) if end.status else str(error))
-        results.write_failure(job, failure)
-        return failure
-    results.write_outcome(job, outcome)
-    return outcome
+            log = (folder / "run.log").read_text(encoding="utf-8", errors="replace")
+            return Failure(why_it_failed(log))
+        (run_folder,) = (path for path in folder.iterdir() if path.is_dir())
+        return read_outcome(run_folder, seconds, stamp(), end.peak_mib)
+    except Exception as error:  # such as no memory for a process, or a file that makes no sense
+        return Failure(_why(error))
+
+
+def _why(error: Exception) -> str:
+    return str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
 
 
 def _say(outcome: Outcome | Failure) -> str:

@@ -10,6 +10,9 @@ from simulations.grid import Cell, Grid
 from simulations.intervals import Mean, mean, paired
 from simulations.outcome import Outcome
 
+_INTERVAL = "with its 95 % interval by Student's t (of one seed, or of equal values, there is none)"
+_FEWER = "in brackets the number of seeds where it is less than the suite's"
+
 
 @dataclass(frozen=True)
 class Table:
@@ -87,10 +90,8 @@ def accuracy_tables(grid: Grid) -> Iterator[Table]:
             header + ["mean"] * (len(tasks) > 1),
             rows,
             [
-                f"Mean over seeds with its 95 % bootstrap interval, on {_held_out(grid)} examples "
-                "that neither search nor comparison of candidates has seen; in brackets the number "
-                "of seeds where it is less than the suite's. Few seeds make such intervals too "
-                "narrow.",
+                f"Mean over seeds {_INTERVAL}, on {_held_out(grid)} examples that neither search "
+                f"nor comparison of candidates has seen; {_FEWER}, and why.",
                 *notes.lines(),
             ],
         )
@@ -110,7 +111,7 @@ def paired_tables(grid: Grid) -> Iterator[Table]:
                 theirs = grid.cell(**place, methods=method, budgets=budget)
                 ours = grid.cell(**place, methods=grid.compare, budgets=budget)
                 difference = paired(theirs.accuracies(), ours.accuracies())
-                row.append(_interval(difference, "+.3f") if difference else "-")
+                row.append(_of_seeds(difference, "+.3f", len(grid.suite.seeds)))
             rows.append(row)
         if not rows:
             return
@@ -119,7 +120,7 @@ def paired_tables(grid: Grid) -> Iterator[Table]:
             _title(f"Minus “{ours_name}”", grid, model, partition),
             ["method", *(task or "difference" for task in tasks)],
             rows,
-            ["Mean difference in accuracy over the seeds that both have, with its 95 % interval."],
+            [f"Mean difference in accuracy over the seeds that both have, {_INTERVAL}; {_FEWER}."],
         )
 
 
@@ -171,8 +172,9 @@ def transfer_table(grid: Grid, accuracies: dict[tuple[str, str, str], dict[int, 
     for source, task in product(models, tasks):
         row = [f"{grid.suite.what('models', source)}, {task}"]
         for target in models:
-            values = accuracies.get((source, target, task), {})
-            row.append(_interval(mean(np.array([*values.values()])), ".3f") if values else "-")
+            values = [*accuracies.get((source, target, task), {}).values()]
+            found = mean(np.array(values)) if values else None
+            row.append(_of_seeds(found, ".3f", len(grid.suite.seeds)))
         rows.append(row)
     header = [grid.suite.what("models", model) for model in models]
     return Table(
@@ -181,7 +183,7 @@ def transfer_table(grid: Grid, accuracies: dict[tuple[str, str, str], dict[int, 
         rows,
         [
             f"Accuracy of “{grid.suite.what('methods', grid.compare)}” on the same held-out "
-            "examples, mean over seeds with its 95 % interval; - where no run is behind it."
+            f"examples, mean over seeds {_INTERVAL}; {_FEWER}; - where no run is behind it."
         ],
     )
 
@@ -248,8 +250,8 @@ def _held_out(grid: Grid) -> str:
 def _accuracy(value: Mean | None, cell: Cell, notes: _Notes) -> str:
     if value is None:
         return notes.mark(cell.missing)
-    few = f" ({value.number})" if value.number < cell.wanted else ""
-    return _interval(value, ".3f") + few
+    shown = _of_seeds(value, ".3f", cell.wanted)
+    return f"{shown} {notes.mark(cell.missing)}" if cell.missing else shown
 
 
 def _task_mean(cells: Sequence[Cell], *, seed_prompt: bool = False) -> str:
@@ -260,11 +262,14 @@ def _task_mean(cells: Sequence[Cell], *, seed_prompt: bool = False) -> str:
     return f"{np.mean([value.value for value in values if value]):.3f}"
 
 
-def _interval(value: Mean, form: str) -> str:
+def _of_seeds(value: Mean | None, form: str, wanted: int) -> str:
+    """Return a mean with its interval, and of how many seeds it is where that is fewer."""
+    if value is None:
+        return "-"
     text = format(value.value, form)
-    if value.low == value.high:
-        return text
-    return f"{text} [{format(value.low, form)}, {format(value.high, form)}]"
+    if value.low != value.high:
+        text += f" [{format(value.low, form)}, {format(value.high, form)}]"
+    return text if value.number == wanted else f"{text} ({value.number})"
 
 
 def _line(cells: Sequence[str]) -> str:

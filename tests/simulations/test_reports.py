@@ -4,22 +4,30 @@ import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.collections import PathCollection
+from typer.testing import CliRunner
 
 from feddtpt_flwr.vocabulary import Vocabulary
-from simulations.clusters import token_map
+from simulations import clusters
+from simulations.__main__ import app
+from simulations.clusters import TokenMap, token_map
 from simulations.figures import curves
+from simulations.figures import token_map as map_of_tokens
 from simulations.grid import read_grid
-from simulations.intervals import by_t, mean, paired
-from simulations.outcome import Outcome, Results
+from simulations.intervals import Mean, bootstrap_mean, by_t, mean, paired
+from simulations.outcome import Failure, Outcome, Results
 from simulations.perplexity import before_and_after, perplexity_table
 from simulations.prompts import highlight
-from simulations.report import write_report
+from simulations.report import ReportError, write_report
 from simulations.suite import Suite
 from simulations.tables import accuracy_tables, cost_table, paired_tables, transfer_table
-from tests.simulations.written_runs import SUITE, write_run, write_suite
+from strategies import aggregate
+from strategies.aggregation import Aggregate
+from tests.simulations.written_runs import MADE, SUITE, write_run, write_suite
 
 FULL = {0: 0.70, 1: 0.80, 2: 0.75}
 
@@ -45,14 +53,19 @@ def test_an_interval_is_around_the_mean_and_narrows() -> None:
 
 @pytest.mark.parametrize("values", [[0.7], [0.7, 0.7, 0.7]])
 def test_one_seed_or_equal_ones_have_no_interval(values: list[float]) -> None:
-    result = mean(np.array(values))
-    assert result.low == result.high == result.value == pytest.approx(0.7)
+    for result in (mean(np.array(values)), bootstrap_mean(np.array(values))):
+        assert result.low == result.high == result.value == pytest.approx(0.7)
 
 
 def test_the_interval_by_t_is_that_of_the_tables() -> None:
     """Mean 3, standard error sqrt(0.5), and the quantile of four degrees of freedom, 2.776."""
-    ends = by_t(np.array([1.0, 2.0, 3.0, 4.0, 5.0]))
+    values = np.array([1.0, 2.0, 3.0, 4.0, 5.0])
+    ends = by_t(values)
     assert ends == pytest.approx((3 - 2.776 * 0.5**0.5, 3 + 2.776 * 0.5**0.5), abs=1e-3)
+    assert ends is not None
+    assert mean(values) == Mean(3.0, *ends, 5), "that of the suites' means, too"
+    narrow = bootstrap_mean(values)
+    assert ends[0] < narrow.low < narrow.value < narrow.high < ends[1]
     assert by_t(np.array([1.0])) is by_t(np.array([0.5, 0.5])) is None
 
 
@@ -74,18 +87,30 @@ def test_every_cell_has_runs_behind_it_or_says_why_not(written: tuple[Suite, Res
     ]
     seed, full, blind = table.rows
     assert seed[1:] == ["0.500", "[1]", "-"]
-    assert full[1].startswith("0.750 [0.7")
+    assert full[1] == "0.750 [0.626, 0.874]", "by t, 2 degrees of freedom"
     assert full[2:] == ["[1]", "-"]
-    assert blind[1].startswith("0.700 [0.6")
-    assert blind[1].endswith(" (2)"), "two of three seeds"
+    assert blind[1] == "0.700 [0.065, 1.335] (2) [1]", "two of three seeds, and why"
     assert "on 200 examples" in table.notes[0]
+    assert "Student's t" in table.notes[0]
     assert table.notes[1:] == ["[1] not run yet."]
+
+
+def test_every_reason_is_told_why_a_cell_has_fewer_seeds(tmp_path: Path) -> None:
+    suite, results = write_suite(tmp_path), Results(tmp_path / "runs")
+    first, second, _ = suite.jobs(["one", "full"])
+    write_run(results, first, [0.5, 0.6])
+    results.write_failure(second, Failure("no more memory"))
+    (table,) = accuracy_tables(read_grid(suite, results))
+    assert table.rows[1][1] == "0.600 (1) [1]"
+    assert table.notes[1] == "[1] failed: no more memory; not run yet."
 
 
 def test_methods_are_compared_within_seeds(written: tuple[Suite, Results]) -> None:
     (table,) = paired_tables(read_grid(*written))
-    assert table.rows == [["without feedback <b>", "-0.050", "-"]]
+    assert table.rows == [["without feedback <b>", "-0.050 (2)", "-"]]
     assert table.title == "Minus “the full method”"
+    assert "Student's t" in table.notes[0]
+    assert "in brackets the number of seeds" in table.notes[0]
 
 
 def test_costs_are_means_over_runs(written: tuple[Suite, Results]) -> None:
@@ -135,13 +160,36 @@ def test_with_budgets_a_curve_goes_from_budget_to_budget(tmp_path: Path) -> None
     assert line.get_xydata() == pytest.approx(np.array([[0, 0.5], [100, 0.6], [200, 0.8]]))
 
 
+def test_a_curve_goes_through_rounds_not_through_places_in_a_list(tmp_path: Path) -> None:
+    suite, results = write_suite(tmp_path), Results(tmp_path / "runs")
+    ways: list[list[float | None]] = [[0.5, 0.6, 0.8], [0.5, None, 0.7], [0.5, 0.6, 0.6]]
+    for job in suite.jobs(["one", "full"]):
+        write_run(results, job, ways[job.seed])
+    (drawing,) = curves(read_grid(suite, results))
+    (line,) = drawing.figure.axes[0].get_lines()
+    assert line.get_xydata() == pytest.approx(np.array([[0, 0.5], [200, 0.7]]))
+    assert "Student's t" in drawing.caption
+
+
+def test_a_budget_ends_with_what_the_run_knew_at_its_end(tmp_path: Path) -> None:
+    text = SUITE + "[budgets.small]\n[budgets.large]\nqueries-per-round = 900\n"
+    suite, results = write_suite(tmp_path, text), Results(tmp_path / "runs")
+    for job in suite.jobs(["one", "full", "small"]):
+        write_run(results, job, [0.5, 0.6])
+    for job in suite.jobs(["one", "full", "large"]):
+        write_run(results, job, [0.5, 0.7, None], end=0.8)
+    (drawing,) = curves(read_grid(suite, results))
+    (line,) = drawing.figure.axes[0].get_lines()
+    assert line.get_xydata() == pytest.approx(np.array([[0, 0.5], [100, 0.6], [200, 0.8]]))
+
+
 def test_transfer_is_a_matrix(tmp_path: Path) -> None:
     suite = write_suite(tmp_path, SUITE + "[models.a]\n[models.b]\nchat = true\n")
     grid = read_grid(suite, Results(tmp_path / "runs"))
     known = {("a", "a", "one"): {0: 0.8}, ("a", "b", "one"): {0: 0.7, 1: 0.7}}
     table = transfer_table(grid, known)
     assert table.header == ["learned on", "a", "b"]
-    assert table.rows[0] == ["a, one", "0.800", "0.700"]
+    assert table.rows[0] == ["a, one", "0.800 (1)", "0.700 (2)"]
     assert table.rows[3] == ["b, two", "-", "-"]
 
 
@@ -205,7 +253,11 @@ def test_the_markdown_shows_figures_that_are_there(
     assert "| one / full / seed 0 | **Was** this film good? | **Is** this film good? |" in text
     runs = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))["runs"]
     assert [run["accuracy"] for run in runs if run["methods"] == "full"] == [*FULL.values()]
-    assert runs[0]["curve"] == [[0, 0.5], [100, 0.6], [200, FULL[0]]]
+    assert runs[0]["curve"] == [
+        {"round": 0, "queries": 0, "accuracy": 0.5},
+        {"round": 1, "queries": 100, "accuracy": 0.6},
+        {"round": 2, "queries": 200, "accuracy": FULL[0]},
+    ]
     assert runs[-1] | {"tasks": "one", "methods": "blind", "seed": 1} == runs[-1]
     for run in runs:
         place = f"{run['tasks']}/{run['methods']}/seed{run['seed']}"
@@ -213,6 +265,98 @@ def test_the_markdown_shows_figures_that_are_there(
         assert (written[1].folder / run["run-folder"] / "prompt.json").is_file()
     again = write_report(*written, tmp_path / "again")
     assert again.read_bytes() == (folder / "report.html").read_bytes(), "the same every time"
+
+
+def test_a_report_says_when_and_where_its_runs_were_made(tmp_path: Path) -> None:
+    suite, results = write_suite(tmp_path), Results(tmp_path / "runs")
+    elsewhere = {**MADE, "machine": "8 cores, made up"}
+    made = [{**MADE, "date": "2026-11-24"}, MADE, {**elsewhere, "date": "2026-11-22"}]
+    for job in suite.jobs(["one", "full"]):
+        write_run(results, job, [0.5, 0.6], made=made[job.seed])
+    page = write_report(suite, results, tmp_path / "report")
+    when = (
+        "2026-11-20 to 2026-11-24, 2 cores, made up, flwr 1.41.0; "
+        "2026-11-22, 8 cores, made up, flwr 1.41.0"
+    )
+    assert f"3 of 12 runs; {when}; `" in (page.parent / "report.md").read_text(encoding="utf-8")
+    assert when in page.read_text(encoding="utf-8")
+    content = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
+    assert content["made"] == when
+    assert [run["made"] for run in content["runs"]] == made
+
+
+def test_a_report_of_fewer_runs_overwrites_none_of_more(
+    written: tuple[Suite, Results], tmp_path: Path
+) -> None:
+    command = ["report", str(tmp_path / "written.toml"), "--output", str(tmp_path / "report")]
+    page = write_report(*written, tmp_path / "report")
+    before = page.read_bytes()
+    command += ["--folder", str(tmp_path / "clone")]
+    refused = CliRunner().invoke(app, command)
+    assert refused.exit_code == 1
+    assert refused.stderr.strip() == (
+        f"{tmp_path / 'report.json'} holds 5 runs, but {tmp_path / 'clone' / 'written'} only 0 of "
+        "12; --force overwrites it all the same"
+    )
+    assert page.read_bytes() == before
+    assert CliRunner().invoke(app, [*command, "--force"]).exit_code == 0
+    assert "0 of 12 runs; none made yet; " in page.read_text(encoding="utf-8").replace("\n", " ")
+
+
+def test_a_file_that_is_none_of_runs_is_not_overwritten(
+    written: tuple[Suite, Results], tmp_path: Path
+) -> None:
+    (tmp_path / "report.json").write_text("<<<<<<< HEAD", encoding="utf-8")
+    with pytest.raises(ReportError, match=r"report\.json is not a suite's file of runs; --force"):
+        write_report(*written, tmp_path / "report")
+
+
+def test_areas_tell_tokens_apart_whose_weights_no_float_holds() -> None:
+    tokens = TokenMap(
+        texts=[" a", " b", " c"],
+        points=np.eye(3)[:, :2],
+        log_weights=np.array([-2000.0, -1000.0, 0.0]),
+        labels=np.array([0, 0, 1]),
+        kept=np.array([False, False, True]),
+        explained=(0.6, 0.4),
+        num_prompts=300,
+        clustered=True,
+    )
+    axes = map_of_tokens("tokens", "Tokens", tokens).figure.axes[0]
+    clusters = axes.collections[-1]
+    assert isinstance(clusters, PathCollection)
+    assert clusters.get_sizes() == pytest.approx(np.array([20.0, 110.0, 200.0]))
+
+
+def test_of_one_client_there_is_no_map(tmp_path: Path) -> None:
+    suite, results = write_suite(tmp_path), Results(tmp_path / "runs")
+    outcome = write_run(results, suite.jobs()[0], [0.5, 0.6], uploads=[[1, 2, 3, 4]])
+    assert token_map(outcome) is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("guard", [True, False])
+def test_the_map_is_of_the_step_that_the_app_takes(
+    embedded_assets: None,
+    vocabulary: Vocabulary,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    guard: bool,
+) -> None:
+    """With the guard, the step minds how the prompt reads."""
+    minds = []
+
+    def watched(*args: Any, **settings: Any) -> Aggregate:
+        minds.append(settings["fluency_fn"] is not None)
+        return aggregate(*args, **settings)
+
+    monkeypatch.setattr(clusters, "aggregate", watched)
+    text = SUITE + f"[settings]\nguard = {str(guard).lower()}\n"
+    suite, results = write_suite(tmp_path, text), Results(tmp_path / "runs")
+    uploads = [vocabulary.encode(text) for text in ("Is this film good?", "Is the movie good?")]
+    outcome = write_run(results, suite.jobs(["one", "full"])[0], [0.5, 0.6], uploads=uploads)
+    assert token_map(outcome) is not None
+    assert minds == [guard]
 
 
 @pytest.mark.slow
@@ -236,7 +380,7 @@ def test_the_map_shows_what_the_strategy_sees(
     apart = np.linalg.norm(tokens.points[places[0]] - tokens.points[places[1]])
     others = [i for i, text in enumerate(tokens.texts) if text in (" Is", " film")]
     assert all(apart < np.linalg.norm(tokens.points[places[0]] - tokens.points[o]) for o in others)
-    assert tokens.weights.sum() == pytest.approx(
+    assert np.exp(tokens.log_weights).sum() == pytest.approx(
         sum(len(vocabulary.encode(text)) for text in texts)
     ), "each prompt's weights are on average one"
 

@@ -11,6 +11,7 @@ from simulations.grey_box import DIMENSIONS, FedBBT, FedBPT
 from simulations.outcome import read_outcome
 from simulations.soft_prompt_model import SoftPromptModel
 from simulations.soft_prompts import FedPrompt, run
+from simulations.stamp import stamp
 
 PROMPT = "Movie review."
 
@@ -61,8 +62,8 @@ def test_a_run_leaves_what_a_suite_reads(embedded_assets: None, tmp_path: Path) 
         "seed-prompt": PROMPT,
         "run-folder": str(tmp_path),
     }
-    outcome = read_outcome(run("fedprompt", settings, 2), 1.0)
-    assert [queries for queries, _ in outcome.curve] == [0, outcome.queries]
+    outcome = read_outcome(run("fedprompt", settings, 2), 1.0, stamp())
+    assert [point.queries for point in outcome.curve] == [0, outcome.queries]
     assert outcome.queries == 2 * 8
     assert outcome.num_bytes == (2 * 2 * 4 * outcome.num_parameters,)
     assert outcome.held_out == 8

@@ -9,9 +9,9 @@ from huggingface_hub import HfApi
 from feddtpt_flwr.config import RunConfig
 from simulations import obstacles
 from simulations.obstacles import obstacle
-from simulations.outcome import Failure, Results
+from simulations.outcome import CurvePoint, Failure, Results
 from simulations.suite import SUITES, SuiteError, load_suite, most_queries
-from tests.simulations.written_runs import SUITE, write_run, write_suite
+from tests.simulations.written_runs import MADE, SUITE, write_run, write_suite
 
 NAMES = sorted(path.stem for path in SUITES.glob("*.toml"))
 
@@ -126,13 +126,43 @@ def test_results_are_of_exactly_these_settings(tmp_path: Path) -> None:
     outcome = write_run(results, job, [0.5, 0.6, 0.75])
     assert results.read(job) == outcome
     assert results.read(other) is None
-    assert outcome.curve == ((0, 0.5), (100, 0.6), (200, 0.75))
+    assert outcome.curve == (
+        CurvePoint(0, 0, 0.5),
+        CurvePoint(1, 100, 0.6),
+        CurvePoint(2, 200, 0.75),
+    )
+    assert outcome.made == MADE
     assert outcome.num_bytes == (1000, 2000)
     (changed, *_) = write_suite(tmp_path, SUITE + "[settings]\nk-shot = 3\n").jobs(["one"])
     assert changed.key == job.key
     assert results.read(changed) is None
     results.write_failure(job, Failure("no more memory"))
     assert results.read(job) == Failure("no more memory")
+
+
+def test_results_of_other_defaults_of_the_app_are_of_another_run(tmp_path: Path) -> None:
+    results = Results(tmp_path / "runs")
+    job = write_suite(tmp_path).jobs(["one", "full"])[0]
+    write_run(results, job, [0.5, 0.6])
+    file = results.job_folder(job) / "result.json"
+    content = json.loads(file.read_text(encoding="utf-8"))
+    settings = content["job"]["settings"]
+    assert settings == job.config.to_run_config()
+    assert "race-examples" not in dict(job.settings), "the suite leaves it to the app"
+    settings["race-examples"] += 1
+    file.write_text(json.dumps(content), encoding="utf-8")
+    assert results.read(job) is None
+
+
+def test_results_that_hold_no_complete_settings_are_of_another_run(tmp_path: Path) -> None:
+    results = Results(tmp_path / "runs")
+    job = write_suite(tmp_path).jobs()[0]
+    write_run(results, job, [0.5, 0.6])
+    file = results.job_folder(job) / "result.json"
+    content = json.loads(file.read_text(encoding="utf-8"))
+    own = {"settings": dict(job.settings), "num-clients": job.num_clients, "seed": job.seed}
+    file.write_text(json.dumps({**content, "job": own}), encoding="utf-8")
+    assert results.read(job) is None
 
 
 def test_a_result_from_before_memory_was_measured_is_one(tmp_path: Path) -> None:
@@ -154,8 +184,9 @@ def test_half_a_result_is_none(tmp_path: Path) -> None:
     folder = write_run(results, job, [0.5, 0.6]).folder
     (folder / "prompt.json").unlink()
     assert results.read(job) is None
-    (results.job_folder(job) / "result.json").write_text('{"job"', encoding="utf-8")
-    assert results.read(job) is None
+    for text in ('{"job"', "null"):
+        (results.job_folder(job) / "result.json").write_text(text, encoding="utf-8")
+        assert results.read(job) is None
 
 
 def test_what_cannot_be_run_here_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
