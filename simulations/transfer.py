@@ -97,8 +97,4 @@ def _ask(
 
 def _describe(outcome: Outcome, target: Job) -> dict[str, object]:
     """Return all that decides the accuracy."""
-    return {
-        "prompt": outcome.prompt,
-        "settings": dict(target.settings),
-        "seed": target.seed,
-    }
+    return {"prompt": outcome.prompt, "settings": target.config.to_run_config()}
