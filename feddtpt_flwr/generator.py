@@ -17,7 +17,8 @@ from feddtpt_flwr.evaluation import AnswerCache
 from feddtpt_flwr.feedback import Feedback, Trial
 from feddtpt_flwr.language_model import LanguageModel, ModelError
 from feddtpt_flwr.language_model.usage import Metered, Usage
-from feddtpt_flwr.proposer import Proposer
+from feddtpt_flwr.proposer import NothingBetterError, Proposer
+from feddtpt_flwr.search import RACES_AHEAD
 from feddtpt_flwr.vocabulary import Vocabulary
 from feddtpt_flwr.written_prompts import read_prompts, writing_request
 from strategies.candidates import Tokens
@@ -25,6 +26,10 @@ from strategies.edits import Edit
 
 SHOWN = 5
 """So many of the changes that gained most are shown, and so many of those that lost most."""
+
+DOUBT = 8
+"""So many examples without a gain are added to a change's own before changes are ranked: one answer
+won on 8 examples says less than six won on 48."""
 
 
 class Writer:
@@ -48,7 +53,7 @@ class Writer:
     requests : int
         Answers that the model gave.
     fallbacks : int
-        Steps for which another proposer had to stand in; `PromptGenerator` counts them.
+        Times that another proposer stood in; `PromptGenerator` counts them.
     """
 
     def __init__(
@@ -112,12 +117,15 @@ class Writer:
 class PromptGenerator:
     """Proposes what a language model writes, and what another proposer does where that is no use.
 
+    What the other one proposes is enough for one race at most, so that the next step is the
+    language model's again.
+
     Parameters
     ----------
     writer : Writer
         The language model.
     fallback : Proposer
-        Proposes for a step whose answer holds no new prompt.
+        Proposes for a step for which nothing new was written that the search can use.
     task : Task
         What the prompt is for.
     vocabulary : Vocabulary
@@ -149,11 +157,18 @@ class PromptGenerator:
         self._excluded = excluded_words
         self._use_feedback = use_feedback
         self._proposed: set[Tokens] = set()
+        self._supplied: Feedback | None = None  # of the search that may have some left to try
 
     def propose(
         self, tokens: Tokens, feedback: Feedback, rng: np.random.Generator, count: int
     ) -> list[Edit]:
-        """Return at most ``count`` edits of the prompt ``tokens``."""
+        """Return at most ``count`` edits of the prompt ``tokens``.
+
+        Raises
+        ------
+        NothingBetterError
+            If nothing new was written since the last call with the same ``feedback`` brought some.
+        """
         changes = self._changes(feedback.trials) if self._use_feedback else []
         request = writing_request(
             self._task,
@@ -166,16 +181,23 @@ class PromptGenerator:
         )
         written = self._usable(read_prompts(self._writer.write(request)), tokens)
         new = [prompt for prompt in written if prompt not in self._proposed][:count]
-        if not new:
-            self._writer.fallbacks += 1
-            return self._fallback.propose(tokens, feedback, rng, count)
-        self._proposed |= set(new)
-        return [spanning_edit(tokens, prompt) for prompt in new]
+        if new:
+            self._proposed |= set(new)
+            self._supplied = feedback
+            return [spanning_edit(tokens, prompt) for prompt in new]
+        if self._supplied is feedback:
+            self._supplied = None
+            raise NothingBetterError
+        self._supplied = feedback
+        self._writer.fallbacks += 1
+        one_race = -(-count // RACES_AHEAD)
+        return self._fallback.propose(tokens, feedback, rng, one_race)
 
     def _changes(self, trials: Sequence[Trial]) -> list[str]:
-        ranked = sorted({self._describe(t): t.gain for t in trials}.items(), key=lambda c: -c[1])
+        latest = {self._describe(trial): trial for trial in trials}
+        ranked = sorted(latest.items(), key=lambda change: -_cautious_gain(change[1]))
         shown = ranked if len(ranked) <= 2 * SHOWN else ranked[:SHOWN] + ranked[-SHOWN:]
-        return [f"{what}: {gain:+.0%}" for what, gain in shown]
+        return [f"{what}: {t.gain:+.0%} of {t.num_examples} examples" for what, t in shown]
 
     def _describe(self, trial: Trial) -> str:
         before, after = map(self._vocabulary.decode, (trial.before, trial.after))
@@ -209,6 +231,11 @@ def spanning_edit(before: Tokens, after: Tokens) -> Edit:
     while end < room and before[-1 - end] == after[-1 - end]:
         end += 1
     return Edit(start, len(before) - end, after[start : len(after) - end])
+
+
+def _cautious_gain(trial: Trial) -> float:
+    """Return the gain per example, the nearer to zero the fewer examples there are."""
+    return trial.gain * trial.num_examples / (trial.num_examples + DOUBT)
 
 
 def _words(text: str) -> set[str]:

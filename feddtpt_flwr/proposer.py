@@ -39,13 +39,26 @@ ENDS = ".?!"
 _TO_FILL = (-1,)  # stands for tokens that the masked language model has yet to choose
 
 
+class NothingBetterError(Exception):
+    """A proposer has given what it holds best; asked once more, it gives what it holds second best.
+
+    A search that has changes left to try goes on with these.
+    """
+
+
 class Proposer(Protocol):
     """Proposes changes of a prompt, given the feedback so far."""
 
     def propose(
         self, tokens: Tokens, feedback: Feedback, rng: np.random.Generator, count: int
     ) -> list[Edit]:
-        """Return ``count`` edits of the prompt ``tokens``, not necessarily different ones."""
+        """Return ``count`` edits of the prompt ``tokens``, not necessarily different ones.
+
+        Raises
+        ------
+        NothingBetterError
+            If earlier calls with the same ``feedback`` have brought all that it holds best.
+        """
         ...
 
 

@@ -14,7 +14,7 @@ from feddtpt_flwr.evaluation import Evaluator, mixed_order
 from feddtpt_flwr.feedback import Feedback, Trial
 from feddtpt_flwr.language_model import ModelError
 from feddtpt_flwr.masked_lm import MaskedLM
-from feddtpt_flwr.proposer import Proposer
+from feddtpt_flwr.proposer import NothingBetterError, Proposer
 from feddtpt_flwr.readability import per_token
 from strategies.candidates import Tokens
 from strategies.edits import Edit
@@ -226,8 +226,9 @@ class PromptSearch:
     ) -> list[Edit]:
         """Return edits that lead to new and admissible prompts, those waiting first.
 
-        Enough for several races, since many proposals together cost little more than one; none if
-        the budget does not let any of them finish or nothing new turns up.
+        Enough for several races, since many proposals together cost little more than one, or fewer
+        where the proposer has nothing better; none if the budget does not let any of them finish
+        or nothing new turns up.
         """
         if not self._can_finish():
             return []
@@ -237,7 +238,12 @@ class PromptSearch:
             if len(chosen) >= self._width or not self._can_finish():
                 break
             count = RACES_AHEAD * self._width
-            proposed = self._proposer.propose(tokens, feedback, self._rng, count)
+            try:
+                proposed = self._proposer.propose(tokens, feedback, self._rng, count)
+            except NothingBetterError:
+                if chosen:
+                    break
+                continue
             chosen |= self._new(proposed, tokens, tried | set(chosen))
         return list(chosen.values())
 

@@ -33,7 +33,7 @@ def writing_request(
     prompt : str
         The prompt so far.
     changes : Sequence[str]
-        Changes that were tried, and what they gained.
+        Changes that were tried, and what they gained on how many examples.
     count : int
         Prompts wanted.
     max_words : int
@@ -52,7 +52,7 @@ def writing_request(
     if changes:
         parts.append(
             "Changes of the instruction that were tried, and what they did to the share of right "
-            "answers:\n" + "\n".join(changes)
+            "answers (the fewer examples, the less it says):\n" + "\n".join(changes)
         )
     without = f" without the words {', '.join(excluded_words)}" if excluded_words else ""
     parts.append(f'The instruction is now: "{prompt}"')

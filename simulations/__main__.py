@@ -72,11 +72,15 @@ def aggregation(
 
 @bench.command("evaluation")
 def evaluation(
-    queries: Annotated[int, typer.Option(min=16, help="Queries in each turn.")] = 128,
-    repeats: Annotated[int, typer.Option(min=1, help="Turns.")] = 5,
+    queries: Annotated[
+        int, typer.Option(min=16, max=bench_evaluation.MOST_QUERIES, help="Queries in each turn.")
+    ] = 128,
+    repeats: Annotated[
+        int, typer.Option(min=1, max=bench_evaluation.MOST_REPEATS, help="Turns.")
+    ] = bench_evaluation.MOST_REPEATS,
     file: JsonFile = sys.stdout,  # type: ignore[assignment]
 ) -> None:
-    """Time the embedded black box against the usual ways, with the same queries."""
+    """Time the embedded black box against the usual ways, with the same prompts and texts."""
     result = bench_evaluation.run(queries, repeats)
     _write(file, result, bench_evaluation.markdown(result))
 
@@ -106,7 +110,8 @@ def overhead(
     file: JsonFile = sys.stdout,  # type: ignore[assignment]
 ) -> None:
     """Compare a run's processor time with that of one which asks the models next to nothing."""
-    file.write(json.dumps(bench_overhead.run(clients, {}), indent=2) + "\n")
+    result = bench_overhead.run(clients, {})
+    _write(file, result, bench_overhead.markdown(result))
 
 
 @bench.command("scaling")

@@ -10,12 +10,14 @@ from typing import Any
 
 import numpy as np
 
+from feddtpt_flwr import models
 from feddtpt_flwr.assets import EMBEDDED
-from feddtpt_flwr.data import get_task
+from feddtpt_flwr.config import RunConfig
+from feddtpt_flwr.data import Task, get_task
+from feddtpt_flwr.experiment import readability, seed_tokens
 from feddtpt_flwr.feedback import Feedback
 from feddtpt_flwr.language_model.local import LocalLanguageModel
 from feddtpt_flwr.language_model.weights import read_causal_lm, resolve_dtype
-from feddtpt_flwr.masked_lm import CausalInfiller
 from feddtpt_flwr.proposer import MaskedLMProposer
 from simulations.sentences import held_out
 from simulations.stamp import stamp
@@ -29,7 +31,7 @@ def run(num_sentences: int, num_prompts: int) -> dict[str, Any]:
     """
     task = get_task("rotten_tomatoes")
     examples = held_out(task, num_sentences)
-    prompts = some_prompts(task.seed_prompt, num_prompts)
+    prompts = some_prompts(task, num_prompts)
     queries = [[task.compose(prompt, e.input) for e in examples] for prompt in prompts]
     start = time.perf_counter()
     expected = [_plain(batch, task.answers) for batch in queries]
@@ -55,18 +57,23 @@ def run(num_sentences: int, num_prompts: int) -> dict[str, Any]:
     return result
 
 
-def some_prompts(seed_prompt: str, number: int) -> list[str]:
-    """Return different prompts such as a search tries, the seed prompt first."""
-    infiller = CausalInfiller(EMBEDDED, dtype="float32")
-    vocabulary = infiller.vocabulary
-    proposer = MaskedLMProposer(infiller, max_tokens=24)
-    tokens, rng = vocabulary.encode(seed_prompt), np.random.default_rng(0)
-    prompts = [seed_prompt]
+def some_prompts(task: Task, number: int) -> list[str]:
+    """Return different prompts such as a search tries, the seed prompt first.
+
+    Each is an edit of the one before, and no less readable than the default settings allow.
+    """
+    config = RunConfig.from_run_config({"dtype": "float32"})
+    masked_lm, is_readable = models.masked_lm(config, task), readability(config, task)
+    proposer = MaskedLMProposer(masked_lm, max_tokens=config.max_prompt_tokens)
+    tokens = seed_tokens(config, task, masked_lm.vocabulary)
+    prompts, rng = [tokens], np.random.default_rng(0)
     while len(prompts) < number:
         [edit] = proposer.propose(tokens, Feedback(), rng, 1)
-        tokens = edit.apply(tokens)
-        prompts.append(vocabulary.decode(tokens))
-    return prompts
+        changed = edit.apply(tokens)
+        if changed not in prompts and is_readable(changed):
+            tokens = changed
+            prompts.append(changed)
+    return [masked_lm.vocabulary.decode(prompt) for prompt in prompts]
 
 
 def _equal(some: Sequence[Sequence[str]], others: Sequence[Sequence[str]]) -> int:

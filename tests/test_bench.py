@@ -1,15 +1,30 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
-from simulations import bench_aggregation, bench_overhead, bench_startup, scaling
+from feddtpt_flwr import models
+from feddtpt_flwr.config import RunConfig
+from feddtpt_flwr.data import get_task
+from feddtpt_flwr.experiment import readability
+from simulations import (
+    bench_aggregation,
+    bench_evaluation,
+    bench_labels,
+    bench_overhead,
+    bench_startup,
+    scaling,
+)
 from simulations.__main__ import app
 from simulations.processes import MARK
+
+RESULTS = Path(bench_evaluation.__file__).parent / "results"
+EVALUATION = json.loads((RESULTS / "evaluation.json").read_text(encoding="utf-8"))
 
 MADE_UP: dict[str, Any] = {
     "tokens": 20,
@@ -66,6 +81,79 @@ def test_a_table_of_growing_numbers_of_clients(tmp_path: Path) -> None:
     table = (tmp_path / "aggregation.md").read_text(encoding="utf-8")
     assert f"to the power of {report['exponent']:.2f}" in table
     assert report["exponent_many"] is None, "two of a thousand clients or more are needed"
+
+
+@pytest.mark.parametrize(
+    ("option", "most"),
+    [("--repeats", bench_evaluation.MOST_REPEATS), ("--queries", bench_evaluation.MOST_QUERIES)],
+)
+def test_evaluation_has_no_more_turns_than_prompts_nor_more_queries_than_texts(
+    option: str, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench_evaluation, "run", lambda *_: EVALUATION)
+    command = ["bench", "evaluation", "--json", "-", option]
+    assert CliRunner().invoke(app, [*command, str(most)]).exit_code == 0
+    refused = CliRunner().invoke(app, [*command, str(most + 1)])
+    assert refused.exit_code == 2
+    assert f"<={most}" in refused.output
+
+
+def test_no_turn_of_evaluation_asks_what_was_asked_before(embedded_assets: None) -> None:
+    turns = range(-2, bench_evaluation.MOST_REPEATS)
+    number = bench_evaluation.MOST_QUERIES
+    known = [query for turn in turns for query in bench_evaluation._queries(number, turn)]
+    assert len(set(known)) == len(known)
+    texts: list[str] = []
+    for turn in turns[2:]:
+        queries = bench_evaluation._queries(number, turn, first=number * turn)
+        assert len(queries) == number
+        texts += [query.replace(bench_evaluation.PROMPTS[turn], "") for query in queries]
+    assert len(set(texts)) > 0.99 * len(texts), "a review or two are there twice"
+
+
+def test_evaluation_says_which_aims_are_missed() -> None:
+    table = bench_evaluation.markdown(EVALUATION)
+    assert "- LocalLanguageModel, float32, new texts: missed, 1.36 instead of 2.5 times" in table
+    assert "texts that two prompts were asked about: all reached" in table
+    [server] = [line for line in table.splitlines() if line.startswith("| llama.cpp")]
+    assert server.split(" | ")[5] == "", "its memory is not measured"
+
+
+@pytest.mark.parametrize(
+    ("name", "markdown"),
+    [("evaluation", bench_evaluation.markdown), ("overhead", bench_overhead.markdown)],
+)
+def test_kept_tables_are_those_of_their_figures(
+    name: str, markdown: Callable[[dict[str, Any]], str]
+) -> None:
+    figures = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    assert (RESULTS / f"{name}.md").read_text(encoding="utf-8") == markdown(figures)
+
+
+@pytest.mark.parametrize(
+    ("empty", "said"),
+    [(39.0, "14.9% of the full one's"), (39.0, "not reached"), (20.0, "less than 10%, which is r")],
+)
+def test_overhead_says_whether_its_aim_is_reached(
+    empty: float, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measure(clients: int, settings: dict[str, Any]) -> dict[str, Any]:
+        spent = empty if settings == bench_overhead.NOTHING else 261.1
+        return {"seconds": 1.0, "processor_seconds": spent, "by_role": {"the command": spent}}
+
+    monkeypatch.setattr(bench_overhead, "_measure", measure)
+    assert said in bench_overhead.markdown(bench_overhead.run(4, {}))
+
+
+@pytest.mark.slow
+def test_answers_are_compared_under_prompts_that_a_search_would_try(embedded_assets: None) -> None:
+    task = get_task("rotten_tomatoes")
+    prompts = bench_labels.some_prompts(task, 5)
+    assert prompts[0] == task.seed_prompt
+    assert len(set(prompts)) == 5
+    config = RunConfig.from_run_config({"dtype": "float32"})
+    encode = models.masked_lm(config, task).vocabulary.encode
+    assert all(readability(config, task).each([encode(prompt) for prompt in prompts]))
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 import json
 from collections.abc import Sequence
 from math import inf
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from flwr.common import RecordDict
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from feddtpt_flwr import models
 from feddtpt_flwr.amounts import Amounts, Tariff
@@ -21,8 +23,11 @@ from feddtpt_flwr.feedback import Feedback, Trial
 from feddtpt_flwr.generator import PromptGenerator, Writer, spanning_edit
 from feddtpt_flwr.language_model import ModelUnavailableError
 from feddtpt_flwr.language_model.usage import Usage
+from feddtpt_flwr.proposer import NothingBetterError
+from feddtpt_flwr.search import RACES_AHEAD, WIDTH, PromptSearch
 from feddtpt_flwr.vocabulary import Vocabulary
 from feddtpt_flwr.written_prompts import read_prompts, writing_request
+from strategies.candidates import Tokens
 from strategies.edits import Edit
 from strategies.wire import (
     COST_KEY,
@@ -38,6 +43,22 @@ from strategies.wire import (
 from tests.conftest import ENDPOINT_KEY
 
 START = "Judge this film review."
+ONE_RACE = 2
+NOUNS = ["film", "movie", "story", "plot", "book", "play", "song", "text"]
+WORDS = [
+    "Old",
+    "Great",
+    "Long",
+    "Short",
+    "Big",
+    "Small",
+    "Nice",
+    "Fine",
+    "Dark",
+    "Light",
+    "Warm",
+    "Cold",
+]
 TWO = ["Say what the critic felt.", "Is the tone friendly or hostile?"]
 
 
@@ -139,7 +160,8 @@ def propose(
     proposer: PromptGenerator, vocabulary: Vocabulary, feedback: Feedback | None = None
 ) -> list[str]:
     start = vocabulary.encode(START)
-    edits = proposer.propose(start, feedback or Feedback(), np.random.default_rng(0), 4)
+    count = RACES_AHEAD * ONE_RACE
+    edits = proposer.propose(start, feedback or Feedback(), np.random.default_rng(0), count)
     return [vocabulary.decode(edit.apply(start)) for edit in edits]
 
 
@@ -152,7 +174,7 @@ def test_only_new_prompts_within_the_limits_are_proposed(
     assert propose(proposer, vocabulary) == ["Judge this movie.", "Friendly?"]
     assert (writer.requests, writer.fallbacks) == (1, 0)
     # The same request has the same answer, which is known: somebody else has to propose.
-    assert len(propose(proposer, vocabulary)) == 4
+    assert len(propose(proposer, vocabulary)) == ONE_RACE
     assert (writer.requests, writer.fallbacks) == (1, 1)
 
 
@@ -166,16 +188,35 @@ def test_what_was_tried_is_shown_but_no_more_than_some(vocabulary: Vocabulary, t
     propose(generator(model, vocabulary, task)[0], vocabulary, feedback)
     (request,) = model.requests
     lines = [line for line in request.splitlines() if "instead of" in line]
-    assert lines[0] == '"l" instead of "Judge": +25%'
-    assert lines[-1] == '"a" instead of "Judge": -30%'
+    assert lines[0] == '"l" instead of "Judge": +25% of 20 examples'
+    assert lines[-1] == '"a" instead of "Judge": -30% of 20 examples'
     assert len(lines) == 10
+
+
+def test_a_gain_on_few_examples_ranks_behind_a_smaller_one_on_many(
+    vocabulary: Vocabulary, task: Task
+) -> None:
+    model, start = Scripted("Friendly?"), vocabulary.encode(START)
+    feedback = Feedback()
+    for word, won, number in (("Rate", 1, 8), ("Weigh", 5, 48), ("Test", -1, 8), ("Try", -5, 48)):
+        edit = Edit(0, 1, vocabulary.encode(word))
+        correct = np.ones(number, dtype=bool)
+        feedback.record(Trial.of(edit, start, gain=won, correct=correct, accepted=False))
+    propose(generator(model, vocabulary, task)[0], vocabulary, feedback)
+    (request,) = model.requests
+    assert [line for line in request.splitlines() if "instead of" in line] == [
+        '"Weigh" instead of "Judge": +10% of 48 examples',
+        '"Rate" instead of "Judge": +12% of 8 examples',
+        '"Test" instead of "Judge": -12% of 8 examples',
+        '"Try" instead of "Judge": -10% of 48 examples',
+    ]
 
 
 def test_an_answer_of_no_use_is_counted_and_another_proposes(
     vocabulary: Vocabulary, task: Task
 ) -> None:
     proposer, writer = generator(Scripted("17 <html>"), vocabulary, task)
-    assert len(propose(proposer, vocabulary)) == 4
+    assert len(propose(proposer, vocabulary)) == ONE_RACE
     assert (writer.requests, writer.fallbacks) == (1, 1)
 
 
@@ -185,7 +226,7 @@ def test_a_model_that_fails_is_not_asked_again(
     model = Scripted(ModelUnavailableError("down"), "never asked for")
     proposer, writer = generator(model, vocabulary, task)
     for _ in range(2):
-        assert len(propose(proposer, vocabulary)) == 4
+        assert len(propose(proposer, vocabulary)) == ONE_RACE
     assert len(model.requests) == 1
     assert (writer.requests, writer.fallbacks) == (0, 2)
     assert warned == ["the prompt generator does not answer: down"]
@@ -213,9 +254,126 @@ def test_requests_are_charged_and_are_no_queries(vocabulary: Vocabulary, task: T
     edit, correct = Edit(0, 1, vocabulary.encode("Rate")), np.ones(4, dtype=bool)
     start = vocabulary.encode(START)
     shown.record(Trial.of(edit, start, gain=1, correct=correct, accepted=False))
-    assert len(propose(proposer, vocabulary, shown)) == 4
+    assert len(propose(proposer, vocabulary, shown)) == ONE_RACE
     assert (writer.requests, writer.fallbacks) == (1, 1), "it might cost more than is left"
     assert budget.used == 0
+
+
+class StandIn:
+    """A double of the masked language model's proposer: puts in one word after the other."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self._words = iter(np.flatnonzero(vocabulary.proposable(())).tolist())
+        self.counts: list[int] = []
+
+    def propose(
+        self, tokens: Tokens, feedback: Feedback, rng: np.random.Generator, count: int
+    ) -> list[Edit]:
+        self.counts.append(count)
+        return [Edit(0, 1, (next(self._words),)) for _ in range(count)]
+
+
+class SameAnswers:
+    """A double of an evaluator under which no prompt is better than another."""
+
+    def __init__(self, limit: int) -> None:
+        self.budget = QueryBudget(limit)
+        self.races: list[list[str]] = []
+
+    def correct_all(self, prompts: Sequence[str], examples: Sequence[Example]) -> NDArray[np.bool_]:
+        self.budget.spend(len(prompts) * len(examples))
+        self.races.append(list(prompts))
+        return np.array([[example.label == 0 for example in examples] for _ in prompts])
+
+
+def raced(
+    texts: Sequence[str],
+    vocabulary: Vocabulary,
+    task: Task,
+    *,
+    use_feedback: bool = True,
+    unreadable: Sequence[str] = (),
+) -> tuple[list[list[str]], StandIn, Writer, Scripted]:
+    """Search with a model that writes ``texts`` until the budget of 12 prompts is used up."""
+    examples = [Example(str(number), number % 2) for number in range(8)]
+    model, stand_in = Scripted(*texts), StandIn(vocabulary)
+    tariff = Tariff(longest_answer=100, counted=True)
+    writer = Writer(model, tariff, QueryBudget(0), AnswerCache(), chat=True)
+    evaluator = SameAnswers(13 * len(examples))
+    search = PromptSearch(
+        evaluator,  # type: ignore[arg-type]
+        PromptGenerator(
+            writer, stand_in, task, vocabulary, max_tokens=8, use_feedback=use_feedback
+        ),
+        SimpleNamespace(vocabulary=vocabulary),
+        examples,
+        np.random.default_rng(0),
+        max_tokens=8,
+        admissible=lambda prompts: [vocabulary.decode(p) not in unreadable for p in prompts],
+    )
+    search.run(vocabulary.encode(START), Feedback())
+    return evaluator.races[1:], stand_in, writer, model
+
+
+@pytest.mark.parametrize("number", [1, 3, 4, 6, 8])
+def test_what_was_written_is_raced_however_little_it_is(
+    number: int, vocabulary: Vocabulary, task: Task
+) -> None:
+    prompts = [f"{word} {noun}?" for word in WORDS for noun in NOUNS[:number]]
+    texts = ["\n".join(prompts[i : i + number]) for i in range(0, len(prompts), number)]
+    races, stand_in, writer, model = raced(texts, vocabulary, task)
+    assert [prompt for race in races for prompt in race] == prompts[:12]
+    assert {len(race) for race in races[:-1]} <= {min(number, WIDTH), number - WIDTH}
+    assert (stand_in.counts, writer.fallbacks) == ([], 0)
+    assert len(model.requests) == -(-12 // number), "one for each step that needs any"
+
+
+def test_a_step_with_nothing_new_is_one_race_of_the_stand_in(
+    vocabulary: Vocabulary, task: Task
+) -> None:
+    texts = ["Friendly?\nHostile?", "Friendly?", "17", "Tender?", "Bold?"]
+    races, stand_in, writer, _ = raced(texts, vocabulary, task)
+    assert races[0] == ["Friendly?", "Hostile?"]
+    assert [len(race) for race in races] == [2, WIDTH, WIDTH, 1, 1]
+    assert races[3:] == [["Tender?"], ["Bold?"]]
+    assert stand_in.counts == [WIDTH, WIDTH]
+    assert writer.fallbacks == 2
+
+
+@pytest.mark.parametrize("number", [2, 8])
+def test_where_nothing_that_was_written_may_be_tried_the_stand_in_proposes(
+    number: int, vocabulary: Vocabulary, task: Task
+) -> None:
+    unreadable = [f"Good {noun}?" for noun in NOUNS[:number]]
+    texts = ["\n".join(unreadable), *(f"{word}?" for word in WORDS)]
+    races, stand_in, writer, _ = raced(texts, vocabulary, task, unreadable=unreadable)
+    assert len(races[0]) == WIDTH
+    assert races[1:] == [[f"{word}?"] for word in WORDS[:8]]
+    assert (stand_in.counts, writer.fallbacks) == ([WIDTH], 1)
+
+
+def test_what_waits_for_its_race_comes_before_the_stand_in(
+    vocabulary: Vocabulary, task: Task
+) -> None:
+    """Without feedback the request stays the same, and its answer holds nothing new."""
+    text = "\n".join(f"Good {noun}?" for noun in NOUNS[:6])
+    races, stand_in, writer, model = raced([text], vocabulary, task, use_feedback=False)
+    assert len(model.requests) == 1
+    assert [len(race) for race in races] == [4, 2, 4, 2]
+    assert [prompt for race in races[:2] for prompt in race] == text.splitlines()
+    assert (stand_in.counts, writer.fallbacks) == ([WIDTH] * 2, 2)
+
+
+def test_the_stand_in_is_announced(vocabulary: Vocabulary, task: Task) -> None:
+    """A search that has something left is told so before another proposer's is given to it."""
+    proposer, writer = generator(Scripted("Friendly?"), vocabulary, task)
+    feedback = Feedback()
+    assert propose(proposer, vocabulary, feedback) == ["Friendly?"]
+    with pytest.raises(NothingBetterError):
+        propose(proposer, vocabulary, feedback)
+    assert writer.fallbacks == 0
+    assert len(propose(proposer, vocabulary, feedback)) == ONE_RACE
+    assert writer.fallbacks == 1
 
 
 class Node:

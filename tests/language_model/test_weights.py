@@ -1,4 +1,5 @@
 import importlib.util
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -79,6 +80,23 @@ def test_a_conversion_that_fails_leaves_nothing(
     assert left == []
 
 
+def test_a_file_and_its_copy_are_checked_once_per_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checked: list[Path] = []
+
+    def from_gguf(path: Path, dtype: str) -> Path:
+        checked.append(path)
+        return tmp_path / dtype
+
+    monkeypatch.setattr(weights, "_from_gguf", from_gguf)
+    model = str(tmp_path / "model.gguf")
+    for _ in range(2):
+        assert weights.converted(model, "float32") == tmp_path / "float32"
+    assert checked == [Path(model)]
+    assert weights.converted(model, "bfloat16") == tmp_path / "bfloat16"
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"nowhere\.gguf does not exist"):
         load_causal_lm(str(tmp_path / "nowhere.gguf"), "cpu", "float32")
@@ -144,19 +162,29 @@ def test_a_missing_device_is_named(device: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("dtype", "device", "amx", "expected"),
+    ("dtype", "device", "multiplies", "expected"),
     [
-        ("auto", "cuda", False, "bfloat16"),
+        ("auto", "cuda", True, "bfloat16"),
+        ("auto", "cuda:1", True, "bfloat16"),
+        ("auto", "cuda", False, "float32"),
         ("auto", "cpu", True, "bfloat16"),
         ("auto", "cpu", False, "float32"),
+        ("auto", "mps", True, "float32"),
         ("float32", "cuda", True, "float32"),
         ("float16", "cpu", False, "float16"),
     ],
 )
 def test_dtype(
-    dtype: str, device: str, amx: bool, expected: str, monkeypatch: pytest.MonkeyPatch
+    dtype: str, device: str, multiplies: bool, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx, raising=False)
+    """Tests run without a GPU, so what torch would say of one is made up."""
+
+    def is_bf16_supported(including_emulation: bool = True) -> bool:
+        return multiplies or including_emulation
+
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: multiplies, raising=False)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", is_bf16_supported)
+    monkeypatch.setattr(torch.cuda, "device", nullcontext)
     assert resolve_dtype(dtype, device) == expected
 
 
