@@ -129,7 +129,7 @@ class RunConfig(BaseModel):
         Whether trials steer later proposals; off is the paper's ablation.
     reword : bool
         Whether the masked language model also proposes the whole prompt in other words, besides
-        changes of a part of it; ``search = "evolution"`` never does.
+        changes of a part of it.
     exclude_answer_words : bool
         Whether the answer words are never proposed.
     aggregation : str

@@ -5,7 +5,7 @@ An own one needs a class with the one method of `Search` or `Proposer`, a line h
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -125,11 +125,9 @@ def _bdpl(parts: SearchParts) -> Search:
 
 
 def _evolution(parts: SearchParts) -> Search:
-    # Its mutations change one place of what crossover gave.
-    part_by_part = parts.config.model_copy(update={"reword": False})
     return EvolutionSearch(
         parts.evaluator,
-        build_proposer(replace(parts, config=part_by_part)),
+        build_proposer(parts),
         parts.masked_lm.vocabulary,
         parts.examples,
         parts.rng,

@@ -87,6 +87,17 @@ class FedBBT:
         self._space = Subspace(model, start, seed)
         self._point = np.zeros(DIMENSIONS)
 
+    @staticmethod
+    def generations(budget: int, num_examples: int) -> tuple[int, int]:
+        """Return the points of a client's generation, and how many generations it has a round."""
+        population = max(LEAST, min(POPULATION, budget // (2 * num_examples)))
+        return population, budget // (population * num_examples)
+
+    @staticmethod
+    def least_queries(num_examples: int) -> int:
+        """Return the queries of a client's smallest round: one generation."""
+        return LEAST * num_examples
+
     @property
     def prompt(self) -> "torch.Tensor":
         """The vectors of the point so far."""
@@ -95,25 +106,14 @@ class FedBBT:
     def round(
         self, clients: Sequence[Sequence[Example]], budget: int, rng: np.random.Generator
     ) -> int:
-        """Search on every client's examples and average; return the queries of all.
-
-        Raises
-        ------
-        ConfigError
-            If the budget does not cover a generation.
-        """
+        """Search on every client's examples and average; return the queries of all."""
         import cma
 
         points, queries = [], 0
         for examples in clients:
-            population = max(LEAST, min(POPULATION, budget // (2 * len(examples))))
-            if budget < population * len(examples):
-                raise ConfigError(
-                    f"queries-per-round = {budget}: a generation of FedAvg-BBT needs "
-                    f"{population * len(examples)} here"
-                )
+            population, generations = self.generations(budget, len(examples))
             search = cma.CMAEvolutionStrategy(self._point, 1.0, _options(population, rng))
-            for _ in range(budget // (population * len(examples))):
+            for _ in range(generations):
                 asked = search.ask()
                 search.tell(asked, [self._space.loss(point, examples) for point in asked])
                 queries += population * len(examples)
@@ -149,6 +149,18 @@ class FedBPT:
         self._step = 1.0
         self._global: Any = None  # CMA-ES over the clients, once it is known how many they are
 
+    @staticmethod
+    def generations(budget: int, num_examples: int) -> tuple[int, int]:
+        """Return the points of a client's generation, and how many generations it has a round."""
+        affordable = budget // num_examples - 1  # the rest is for the loss of what was found
+        population = max(LEAST, min(LOCAL_POPULATION, affordable))
+        return population, affordable // population
+
+    @staticmethod
+    def least_queries(num_examples: int) -> int:
+        """Return the queries of a client's smallest round: one generation, and its mean's loss."""
+        return (LEAST + 1) * num_examples
+
     @property
     def prompt(self) -> "torch.Tensor":
         """The vectors of the distribution's mean."""
@@ -163,7 +175,7 @@ class FedBPT:
         Raises
         ------
         ConfigError
-            If the budget does not cover a generation, or there is one client alone.
+            If there is one client alone.
         """
         import cma
 
@@ -174,24 +186,17 @@ class FedBPT:
             self._global = cma.CMAEvolutionStrategy(start, 1.0, _options(len(clients), rng))
         means, losses, squares, queries = [], [], [], 0
         for examples in clients:
-            # Something is left for the loss of what was found.
-            affordable = budget // len(examples) - 1
-            population = max(LEAST, min(LOCAL_POPULATION, affordable))
-            if affordable < population:
-                raise ConfigError(
-                    f"queries-per-round = {budget}: a generation of FedBPT needs "
-                    f"{(LEAST + 1) * len(examples)} here"
-                )
+            population, generations = self.generations(budget, len(examples))
             local = self._global._copy_light(self._step, _options(population, rng))
             square = 0.0
-            for _ in range(affordable // population):
+            for _ in range(generations):
                 square += local.sigma**2 / population
                 asked = local.ask()
                 local.tell(asked, [self._space.loss(point, examples) for point in asked])
             means.append(np.asarray(local.mean))
             losses.append(self._space.loss(means[-1], examples))
             squares.append(square)
-            queries += (affordable // population * population + 1) * len(examples)
+            queries += (generations * population + 1) * len(examples)
         self._aggregate(means, losses, squares)
         return queries
 

@@ -64,14 +64,20 @@ def _local_model_obstacle(model: str) -> str:
 @cache
 def _hub_obstacle(name: str, kind: Literal["model", "dataset"]) -> str:
     from huggingface_hub import HfApi, try_to_load_from_cache
+    from huggingface_hub.errors import GatedRepoError
 
+    api = HfApi()
     try:
-        HfApi().repo_info(name, repo_type=kind, timeout=SECONDS)
+        # Anyone may read about a gated repository; its files are for those who were let in.
+        if getattr(api.repo_info(name, repo_type=kind, timeout=SECONDS), "gated", False):
+            api.auth_check(name, repo_type=kind)
     except Exception as error:
         # Offline, what was loaded before is still there.
         marker = "config.json" if kind == "model" else "README.md"
         if isinstance(try_to_load_from_cache(name, marker, repo_type=kind), str):
             return ""
+        if isinstance(error, GatedRepoError):
+            return f"hub {kind} {name} is gated, and access has not been granted"
         return f"hub {kind} {name} not reachable ({type(error).__name__})"
     return ""
 

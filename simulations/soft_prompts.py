@@ -15,13 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from feddtpt_flwr.config import RunConfig
+from feddtpt_flwr.config import ConfigError, RunConfig
 from feddtpt_flwr.data import Example
 from feddtpt_flwr.experiment import load_data, load_task
 from feddtpt_flwr.run_folder import RunFolder
 from simulations.grey_box import FedBBT, FedBPT
 from simulations.soft_prompt_model import BATCH, SoftPromptModel
-from simulations.suite import BASELINES
 
 if TYPE_CHECKING:
     import torch
@@ -44,6 +43,11 @@ class FedPrompt:
         self._model = model
         self.prompt = start.clone()
         self.num_parameters = self.num_down = self.num_up = start.numel()
+
+    @staticmethod
+    def least_queries(num_examples: int) -> int:
+        """Return the queries of a client's smallest round: one step."""
+        return min(BATCH, num_examples)
 
     def round(
         self, clients: Sequence[Sequence[Example]], budget: int, rng: np.random.Generator
@@ -71,8 +75,22 @@ class FedPrompt:
 TUNERS: dict[str, Any] = {"fedprompt": FedPrompt, "fedbbt": FedBBT, "fedbpt": FedBPT}
 
 
+def too_few_queries(baseline: str, budget: int, num_examples: int) -> str:
+    """Return why a client cannot tune once with its budget of a round; empty if it can."""
+    least = TUNERS[baseline].least_queries(num_examples)
+    if budget >= least:
+        return ""
+    return (
+        f"queries-per-round = {budget}: {least} or more are needed for {baseline} on "
+        f"{num_examples} examples"
+    )
+
+
 def run(baseline: str, settings: dict[str, Any], num_clients: int) -> Path:
     """Tune a soft prompt with the settings of an app's run; return the run folder.
+
+    ``bytes`` in the history are those of the arrays alone, 4 for each number: nothing is sent here.
+    The app's runs count whole messages, with their names, numbers and texts as well.
 
     Raises
     ------
@@ -82,13 +100,16 @@ def run(baseline: str, settings: dict[str, Any], num_clients: int) -> Path:
     config = RunConfig.from_run_config(settings)
     task = load_task(config)
     data = load_data(config, num_clients)
+    clients = [[*client.train, *data.public] for client in data.clients]
+    for examples in clients:
+        if mistake := too_few_queries(baseline, config.queries_per_round, len(examples)):
+            raise ConfigError(mistake)
     seed_prompt = config.seed_prompt or task.seed_prompt
     model = SoftPromptModel(config, task)
     start = model.embed(seed_prompt)
     tuner = TUNERS[baseline](model, start, config.seed)
     folder = RunFolder(Path(config.run_folder), f"{task.name}-{baseline}")
     folder.write_config(config.to_run_config())
-    clients = [[*client.train, *data.public] for client in data.clients]
     rng = np.random.default_rng([config.seed, num_clients])
     accuracies, queries = [model.accuracy(start, data.test)], 0
     folder.append("start", prompt=seed_prompt, accuracy=accuracies[0])
@@ -122,7 +143,7 @@ def run(baseline: str, settings: dict[str, Any], num_clients: int) -> Path:
 def main() -> None:
     """Run with the settings of a TOML file, as a suite does."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("baseline", choices=BASELINES)
+    parser.add_argument("baseline", choices=TUNERS)
     parser.add_argument("settings", type=Path)
     parser.add_argument("--num-clients", type=int, required=True)
     arguments = parser.parse_args()

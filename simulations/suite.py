@@ -11,16 +11,17 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError
 
-from feddtpt_flwr.client_limits import most_scored, num_compared
+from feddtpt_flwr.client_limits import most_scored, num_compared, too_few_queries
 from feddtpt_flwr.config import ConfigError, RunConfig
-from feddtpt_flwr.data import DataError
+from feddtpt_flwr.data import ClientData, DataError, Example
 from feddtpt_flwr.experiment import load_task
+from simulations import soft_prompts
 
 SUITES = Path(__file__).parent / "suites"
 AXES = ("models", "tasks", "partitions", "methods", "budgets")
 WHAT, NUM_CLIENTS, BASELINE = "what", "num-clients", "baseline"
 
-BASELINES = ("fedprompt", "fedbbt", "fedbpt")
+BASELINES = tuple(soft_prompts.TUNERS)
 """Methods that are not the app: see `simulations.soft_prompts`."""
 
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
@@ -288,11 +289,26 @@ def _mistake(job: Job) -> str:
         return f"{', '.join(sorted(own))}: the suite's to set"
     try:
         # A task's file may be on another machine than this.
-        if not job.config.task.endswith(".toml"):
-            load_task(job.config)
+        return "" if job.config.task.endswith(".toml") else _too_few_queries(job)
     except (ConfigError, DataError) as error:
         return str(error)
-    return ""
+
+
+def _too_few_queries(job: Job) -> str:
+    """Return why a run's clients have too few queries to begin; empty if they have enough.
+
+    Of the examples their numbers alone matter, and these the settings tell; of clients with data of
+    their own they do not.
+    """
+    config, num_labels = job.config, load_task(job.config).num_labels
+    if config.clients == "own-data":
+        return ""
+    own, num_public = config.k_shot * num_labels, config.public_per_class * num_labels
+    if job.baseline in BASELINES:
+        budget = config.queries_per_round
+        return soft_prompts.too_few_queries(job.baseline, budget, own + num_public)
+    examples = (Example("", 0),) * own
+    return too_few_queries(config, ClientData(examples, examples), num_public)
 
 
 def _explain(path: Path, error: Any) -> str:

@@ -149,8 +149,9 @@ def cost_table(grid: Grid) -> Table:
         rows,
         [
             "Means over the completed runs. Bytes are the content of all messages of all clients, "
-            "both ways. What is tuned are the learned prompt's token ids; of a soft prompt, its "
-            "numbers. Seconds say little where runs were at work side by side, or in one process. "
+            "both ways; of a soft prompt, those of the arrays alone. What is tuned are the learned "
+            "prompt's token ids; of a soft prompt, its numbers. "
+            "Seconds say little where runs were at work side by side, or in one process. "
             "Peak MiB is the most memory that all processes of a run took together at one of many "
             "looks, on average over the runs in which it was measured; it is not in a process that "
             "several runs have in common. A page that processes share is divided among them, also "

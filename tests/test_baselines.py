@@ -1,7 +1,9 @@
 """The field's searches: their own arithmetic, and one run of each on the real small models."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
+from random import Random
 from typing import Any
 
 import numpy as np
@@ -14,12 +16,12 @@ from feddtpt_flwr.budget import QueryBudget
 from feddtpt_flwr.config import RunConfig
 from feddtpt_flwr.data import Example, Task
 from feddtpt_flwr.evaluation import Evaluator
-from feddtpt_flwr.feedback import Feedback
+from feddtpt_flwr.feedback import Feedback, change
 from feddtpt_flwr.language_model import ModelUnavailableError
 from feddtpt_flwr.language_model.local import LocalLanguageModel
 from feddtpt_flwr.masked_lm import CausalInfiller
 from feddtpt_flwr.search import SearchResult
-from feddtpt_flwr.searches import PROPOSERS, SEARCHES, SearchParts, build_search
+from feddtpt_flwr.searches import PROPOSERS, SEARCHES, Search, SearchParts, build_search
 from feddtpt_flwr.vocabulary import Vocabulary
 from strategies.edits import Edit
 
@@ -61,6 +63,9 @@ class Searching:
         self.feedback = Feedback()
 
     def run(self, limit: int, **settings: object) -> SearchResult:
+        return self.build(limit, **settings).run(self.start, self.feedback)
+
+    def build(self, limit: int, **settings: object) -> Search:
         config = RunConfig.from_run_config(
             {"seed-prompt": START, "max-prompt-tokens": 8, "max-fluency-loss": 100.0, **settings}
         )
@@ -76,7 +81,7 @@ class Searching:
             rng=rng,
             on_accept=lambda _: None,
         )
-        return build_search(parts).run(self.start, self.feedback)
+        return build_search(parts)
 
     def accuracy(self, tokens: tuple[int, ...]) -> float:
         evaluator = Evaluator(self.model, self.task, QueryBudget(len(self.examples)))
@@ -207,6 +212,72 @@ def test_what_helps_is_found(search: str, wordpiece: Vocabulary, task: Task) -> 
     assert "fine" in wordpiece.decode(result.tokens).split()
     assert result.accuracy == 1.0 > result.start_accuracy
     assert evaluator.budget.used <= 3000
+
+
+class Worth:
+    """A double of the black box, for the arithmetic alone: some words of a prompt are worth more.
+
+    Each of them makes an answer right 15 times in a hundred more often, whatever else there is. An
+    example's text stands in brackets, and does not count.
+    """
+
+    name = "worth"
+
+    def __init__(self, words: Sequence[str]) -> None:
+        self.words = frozenset(words)
+
+    def answer(self, queries: Sequence[str], choices: Sequence[str]) -> list[str]:
+        right = [Random(q).random() < 0.55 + 0.15 * self.count(q) for q in queries]
+        return [choices[0 if r else 1] for r in right]
+
+    def count(self, text: str) -> int:
+        return len(self.words & set(re.sub(r"\[.*\]", "", text).split()))
+
+
+def worth_something(vocabulary: Vocabulary) -> tuple[list[str], list[Example]]:
+    """Return 100 words and 48 examples whose texts hold them all."""
+    allowed = vocabulary.proposable()
+    pieces = (vocabulary.piece(token) for token in range(len(vocabulary)) if allowed[token])
+    words = [p for p in pieces if p.islower() and len(p) > 5][:100]
+    texts = (" ".join(words[(2 * i + j) % 100] for j in range(6)) for i in range(48))
+    return words, [Example(f"[{text} {i}]", 0) for i, text in enumerate(texts)]
+
+
+@pytest.mark.parametrize(("limit", "least"), [(354, 7), (1000, 9)])
+def test_the_policy_gradient_finds_an_easy_improvement(
+    limit: int, least: int, wordpiece: Vocabulary, task: Task
+) -> None:
+    words, examples = worth_something(wordpiece)
+    model = Worth(words[::5])
+    start = wordpiece.encode("Is what this one says about it for us or not")
+    assert model.count(wordpiece.decode(start)) == 0
+    found = 0
+    for seed in range(10):
+        evaluator = Evaluator(model, task, QueryBudget(limit))
+        rng = np.random.default_rng(seed)
+        search = PolicyGradientSearch(evaluator, wordpiece, examples, rng, max_tokens=24)
+        result = search.run(start, Feedback())
+        assert evaluator.budget.used <= limit
+        assert evaluator.budget.left < len(examples)
+        assert result.accuracy >= result.start_accuracy
+        text = wordpiece.decode(result.tokens)
+        measured = Evaluator(model, task, QueryBudget(48)).correct(text, examples)
+        assert result.accuracy == measured.mean()
+        found += model.count(text) > 0 and result.accuracy > result.start_accuracy + 0.1
+    assert found >= least
+
+
+@pytest.mark.parametrize("reword", [True, False])
+def test_evolution_rewords_whole_prompts_where_that_is_wanted(
+    reword: bool, searching: Searching
+) -> None:
+    settings = {"search": "evolution", "reword": reword, "max-prompt-tokens": 24}
+    search = searching.build(60, **settings)
+    assert isinstance(search, EvolutionSearch)
+    # More words than a change of a part ever takes.
+    tokens = searching.infiller.vocabulary.encode("Is what this one says of it good or not so")
+    edits = search._proposer.propose(tokens, Feedback(), np.random.default_rng(0), 8)
+    assert ("rewrite" in {change(edit, tokens) for edit in edits}) == reword
 
 
 class SomeWords(RandomProposer):

@@ -26,7 +26,8 @@ class EvolutionSearch:
 
     In EvoPrompt a large language model crosses and mutates the prompts. Here a black box answers
     with an answer word only, so crossing joins the beginning of one prompt to the end of another,
-    and the masked language model mutates one place.
+    and the masked language model mutates: with ``reword = true`` it puts every other prompt in
+    other words as a whole, as EvoPrompt's model does, and changes one place of the others.
 
     Parameters
     ----------

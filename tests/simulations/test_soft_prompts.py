@@ -10,7 +10,7 @@ from feddtpt_flwr.language_model.local import LocalLanguageModel
 from simulations.grey_box import DIMENSIONS, FedBBT, FedBPT
 from simulations.outcome import read_outcome
 from simulations.soft_prompt_model import SoftPromptModel
-from simulations.soft_prompts import FedPrompt, run
+from simulations.soft_prompts import TUNERS, FedPrompt, run, too_few_queries
 from simulations.stamp import stamp
 
 PROMPT = "Movie review."
@@ -125,15 +125,25 @@ def test_the_servers_step_length_is_the_papers() -> None:
     assert tuner._step == pytest.approx(0.4)
 
 
-@pytest.mark.parametrize("make", [FedBBT, FedBPT])
-def test_a_budget_below_one_generation_is_refused(
-    make: type[FedBBT] | type[FedBPT], short_reviews: tuple[Example, ...]
+@pytest.mark.parametrize(("baseline", "least"), [("fedprompt", 4), ("fedbbt", 16), ("fedbpt", 20)])
+def test_a_budget_that_moves_nothing_is_refused(
+    baseline: str, least: int, embedded_assets: None, tmp_path: Path
 ) -> None:
-    pytest.importorskip("cma")
-    tuner = make.__new__(make)
-    tuner._point, tuner._global, tuner._step = np.zeros(DIMENSIONS), None, 1.0  # type: ignore[union-attr]
-    with pytest.raises(ConfigError, match="queries-per-round = 15: a generation of Fed"):
-        tuner.round([short_reviews[:4]] * 2, 15, np.random.default_rng(0))
+    assert too_few_queries(baseline, least, 4) == ""
+    if baseline != "fedprompt":
+        assert TUNERS[baseline].generations(least, 4) == (4, 1)
+        assert TUNERS[baseline].generations(least - 1, 4)[1] == 0
+    settings = {
+        "k-shot": 1,
+        "public-per-class": 1,
+        "test-size": 8,
+        "queries-per-round": least - 1,
+        "run-folder": str(tmp_path),
+    }
+    message = f"queries-per-round = {least - 1}: {least} or more are needed for {baseline} on 4 ex"
+    with pytest.raises(ConfigError, match=message):
+        run(baseline, settings, 2)
+    assert not list(tmp_path.iterdir())
 
 
 def test_fedbpt_needs_other_clients(short_reviews: tuple[Example, ...]) -> None:

@@ -1,19 +1,39 @@
 import json
 import re
+from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
+import httpx
 import pytest
 from huggingface_hub import HfApi
+from huggingface_hub.errors import GatedRepoError
 
 from feddtpt_flwr.config import RunConfig
+from feddtpt_flwr.data import Example, Task, get_source, get_task
+from feddtpt_flwr.data.embedded import EMBEDDED
+from feddtpt_flwr.data.sampling import draw, to_examples
 from simulations import obstacles
+from simulations.grey_box import FedBBT, FedBPT
 from simulations.obstacles import obstacle
 from simulations.outcome import CurvePoint, Failure, Results
-from simulations.suite import SUITES, SuiteError, load_suite, most_queries
+from simulations.suite import AXES, SUITES, SuiteError, load_suite, most_queries
 from tests.simulations.written_runs import MADE, SUITE, write_run, write_suite
 
 NAMES = sorted(path.stem for path in SUITES.glob("*.toml"))
+
+
+@pytest.fixture(scope="module")
+def embedded_examples(embedded_assets: None) -> Callable[[Task], list[tuple[Example, ...]]]:
+    """Return a task's embedded training and test examples, read once."""
+
+    @cache
+    def read(task: Task) -> list[tuple[Example, ...]]:
+        tables = get_source(task.name, "embedded").load(task)
+        return [to_examples(task, tables.train), to_examples(task, tables.test)]
+
+    return read
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -29,6 +49,52 @@ def test_every_suite_is_valid_and_its_runs_differ(name: str) -> None:
     assert all(job.config.seed == job.seed for job in jobs)
     if name.endswith("-embedded"):
         assert {job.config.language_model for job in jobs} == {"embedded"}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_run_of_a_suite_finds_enough_examples(
+    name: str, embedded_examples: Callable[[Task], list[tuple[Example, ...]]]
+) -> None:
+    settings = ("k_shot", "public_per_class", "test_size", "partition", "dirichlet_alpha", "seed")
+    draws = {
+        (job.config.task, job.num_clients, *(getattr(job.config, key) for key in settings))
+        for job in load_suite(name).jobs(environment={"FEDDTPT_GLUE": "/data/glue"})
+        # Other data than the embedded need not be here.
+        if job.config.data_source == "default" and job.config.task in EMBEDDED
+    }
+    for task_name, num_clients, *values in draws:
+        task = get_task(task_name)
+        data = draw(
+            *embedded_examples(task),
+            num_labels=task.num_labels,
+            num_clients=num_clients,
+            **dict(zip(settings, values, strict=True)),
+        )
+        assert len(data.clients) == num_clients
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_rows_of_a_suite_may_ask_equally_often(name: str) -> None:
+    """Of each model, task, partition and budget; rows with another budget say so in their name."""
+    totals: dict[tuple[object, ...], set[int]] = {}
+    for job in load_suite(name).jobs(environment={"FEDDTPT_GLUE": "/data/glue"}):
+        place = [job.label(axis) for axis in AXES if axis != "methods"]
+        longer = job.label("methods").endswith("-long")
+        totals.setdefault((*place, longer), set()).add(most_queries(job))
+    for rows, queries in totals.items():
+        assert max(queries) <= 1.03 * min(queries), rows
+
+
+def test_soft_prompts_have_as_many_generations_as_their_suite_says() -> None:
+    num_examples = {
+        2 * (job.config.k_shot + job.config.public_per_class)
+        for job in load_suite("table3-embedded").jobs()
+    }
+    assert num_examples == {12}
+    assert FedBBT.generations(98, 12) == (4, 2)
+    assert FedBPT.generations(98, 12) == (5, 1)
+    assert FedBBT.generations(1048, 12) == (20, 4)
+    assert FedBPT.generations(1048, 12) == (5, 17)
 
 
 def test_a_base_gives_what_a_suite_does_not_say_itself() -> None:
@@ -74,6 +140,14 @@ def test_later_axes_win_and_seeds_come_one_after_the_other(tmp_path: Path) -> No
         (("feedback = false", "baseline = 'bbt'"), "baseline = 'bbt': allowed are fedprompt, "),
         (("feedback = false", "seed = 4"), "one/blind/seed0: seed: the suite's to set"),
         (('"tweet_sentiment"', '"tweets"'), "two/full/seed0: unknown task 'tweets'; tasks: "),
+        (
+            ("feedback = false", "queries-per-round = 95"),
+            "one/blind/seed0: queries-per-round = 95: 96 or more are needed for a search on 48 ex",
+        ),
+        (
+            ("feedback = false", "baseline = 'fedbpt'\nqueries-per-round = 239"),
+            "one/blind/seed0: queries-per-round = 239: 240 or more are needed for fedbpt on 48 ex",
+        ),
         (("[tasks.one]", '[tasks."a b"]'), "tasks.a b: a label has letters"),
         (("[tasks.one]", "[tasks.one"), "written.toml: "),
         (("[tasks.one]", "[tasks]\none = 3\n[tasks.three]"), "tasks.one = 3: "),
@@ -95,7 +169,10 @@ def test_a_suite_that_there_is_not() -> None:
 
 
 def test_queries_are_bounded_by_what_clients_may_ask(tmp_path: Path) -> None:
-    settings = "[settings]\nnum-server-rounds = 2\nk-shot = 4\nqueries-per-round = 50\n"
+    settings = (
+        "[settings]\nnum-server-rounds = 2\nk-shot = 4\npublic-per-class = 4\n"
+        "queries-per-round = 50\n"
+    )
     job = write_suite(tmp_path, SUITE + settings).jobs(["one", "full"])[0]
     # Ten clients search; all count 5 prompts on 4 + 4 examples of each of 2 classes.
     assert most_queries(job) == 2 * 10 * (50 + 5 * 16)
@@ -217,6 +294,32 @@ masked-lm = "nobody/no-masked-lm-either"
     assert why["file"].startswith("no file ")
     assert why["endpoint"].startswith("endpoint 127.0.0.1:9 not reachable")
     assert why["masked-lm"].startswith("hub model nobody/no-masked-lm-either")
+    obstacles._hub_obstacle.cache_clear()
+
+
+def test_a_model_that_one_was_not_let_in_to_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With answers of the hub as it would give them: no hub can be reached here."""
+
+    class Information:
+        """A double of what the hub tells anyone about a gated repository."""
+
+        gated = "manual"
+
+    def refuse(_: object, name: str, *, repo_type: str) -> None:
+        if name == "nobody/gated":
+            response = httpx.Response(403, request=httpx.Request("GET", "https://hub.example"))
+            raise GatedRepoError(f"not on the list of this {repo_type}", response=response)
+
+    monkeypatch.setattr(HfApi, "repo_info", lambda *_, **__: Information())
+    monkeypatch.setattr(HfApi, "auth_check", refuse)
+    obstacles._hub_obstacle.cache_clear()
+    models = "".join(f'[models.{m}]\nlanguage-model = "nobody/{m}"\n' for m in ("gated", "let-in"))
+    jobs = write_suite(tmp_path, SUITE + models).jobs(["one"])
+    why = {job.label("models"): obstacle(job) for job in jobs}
+    assert why["gated"] == "hub model nobody/gated is gated, and access has not been granted"
+    assert why["let-in"] == ""
     obstacles._hub_obstacle.cache_clear()
 
 
