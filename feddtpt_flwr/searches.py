@@ -125,8 +125,8 @@ def _bdpl(parts: SearchParts) -> Search:
 
 
 def _evolution(parts: SearchParts) -> Search:
-    # Its mutations change one place of what crossover gave.
-    part_by_part = parts.config.model_copy(update={"reword": False})
+    # Its mutations change one place of what crossover gave, and know no feedback.
+    part_by_part = parts.config.model_copy(update={"reword": False, "feedback": False})
     return EvolutionSearch(
         parts.evaluator,
         build_proposer(replace(parts, config=part_by_part)),
@@ -153,7 +153,10 @@ def _random(parts: SearchParts) -> Proposer:
 
 def _prompt_generator(parts: SearchParts) -> Proposer:
     if parts.writer is None:
-        raise ValueError("proposer = 'prompt-generator' needs a writer")
+        raise ValueError(
+            "writer = None: proposer = 'prompt-generator' needs a `Writer`; without one, "
+            "'masked-lm' and 'random' are allowed"
+        )
     return PromptGenerator(
         parts.writer,
         _masked_lm(parts),
