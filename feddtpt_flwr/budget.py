@@ -3,7 +3,7 @@
 What an answer costs is known when it is there, so no question is sent before the most that it may
 cost is booked (`Tariff`); the rest is given back afterwards. Near a limit fewer questions are
 therefore sent at a time, in the end one. No limit of queries, tokens or money is passed, however
-many requests are on their way; one of time by the questions that were on their way when it came.
+many requests are on their way; one of time by what was under way when it came.
 """
 
 import time
@@ -103,7 +103,7 @@ class Span:
         return self.limits.queries - self.before.queries
 
     def questions(
-        self, spent: Amounts, each: Amounts, most: Amounts
+        self, spent: Amounts, each: Amounts, most: Amounts, free: float
     ) -> Iterator[tuple[float, str]]:
         """Yield how many questions each limit leaves, and the limit's name.
 
@@ -113,14 +113,16 @@ class Span:
             Used since.
         each, most : Amounts
             What a question is expected to use, and what is booked for one.
+        free : float
+            Questions that will cost neither tokens nor money.
         """
         left = self.limits - self.before - spent
         for kind in KINDS:
             mean = getattr(each, kind)
             # The last one has to fit with all that is booked for it.
             over = max(0.0, getattr(most, kind) - mean)
-            number = _times(getattr(left, kind) - over, mean)
-            yield number - self.reserve, f"{kind}-per-{self.name}"
+            number = _times(getattr(left, kind) - over, mean) - self.reserve
+            yield number + (free if kind in ("tokens", "cost") else 0), f"{kind}-per-{self.name}"
 
 
 class ClientBudget(QueryBudget):
@@ -134,6 +136,9 @@ class ClientBudget(QueryBudget):
         Further limits.
     tariff : Tariff
         What answers cost.
+    to_find : int
+        Answers that another attempt has paid for and an archive has. Until the first question that
+        must be asked they are free, so that the same course is planned once more.
     on_use : Callable[[Amounts], None]
         Told of every use: of what is booked before questions are sent, and of what is given back
         or added when they were answered.
@@ -146,6 +151,7 @@ class ClientBudget(QueryBudget):
         limit: int,
         *spans: Span,
         tariff: Tariff | None = None,
+        to_find: int = 0,
         on_use: Callable[[Amounts], None] = lambda _: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -153,6 +159,7 @@ class ClientBudget(QueryBudget):
         self._most_wanted = limit
         self._spans = spans
         self._tariff = tariff or Tariff()
+        self._to_find = to_find
         self._on_use = on_use
         self._clock = clock
         self._began = clock()
@@ -187,7 +194,11 @@ class ClientBudget(QueryBudget):
         spent = self.spent
         before = max((s.before for s in self._spans), key=lambda b: b.asked, default=Amounts())
         each = _per_question(before + spent)
-        left = [pair for span in self._spans for pair in span.questions(spent, each, self._most)]
+        # Planned as when they were paid for: with the same margin.
+        free = max(0, self._to_find - self.used) / MARGIN
+        left = [
+            pair for span in self._spans for pair in span.questions(spent, each, self._most, free)
+        ]
         return min([*left, (float(super().left), "")], key=lambda pair: pair[0])
 
     def spend(self, queries: int) -> None:
@@ -211,6 +222,7 @@ class ClientBudget(QueryBudget):
         BudgetExhaustedError
             If not even the first may be sent; if it is one to the black box, nothing is left.
         """
+        self._to_find = 0  # what is asked now the other attempt had not come to
         number, limit = self._fitting(questions, tariff or self._tariff)
         if not number:
             if tariff is None:
@@ -282,8 +294,10 @@ class ClientBudget(QueryBudget):
 
 def _per_question(spent: Amounts) -> Amounts:
     """Return what a question is expected to use: what others have, and `MARGIN`."""
-    asked, queries = max(spent.asked, 1) / MARGIN, max(spent.queries, 1) / MARGIN
-    return Amounts(1, spent.tokens / asked, spent.cost / asked, spent.seconds / queries, 1)
+    asked = max(spent.asked, 1) / MARGIN
+    # An attempt that was killed has used time, but its queries are counted when they come again.
+    answered = max(spent.queries, spent.asked, 1) / MARGIN
+    return Amounts(1, spent.tokens / asked, spent.cost / asked, spent.seconds / answered, 1)
 
 
 def _times(left: float, each: float) -> float:

@@ -1,6 +1,7 @@
 """The client: a Flower NumPyClient around the prompt search."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from logging import INFO
 
 import numpy as np
@@ -15,6 +16,7 @@ from feddtpt_flwr.client_limits import scoring_budget, search_budget, too_few_to
 from feddtpt_flwr.client_report import counted, described, mismatch, refusal, unchanged, written
 from feddtpt_flwr.client_state import (
     RUN_KEY,
+    Attempt,
     ClientState,
     Kept,
     Phase,
@@ -29,6 +31,7 @@ from feddtpt_flwr.generator import Writer
 from feddtpt_flwr.language_model import ModelError
 from feddtpt_flwr.node import Node, NodeConfig, load_node
 from feddtpt_flwr.privacy.clients import protected
+from feddtpt_flwr.search import SearchResult
 from feddtpt_flwr.searches import Search, SearchParts, build_search
 from strategies.candidates import Tokens
 from strategies.wire import (
@@ -102,7 +105,8 @@ class PromptTuningClient(NumPyClient):
         models.language_model(self._config)  # loaded before the search's seconds are counted
         budget = search_budget(self._config, state, num_own)
         evaluator = self._evaluator(budget, state)
-        if budget.left < len(examples) and budget.tightest.endswith("-per-run"):
+        used_up = budget.left < len(examples) and budget.tightest.endswith("-per-run")
+        if used_up and not self._recovered(tokens, state, evaluator, examples):
             log(INFO, "client %s: %s is used up", self._name, budget.tightest)
             state.end(evaluator.cache)
             metrics = self._counted(config, evaluator) | unchanged(budget.tightest)
@@ -118,6 +122,11 @@ class PromptTuningClient(NumPyClient):
             budget.tell()
             state.end(evaluator.cache)
             return [], 0, self._counted(config, evaluator, error) | self._written(writer)
+        recovered = self._recovered(tokens, state, evaluator, examples)
+        if recovered and recovered.accuracy > result.accuracy:
+            # A limit or a failure ended this one before it came as far as the one that was killed.
+            num_trials, failure = result.num_trials, result.failure
+            result = replace(recovered, num_trials=num_trials, failure=failure)
         done = f"done, {result.num_trials} changes tried"
         self._log_progress(server_round, evaluator, result.accuracy, done)
         budget.tell()
@@ -253,7 +262,7 @@ class PromptTuningClient(NumPyClient):
     def _start(
         self,
         tokens: Tokens,
-        interrupted: Tokens | None,
+        interrupted: Attempt | None,
         evaluator: Evaluator,
         examples: Sequence[Example],
     ) -> tuple[Tokens, float | None]:
@@ -263,12 +272,35 @@ class PromptTuningClient(NumPyClient):
         """
         if interrupted is None or evaluator.budget.left < 2 * len(examples):
             return tokens, None
-        texts = [self._vocabulary.decode(prompt) for prompt in (tokens, interrupted)]
+        texts = [self._vocabulary.decode(prompt) for prompt in (tokens, interrupted.tokens)]
         try:
             global_accuracy, other = evaluator.correct_all(texts, examples).mean(axis=1)
         except BudgetExhaustedError:
             return tokens, None
-        return (interrupted if other > global_accuracy else tokens), float(global_accuracy)
+        return (interrupted.tokens if other > global_accuracy else tokens), float(global_accuracy)
+
+    def _recovered(
+        self,
+        tokens: Tokens,
+        state: ClientState,
+        evaluator: Evaluator,
+        examples: Sequence[Example],
+    ) -> SearchResult | None:
+        """Return what a killed search had found, if that is known to beat the global prompt.
+
+        Nothing is asked: all of it is paid for.
+        """
+        first = evaluator.known(self._vocabulary.decode(tokens), examples)
+        best = None
+        for attempt in (state.found, state.interrupted):
+            if first is None or attempt is None:
+                continue
+            before = float(first.mean())
+            correct = evaluator.known(self._vocabulary.decode(attempt.tokens), examples)
+            if correct is not None and correct.mean() > (best.accuracy if best else before):
+                accuracy, accepted = float(correct.mean()), attempt.accepted
+                best = SearchResult(attempt.tokens, accuracy, before, accepted, 0)
+        return best
 
     def _recall(
         self, config: Mapping[str, Scalar], phase: Phase, sent: tuple[Tokens, ...] = ()
@@ -281,7 +313,8 @@ class PromptTuningClient(NumPyClient):
 
     def _evaluator(self, budget: ClientBudget, state: ClientState) -> Evaluator:
         store = models.answer_store(self._config)
-        cache = state.cache(*([] if store is None else [store]))  # an empty store is false
+        archives = [] if store is None else [store]  # an empty store is false
+        cache = state.cache(*archives, room=budget.limit)
         return Evaluator(models.language_model(self._config), self._task, budget, cache)
 
     def _writer(self, evaluator: Evaluator) -> Writer | None:

@@ -35,6 +35,7 @@ def search_budget(config: RunConfig, state: ClientState, num_own: int) -> Client
         Span("round", this_round, state.used_in_step),
         run,
         tariff=models.tariff(config),
+        to_find=state.to_find,
         on_use=state.use,
     )
 

@@ -6,25 +6,29 @@ none to another run that goes on with this one. So there is a file as well: ever
 trial is appended to it at once. A message that comes again, after its process or the whole run was
 killed, finds what was replied to it. If it never came to a reply, it finds everything as it was
 when it first came, and what had been answered until then in an archive: it takes the same course,
-and asks nothing twice.
+and asks nothing twice. What the killed search had found and tried is put aside, for limits of
+tokens, money or time may not let it come that far again.
 """
 
 import hashlib
 import json
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from functools import reduce
 from logging import WARNING
+from operator import or_
 from pathlib import Path
 from typing import Any, Literal
 
 from flwr.common import ConfigRecord, RecordDict, Scalar, log
 
 from feddtpt_flwr.amounts import Amounts
-from feddtpt_flwr.evaluation import AnswerCache
-from feddtpt_flwr.feedback import Feedback, trial_from_dict
+from feddtpt_flwr.evaluation import CAPACITY, AnswerCache
+from feddtpt_flwr.feedback import Feedback, Trial, trial_from_dict
 from strategies.candidates import Tokens
 
 STATE_KEY = "feddtpt"
@@ -77,6 +81,32 @@ class Kept:
         return cls(to, tuple(entry["tokens"]), int(entry["num_examples"]), dict(entry["metrics"]))
 
 
+@dataclass(frozen=True)
+class Attempt:
+    """A search that did not come to a reply, as far as it came.
+
+    Attributes
+    ----------
+    start : Tokens
+        The prompt that it began from.
+    trials : tuple[Trial, ...]
+        The changes that it tried, in order.
+    """
+
+    start: Tokens
+    trials: tuple[Trial, ...] = ()
+
+    @property
+    def accepted(self) -> tuple[Trial, ...]:
+        """The changes that it went on from."""
+        return tuple(trial for trial in self.trials if trial.accepted)
+
+    @property
+    def tokens(self) -> Tokens:
+        """Its best prompt."""
+        return reduce(lambda tokens, trial: trial.apply(tokens), self.accepted, self.start)
+
+
 def state_file(folder: Path, run: str, client: str) -> Path:
     """Return the file of one client in one run.
 
@@ -109,11 +139,17 @@ class ClientState:
         What was replied when the same message with the same prompts came before.
     feedback : Feedback
         The trials so far; new ones are written down.
-    interrupted : Tokens, optional
-        The best prompt of the last search before, if that never came to its end.
+    interrupted : Attempt, optional
+        The last search before, if that never came to its end and had found a better prompt.
+    found : Attempt, optional
+        The other attempt at this message that had found the best prompt, if one had.
+    to_find : int
+        Answers that another attempt at this message had got from the same beginning: this one will
+        find them again.
     used_in_run, used_in_step : Amounts
-        What the client has used in the run, and for this message. Tokens, money and time of other
-        attempts count, as they are gone; queries do not, as they are asked again and found.
+        What the client has used in the run, and for this message. Tokens and money of other
+        attempts count, as they are gone; queries do not, as they are asked again and found. Time
+        counts for the run; for the message it begins anew, as whoever waits for its reply does.
     """
 
     def __init__(
@@ -138,27 +174,32 @@ class ClientState:
         flowers = self._read_flowers()
         if flowers and (not past or _step(flowers[-1]) > max(map(_step, past))):
             past = flowers
-        other = [
-            _without_queries(entry)
-            for entry in there
-            if not stands(entry) and ("answers" in entry or "used" in entry)
-        ]
-        # Trials of another attempt at this message would count twice.
+        other = [aside for entry in there if not stands(entry) for aside in _put_aside(entry)]
         kept = there if self.reply else past + other
         if not intact or there != kept:
             self._write(kept)
         self._archive = _answers(other)
         self._known = _answers(past)
-        trials = [trial_from_dict(entry["trial"]) for entry in past if "trial" in entry]
-        self.feedback = Feedback.of(trials, lambda trial: self._append(trial=asdict(trial)))
+        self.feedback = Feedback.of(_trials(past), lambda trial: self._append(trial=asdict(trial)))
         self.interrupted = _interrupted(past)
+        here = [entry for entry in other if _step(entry) == now]
+        self.found = _best(_attempts(here))
+        starts = {*sent[:1], *({self.interrupted.tokens} if self.interrupted else ())}
+        same = any(attempt.start in starts for attempt in _attempts(here))
+        self.to_find = len(_answers(here)) if same else 0
         self.used_in_run = _used([*past, *other])
-        self.used_in_step = replace(_used(e for e in other if _step(e) == now), seconds=0.0)
+        self.used_in_step = replace(_used(here), seconds=0.0)
         self._used_now = Amounts()
+        self._most = CAPACITY
 
-    def cache(self, *archives: Any) -> AnswerCache:
-        """Return the answers that are known, with this state and ``archives`` behind them."""
-        return AnswerCache.from_json(json.dumps(self._known), archives=(self, *archives))
+    def cache(self, *archives: Any, room: int = 0) -> AnswerCache:
+        """Return the answers that are known, with this state and ``archives`` behind them.
+
+        None is forgotten before there are `CAPACITY` and ``room`` new ones.
+        """
+        self._most = CAPACITY + room
+        capacity = len(self._known) + self._most
+        return AnswerCache.from_json(json.dumps(self._known), capacity, (self, *archives))
 
     def get(self, digest: str) -> str | None:
         """Return the answer that another attempt has got to the question with this hash."""
@@ -196,7 +237,7 @@ class ClientState:
                 "version": STATE_VERSION,
                 "step": list(self._now),
                 "feedback": self.feedback.to_json(),
-                "answers": cache.to_json(),
+                "answers": cache.to_json(self._most),
                 "used": json.dumps(asdict(self.used_in_run + self._used_now)),
             }
         )
@@ -293,25 +334,55 @@ def _reply(there: Iterable[Mapping[str, Any]], now: Step, sent: tuple[Tokens, ..
     return next((reply for reply in reversed(kept) if reply.to == sent), None)
 
 
-def _without_queries(entry: dict[str, Any]) -> dict[str, Any]:
-    """Return an entry of another attempt: its queries will be counted again."""
-    return {**entry, "used": {**entry["used"], "queries": 0}} if "used" in entry else entry
+_ASIDE = {"start": "began", "trial": "tried"}
+"""What an attempt's entries are called once another attempt at the same message has begun."""
 
 
-def _interrupted(past: Iterable[Mapping[str, Any]]) -> Tokens | None:
-    """Return the best prompt of the last search that began, if that did not end."""
-    began: Step | None = None
-    start: Tokens | None = None
-    best: Tokens | None = None
-    for entry in past:
-        if "start" in entry:
-            began, start = _step(entry), tuple(entry["start"])
-            best = start
-        elif best is not None and "trial" in entry and entry["trial"]["accepted"]:
-            best = trial_from_dict(entry["trial"]).apply(best)
-        elif "end" in entry and _step(entry) == began:
-            start = best = None
-    return best if best != start else None
+def _put_aside(entry: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield an entry of another attempt as it is kept; nothing if it is not."""
+    if "used" in entry:
+        # Its queries will be counted again.
+        yield {**entry, "used": {**entry["used"], "queries": 0}}
+    elif "end" not in entry:
+        yield {_ASIDE.get(key, key): value for key, value in entry.items()}
+
+
+def _attempts(entries: Iterable[Mapping[str, Any]]) -> list[Attempt]:
+    """Return the searches that began in one step's entries, in order."""
+    attempts: list[Attempt] = []
+    for entry in entries:
+        if start := entry.get("start", entry.get("began")):
+            attempts.append(Attempt(tuple(start)))
+        elif attempts and (made := entry.get("trial", entry.get("tried"))):
+            last = attempts[-1]
+            attempts[-1] = replace(last, trials=(*last.trials, trial_from_dict(made)))
+    return attempts
+
+
+def _best(attempts: Iterable[Attempt]) -> Attempt | None:
+    """Return the attempt whose prompt was the most accurate, if any had found one."""
+    found = [attempt for attempt in attempts if attempt.accepted]
+    return max(found, key=lambda attempt: attempt.accepted[-1].accuracy, default=None)
+
+
+def _interrupted(past: Sequence[Mapping[str, Any]]) -> Attempt | None:
+    """Return the last search that began and what it had found, if that did not end."""
+    last = max((_step(e) for e in past if "start" in e or "began" in e), default=None)
+    entries = [entry for entry in past if _step(entry) == last]
+    # A message may end before its search begins; then an earlier attempt's stands.
+    ended = all(any(key in entry for entry in entries) for key in ("start", "end"))
+    return None if ended else _best(_attempts(entries))
+
+
+def _trials(past: Sequence[Mapping[str, Any]]) -> Iterator[Trial]:
+    """Yield what was tried, step by step; what several attempts have tried counts once."""
+    for at in sorted({_step(entry) for entry in past}):
+        entries = [entry for entry in past if _step(entry) == at]
+        made = [trial_from_dict(entry["trial"]) for entry in entries if "trial" in entry]
+        earlier = _attempts(e for e in entries if "began" in e or "tried" in e)
+        tried = reduce(or_, (Counter(attempt.trials) for attempt in earlier), Counter[Trial]())
+        yield from made
+        yield from (tried - Counter(made)).elements()
 
 
 def _warn_of_version(what: str, version: Any) -> None:

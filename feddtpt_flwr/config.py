@@ -126,7 +126,8 @@ class RunConfig(BaseModel):
     queries_per_run, tokens_per_run, cost_per_run, seconds_per_run : int, int, float, float
         Most of one client in the whole run, scorings included; 0 for no limit.
     feedback : bool
-        Whether trials steer later proposals; off is the paper's ablation.
+        Whether trials steer later proposals; off is the paper's ablation. Those of
+        ``search = "evolution"``, ``proposer = "random"`` and ``privacy = "exponential"`` never do.
     reword : bool
         Whether the masked language model also proposes the whole prompt in other words, besides
         changes of a part of it.

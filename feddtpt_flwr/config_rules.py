@@ -87,11 +87,18 @@ def _unused_mistakes(config: "RunConfig") -> list[str]:
                 "aggregation = 'best': with privacy = 'exponential' no client tells how good its "
                 "prompt is; choose another"
             )
-    elif config.search == "bdpl" and config.proposer != "masked-lm":
-        mistakes.append(
-            f"proposer = {config.proposer!r}: search = 'bdpl' would not use it; "
-            "'masked-lm' is allowed"
-        )
+    elif config.search == "bdpl":
+        if config.proposer != "masked-lm":
+            mistakes.append(
+                f"proposer = {config.proposer!r}: search = 'bdpl' would not use it; "
+                "'masked-lm' is allowed"
+            )
+        # It has no proposer. Where there is one that neither steers, false says what is the case.
+        mistakes += [
+            f"{name} = false: search = 'bdpl' would not use it; true is allowed"
+            for name in ("feedback", "reword")
+            if not getattr(config, name)
+        ]
     return mistakes
 
 

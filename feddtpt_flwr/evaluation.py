@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Protocol
 
 import numpy as np
@@ -13,6 +14,9 @@ from feddtpt_flwr.data import Example, Task
 from feddtpt_flwr.language_model import IncrementalLanguageModel, LanguageModel
 from feddtpt_flwr.language_model.answers import parse_answer
 from feddtpt_flwr.language_model.usage import Metered, Usage
+
+CAPACITY = 4096
+"""Answers that a cache keeps unless it is told otherwise."""
 
 UNPARSED = ""
 """What stands for an answer that fits no label; no answer word is empty."""
@@ -31,7 +35,7 @@ class AnswerArchive(Protocol):
 
 
 class AnswerCache:
-    """Answers by question; the oldest are forgotten.
+    """Answers by question; those that were not used for longest are forgotten.
 
     Only a hash of the question is kept, so that a stored cache holds no private text.
 
@@ -47,10 +51,10 @@ class AnswerCache:
         Where answers may be that are not here, and where new ones go as well.
     """
 
-    def __init__(self, capacity: int = 4096, archives: Sequence[AnswerArchive] = ()) -> None:
+    def __init__(self, capacity: int = CAPACITY, archives: Sequence[AnswerArchive] = ()) -> None:
         self._capacity = capacity
         self._archives = archives
-        self._answers: dict[str, str] = {}
+        self._answers: dict[str, str] = {}  # last used last
 
     def __len__(self) -> int:
         """Return the number of answers kept."""
@@ -58,7 +62,11 @@ class AnswerCache:
 
     def get(self, question: str) -> str | None:
         """Return the answer to ``question``, or None if it is not known."""
-        return self._answers.get(_digest(question))
+        digest = _digest(question)
+        answer = self._answers.pop(digest, None)
+        if answer is not None:
+            self._answers[digest] = answer
+        return answer
 
     def archived(self, question: str) -> str | None:
         """Return the answer to ``question`` from the archives, or None."""
@@ -71,21 +79,23 @@ class AnswerCache:
         new = {_digest(question): answer for question, answer in answers}
         for archive in self._archives if keep else ():
             archive.put(new)
-        self._answers |= new
-        for old in list(self._answers)[: max(0, len(self) - self._capacity)]:
+        for digest, answer in new.items():
+            self._answers.pop(digest, None)
+            self._answers[digest] = answer
+        for old in list(islice(self._answers, max(0, len(self) - self._capacity))):
             del self._answers[old]
 
-    def to_json(self) -> str:
-        """Return the hashes and answers as JSON text."""
-        return json.dumps(self._answers)
+    def to_json(self, most: int | None = None) -> str:
+        """Return the hashes and answers as JSON text; of more than ``most`` the last used ones."""
+        return json.dumps(self._answers if most is None else _last(self._answers, most))
 
     @classmethod
     def from_json(
-        cls, text: str, capacity: int = 4096, archives: Sequence[AnswerArchive] = ()
+        cls, text: str, capacity: int = CAPACITY, archives: Sequence[AnswerArchive] = ()
     ) -> "AnswerCache":
         """Read what `to_json` wrote."""
         cache = cls(capacity, archives)
-        cache._answers = dict(list(json.loads(text).items())[-capacity:])
+        cache._answers = _last(json.loads(text), capacity)
         return cache
 
 
@@ -171,6 +181,21 @@ class Evaluator:
         correct: NDArray[np.bool_] = given == expected
         return correct
 
+    def known(self, prompt: str, examples: Sequence[Example]) -> NDArray[np.bool_] | None:
+        """Return the same as `correct` if all answers are known or archived; None if not.
+
+        Nothing is asked or charged: this is for what another attempt has paid for.
+        """
+        expected = [self._task.answers[example.label] for example in examples]
+        correct = []
+        for example, right in zip(examples, expected, strict=True):
+            question = self._question(self._task.compose(prompt, example.input))
+            answer = self.cache.get(question)
+            if answer is None and (answer := self.cache.archived(question)) is None:
+                return None
+            correct.append(answer == right)
+        return np.array(correct, dtype=bool)
+
     def _ask(self, queries: Sequence[str]) -> dict[str, str]:
         """Return the answer to each query, and charge for what was answered, whatever happens."""
         self.budget.spend(len(queries))
@@ -242,6 +267,10 @@ def mixed_order(kinds: Sequence[Hashable], rng: np.random.Generator) -> NDArray[
         # Evenly spread from a random start.
         places[indices] = (np.arange(len(indices)) + rng.random()) / len(indices)
     return np.argsort(places)
+
+
+def _last(answers: Mapping[str, str], number: int) -> dict[str, str]:
+    return dict(islice(answers.items(), max(0, len(answers) - number), None))
 
 
 def _digest(question: str) -> str:

@@ -139,8 +139,8 @@ class PromptSearch:
         Changes that are raced at once, at least 1. More make better use of the machine, fewer of
         the feedback.
     first_batch : int, optional
-        Examples after which a race first drops changes; batches double from there. Defaults to
-        `FIRST_BATCH`; as many as there are examples try every change on all of them.
+        Examples after which a race first drops changes, at least 1; batches double from there.
+        Defaults to `FIRST_BATCH`; as many as there are examples try every change on all of them.
     admissible : Callable[[Sequence[Tokens]], Sequence[bool]], optional
         Prompts for which it says false are not tried.
     on_accept : Callable[[Trial], None], optional
@@ -163,6 +163,10 @@ class PromptSearch:
         admissible: Callable[[Sequence[Tokens]], Sequence[bool]] = lambda p: [True] * len(p),
         on_accept: Callable[[Trial], None] | None = None,
     ) -> None:
+        first = FIRST_BATCH if first_batch is None else first_batch
+        require("fluency", fluency, "at least 0", allowed=fluency >= 0)
+        require("width", width, "at least 1", allowed=width >= 1)
+        require("first_batch", first, "at least 1", allowed=first >= 1)
         self._evaluator = evaluator
         self._proposer = proposer
         self._masked_lm = masked_lm
@@ -172,7 +176,7 @@ class PromptSearch:
         self._confidence = confidence
         self._fluency = fluency
         self._width = width
-        self._first_batch = first_batch or FIRST_BATCH
+        self._first_batch = first
         self._admissible = admissible
         self._on_accept = on_accept or (lambda _: None)
 
@@ -194,14 +198,14 @@ class PromptSearch:
             return SearchResult(start, 0.0, 0.0, (), 0)
         accepted: list[Trial] = []
         num_trials, tried, waiting = 0, {start}, list[Edit]()
-        failure = None
+        failure: ModelError | None = None
         try:
             # With every answer right there is nothing to win: the examples are used up.
             while not best.correct.all() and (
                 edits := self._propose(best.tokens, waiting, tried, feedback)
             ):
                 edits, waiting = edits[: self._width], edits[self._width :]
-                raced = self._race(best, edits)
+                raced, failure = self._race(best, edits)
                 tried |= {runner.edit.apply(best.tokens) for runner in raced}
                 convincing = (runner for runner in raced if self._convinces(runner, best.tokens))
                 winner = max(convincing, key=lambda runner: runner.helps, default=None)
@@ -215,6 +219,8 @@ class PromptSearch:
                 if winner:
                     best = Measured(winner.edit.apply(best.tokens), winner.in_order)
                     waiting = [edit for other in waiting if (edit := other.after(winner.edit))]
+                if failure:
+                    break
         except ModelError as error:
             failure = error
         return SearchResult(
@@ -259,14 +265,19 @@ class PromptSearch:
         fits = self._admissible(list(new)) if new else []
         return {prompt: new[prompt] for prompt, ok in zip(new, fits, strict=True) if ok}
 
-    def _race(self, best: Measured, edits: Sequence[Edit]) -> list["Runner"]:
+    def _race(
+        self, best: Measured, edits: Sequence[Edit]
+    ) -> tuple[list["Runner"], ModelError | None]:
         """Compare changed prompts with the best so far, by successive halving.
 
         All are judged by the same examples, in growing batches; after each the better half goes
         on. A change that more likely hurts than helps is dropped at once, and so is one that does
         nothing: the fate of most. Every race has an order of examples of its own: where the best
         prompt answers the first ones well by chance, no change would ever get past them.
+
+        If the black box fails, what it had answered before stands, and the failure is returned.
         """
+        failure = None
         raced: dict[Edit, Runner] = {}
         running, asked = list(edits), 0
         labels = [example.label for example in self._examples]
@@ -280,12 +291,15 @@ class PromptSearch:
                 answers = self._ask(changed, order[:size])
             except BudgetExhaustedError:
                 break  # answers cost more than those before them
+            except ModelError as error:
+                failure = error
+                break
             for edit, correct in zip(running, answers, strict=True):
                 raced[edit] = Runner(edit, order[:size], correct, best.correct[order[:size]])
             ranked = sorted(running, key=lambda e: -raced[e].helps)
             better_half = ranked[: (len(ranked) + 1) // 2]
             running, asked = [edit for edit in better_half if raced[edit].helps > 0.5], size
-        return list(raced.values())
+        return list(raced.values()), failure
 
     def _can_finish(self) -> bool:
         """Return whether the budget lets one change be tried on all examples."""
@@ -345,6 +359,12 @@ def probability_of_gain(won: int, lost: int) -> float:
     # The mass is that of a binomial tail, and exact in whole numbers.
     tosses = 1 + won + lost
     return sum(comb(tosses, heads) for heads in range(1 + won)) / (1 << tosses)
+
+
+def require(name: str, value: float, what: str, *, allowed: bool) -> None:
+    """Raise a `ValueError` that says what a parameter must be, unless its value is allowed."""
+    if not allowed:
+        raise ValueError(f"{name} must be {what}, got {value}")
 
 
 def _log_odds(probability: float) -> float:

@@ -5,7 +5,7 @@ An own one needs a class with the one method of `Search` or `Proposer`, a line h
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -125,9 +125,11 @@ def _bdpl(parts: SearchParts) -> Search:
 
 
 def _evolution(parts: SearchParts) -> Search:
+    # It knows no feedback.
+    without = parts.config.model_copy(update={"feedback": False})
     return EvolutionSearch(
         parts.evaluator,
-        build_proposer(parts),
+        build_proposer(replace(parts, config=without)),
         parts.masked_lm.vocabulary,
         parts.examples,
         parts.rng,
@@ -151,7 +153,10 @@ def _random(parts: SearchParts) -> Proposer:
 
 def _prompt_generator(parts: SearchParts) -> Proposer:
     if parts.writer is None:
-        raise ValueError("proposer = 'prompt-generator' needs a writer")
+        raise ValueError(
+            "writer = None: proposer = 'prompt-generator' needs a `Writer`; without one, "
+            "'masked-lm' and 'random' are allowed"
+        )
     return PromptGenerator(
         parts.writer,
         _masked_lm(parts),

@@ -3,16 +3,18 @@
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from math import inf
 from random import Random
 from typing import Any
 
 import numpy as np
 import pytest
 
+from feddtpt_flwr.amounts import Amounts
 from feddtpt_flwr.baselines.bdpl import PolicyGradientSearch, ngram_vocabulary, softmax
 from feddtpt_flwr.baselines.evolution import EvolutionSearch
 from feddtpt_flwr.baselines.random_words import RandomProposer
-from feddtpt_flwr.budget import QueryBudget
+from feddtpt_flwr.budget import ClientBudget, QueryBudget, Span
 from feddtpt_flwr.config import RunConfig
 from feddtpt_flwr.data import Example, Task
 from feddtpt_flwr.evaluation import Evaluator
@@ -326,6 +328,76 @@ def test_evolution_goes_on_where_nothing_may_be_put_in(wordpiece: Vocabulary, ta
         admissible=lambda prompts: [True] * len(prompts),
     ).run(start, Feedback())
     assert result.failure is None
+
+
+def test_evolution_stops_breeding_when_time_is_up(wordpiece: Vocabulary, task: Task) -> None:
+    """Proposals take time as well; here all of it, one by one."""
+    now = [0.0]
+
+    class Slow(RandomProposer):
+        """Random words, and each takes a second of a clock that is made up."""
+
+        asked = 0
+
+        def propose(
+            self, tokens: tuple[int, ...], feedback: Feedback, rng: np.random.Generator, count: int
+        ) -> list[Edit]:
+            self.asked += 1
+            now[0] += 1.0
+            return super().propose(tokens, feedback, rng, count)
+
+    examples = [Example("a fine plot", 0), Example("the plot was fine", 1)]
+    limits = Amounts(inf, inf, inf, 5.0, inf)
+    budget = ClientBudget(1000, Span("round", limits), clock=lambda: now[0])
+    proposer = Slow(wordpiece)
+    EvolutionSearch(
+        Evaluator(Liking("nothing"), task, budget),
+        proposer,
+        wordpiece,
+        examples,
+        np.random.default_rng(0),
+        max_tokens=8,
+        admissible=lambda prompts: [False] * len(prompts),  # so that all go on being made
+    ).run(wordpiece.encode("what about this one"), Feedback())
+    assert 0 < proposer.asked <= 5
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"samples": 1}, "samples must be at least 2, got 1"),
+        ({"batch": 0}, "batch must be at least 1, got 0"),
+        ({"num_ngrams": 0}, "num_ngrams must be at least 1, got 0"),
+        ({"step_size": 0.0}, "step_size must be above 0, got 0.0"),
+        ({"start_probability": 1.0}, "start_probability must be above 0 and below 1, got 1.0"),
+    ],
+)
+def test_a_policy_takes_no_settings_without_sense(
+    settings: dict[str, Any], message: str, wordpiece: Vocabulary, task: Task
+) -> None:
+    evaluator = Evaluator(Liking("nothing"), task, QueryBudget(0))
+    with pytest.raises(ValueError, match=message):
+        PolicyGradientSearch(
+            evaluator,
+            wordpiece,
+            [Example("a fine plot", 0)],
+            np.random.default_rng(0),
+            max_tokens=4,
+            **settings,
+        )
+
+
+def test_a_prompt_generator_without_a_writer(searching: Searching) -> None:
+    with pytest.raises(ValueError, match="'masked-lm' and 'random' are allowed"):
+        searching.run(60, proposer="prompt-generator")
+
+
+def test_evolution_knows_no_feedback(searching: Searching) -> None:
+    asked = []
+    for feedback in (True, False):
+        searching.run(60, search="evolution", feedback=feedback)
+        asked.append(searching.evaluator.cache.to_json())
+    assert asked[0] == asked[1]
 
 
 def test_softmax_does_not_overflow() -> None:

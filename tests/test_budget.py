@@ -124,6 +124,32 @@ def test_a_search_leaves_what_comparing_may_take(limit: int, more: int, reserve:
     assert budget.left == max(0, min(more, limit - reserve))
 
 
+def test_what_another_attempt_has_paid_for_is_planned_for_once_more() -> None:
+    before = Amounts(tokens=950, cost=0.95, seconds=5, asked=100)
+    for kind in ("tokens", "cost"):
+        limits = at_most(**{kind: 1000 if kind == "tokens" else 1.0})
+        budget = ClientBudget(500, Span("run", limits, before), tariff=TARIFF, to_find=100)
+        assert budget.left == 84
+        budget.spend(60)  # found in an archive
+        assert budget.left == 36
+        with pytest.raises(BudgetExhaustedError):
+            budget.admit(["x" * 100_000])
+        assert budget.left == 0, "the limit itself holds"
+    budget = ClientBudget(500, Span("run", limits, before), tariff=TARIFF, to_find=100)
+    budget.spend(60)
+    assert budget.admit(["x"]) == 1
+    assert budget.left <= 4, "it takes another course than the attempt before"
+
+
+def test_time_that_a_killed_attempt_has_used_was_for_what_it_asked() -> None:
+    """Its queries are not counted before they come again."""
+    before = Amounts(tokens=100, seconds=100, asked=200)
+    budget = ClientBudget(
+        10_000, Span("run", at_most(seconds=1000), before), tariff=TARIFF, clock=lambda: 0.0
+    )
+    assert budget.left == 1440
+
+
 def test_what_others_have_cost_says_how_many_are_left() -> None:
     before = Amounts(queries=20, tokens=400, cost=2.0, asked=10)
     budget = ClientBudget(1000, Span("run", at_most(tokens=1000), before), tariff=TARIFF)

@@ -17,7 +17,7 @@ from feddtpt_flwr.client_state import (
     state_file,
     step,
 )
-from feddtpt_flwr.evaluation import AnswerCache
+from feddtpt_flwr.evaluation import CAPACITY, AnswerCache
 from feddtpt_flwr.feedback import Trial
 
 SEARCH_1, SCORE_1 = step(1, "search"), step(1, "score")
@@ -127,13 +127,76 @@ def test_a_search_that_was_killed_leaves_its_best_prompt(file: Path) -> None:
     killed.feedback.record(trial(0, accepted=True))
     killed.feedback.record(trial(1, accepted=False))
     scored = ClientState(RecordDict(), file, SCORE_1)
-    assert scored.interrupted == (7, 8, 2, 3)
+    assert scored.interrupted is not None
+    assert scored.interrupted.tokens == (7, 8, 2, 3)
+    assert scored.interrupted.accepted == (trial(0, accepted=True),)
     scored.end(scored.cache())
-    assert ClientState(RecordDict(), file, SEARCH_2).interrupted == (7, 8, 2, 3)
+    assert ClientState(RecordDict(), file, SEARCH_2).interrupted == scored.interrupted
     failed = ClientState(RecordDict(), file, SEARCH_2)
     failed.end(failed.cache())  # nothing could be measured, so no search began
-    assert ClientState(RecordDict(), file, step(3, "search")).interrupted == (7, 8, 2, 3)
-    assert ClientState(RecordDict(), file, SEARCH_1).interrupted is None, "it searches again"
+    assert ClientState(RecordDict(), file, step(3, "search")).interrupted == scored.interrupted
+    again = ClientState(RecordDict(), file, SEARCH_1)
+    assert again.interrupted is None, "it searches again"
+    assert again.found == scored.interrupted
+
+
+def test_what_a_killed_attempt_had_found_outlasts_others_that_are_killed(file: Path) -> None:
+    sent = ((1, 2, 3),)
+    first = ClientState(RecordDict(), file, SEARCH_1, sent)
+    assert (first.found, first.to_find) == (None, 0)
+    first.begin((1, 2, 3))
+    answer(first, "a", "b")
+    first.feedback.record(trial(0, accepted=True))
+    first.feedback.record(trial(1))
+    for _ in range(3):  # these come less far
+        killed = ClientState(RecordDict(), file, SEARCH_1, sent)
+        assert killed.found is not None
+        assert (killed.found.tokens, killed.to_find) == ((7, 8, 2, 3), 2)
+        assert killed.feedback.trials == ()
+        killed.begin((1, 2, 3))
+        killed.feedback.record(trial(1))
+    other = ClientState(RecordDict(), file, SEARCH_1, ((4, 5),))
+    assert other.to_find == 0, "from another prompt it takes another course"
+
+    given_up = ClientState(RecordDict(), file, SEARCH_2, sent)
+    assert given_up.interrupted is not None
+    assert given_up.interrupted.tokens == (7, 8, 2, 3)
+    tried = given_up.feedback.trials
+    assert sorted(t.position for t in tried) == [0, 1], "what several have tried counts once"
+
+
+def test_what_a_killed_attempt_had_tried_counts_after_the_reply(file: Path) -> None:
+    sent = ((1, 2, 3),)
+    killed = ClientState(RecordDict(), file, SEARCH_1, sent)
+    killed.begin((1, 2, 3))
+    for position in (0, 1, 1):
+        killed.feedback.record(trial(position))
+    again = ClientState(RecordDict(), file, SEARCH_1, sent)
+    again.begin((1, 2, 3))
+    for position in (1, 2):
+        again.feedback.record(trial(position))
+    again.end(again.cache(), Kept(sent, (1, 2, 3), 4, {}))
+    later = ClientState(RecordDict(), file, SEARCH_2)
+    assert [t.position for t in later.feedback.trials] == [1, 2, 0, 1]
+    assert later.interrupted is None
+
+
+@pytest.mark.parametrize("source", ["file", "flower"])
+def test_an_answer_that_every_round_uses_is_never_forgotten(source: str, file: Path) -> None:
+    """The global prompt's, in a run whose rounds ask more than a cache keeps by itself."""
+    flower, disk = RecordDict(), file if source == "file" else None
+    for server_round in range(1, 4):
+        state = ClientState(RecordDict() if disk else flower, disk, step(server_round, "search"))
+        if not disk:
+            flower = state._flower
+        cache = state.cache(room=CAPACITY)
+        for number in range(4):
+            if server_round == 1:
+                cache.update([(f"global {number}", "yes")])
+            assert cache.get(f"global {number}") == "yes"
+        cache.update((f"{server_round} {number}", "no") for number in range(CAPACITY))
+        state.end(cache)
+        assert len(json.loads(str(state._flower.config_records[STATE_KEY]["answers"]))) <= 8192
 
 
 def test_half_a_file_is_read_as_far_as_it_goes(file: Path) -> None:
@@ -231,7 +294,7 @@ def test_what_was_used_outlasts_processes_and_other_attempts(file: Path) -> None
     for _ in range(2):  # reading does not change it
         again = ClientState(RecordDict(), file, SEARCH_2)
         assert again.used_in_run == Amounts(4, 70, 0.75, 3, 8)
-        assert again.used_in_step == Amounts(0, 30, 0.25, 0, 3)
+        assert again.used_in_step == Amounts(0, 30, 0.25, 0, 3), "whoever waits begins anew"
     again.use(Amounts(queries=3, seconds=1))
     flower = RecordDict()
     again = ClientState(flower, file, SEARCH_2)

@@ -257,6 +257,14 @@ def test_limits_and_a_prompt_generator() -> None:
             {"search": "bdpl", "proposer": "random"},
             "proposer = 'random': search = 'bdpl' would not use it",
         ),
+        (
+            {"search": "bdpl", "feedback": False},
+            "feedback = false: search = 'bdpl' would not use it; true is allowed",
+        ),
+        (
+            {"search": "bdpl", "reword": False},
+            "reword = false: search = 'bdpl' would not use it; true is allowed",
+        ),
         ({"generator-key-env": "sk-secret"}, "generator-key-env: is for proposer ="),
     ],
 )

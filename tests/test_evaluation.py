@@ -131,6 +131,33 @@ def test_cache_keeps_the_newest(pairs: list[tuple[str, str]], capacity: int) -> 
         assert cache.get(question) == (distinct[question] if question in kept else None)
 
 
+def test_a_cache_keeps_what_is_used() -> None:
+    cache = AnswerCache(3)
+    for number in range(10):
+        cache.update([("global", "yes")] if not number else [(str(number), "no")])
+        assert cache.get("global") == "yes"
+    assert cache.get("7") is None
+    cache.update([("8", "no"), ("10", "no")])
+    assert (cache.get("8"), cache.get("9")) == ("no", None)
+    assert len(json.loads(cache.to_json(2))) == 2
+    assert AnswerCache.from_json(cache.to_json(1)).get("8") == "no"
+
+
+def test_what_is_known_or_archived_is_told_for_nothing(task: Task) -> None:
+    archive = Archive()
+    model = CountingModel()
+    cache = AnswerCache(archives=[archive])
+    correct = Evaluator(model, task, QueryBudget(6), cache).correct("p", examples(*range(6)))
+    for known in (cache, AnswerCache(archives=[archive])):
+        evaluator = Evaluator(model, task, QueryBudget(0), known)
+        assert evaluator.known("p", examples(6)) is None
+        told = evaluator.known("p", examples(*range(6)))
+        assert told is not None
+        assert told.tolist() == correct.tolist()
+        assert evaluator.from_archive == 0
+    assert len(model.asked) == 6
+
+
 @given(st.dictionaries(st.text(), st.text(), max_size=20))
 def test_cache_survives_json(answers: dict[str, str]) -> None:
     cache = AnswerCache()

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from math import inf
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from feddtpt_flwr.budget import QueryBudget
 from feddtpt_flwr.data import Example
 from feddtpt_flwr.feedback import Feedback
+from feddtpt_flwr.language_model import ModelUnavailableError
 from feddtpt_flwr.search import WIDTH, PromptSearch, Runner, SearchResult
 from strategies.candidates import Tokens
 from strategies.edits import Edit
@@ -23,9 +25,18 @@ HALF = np.arange(NUMBER) % 4 < 2  # of each label as many right as wrong
 
 
 class Given:
-    """An evaluator whose answers are given; as the real one, it asks nothing twice."""
+    """An evaluator whose answers are given; as the real one, it asks nothing twice.
 
-    def __init__(self, answers: Mapping[Tokens, NDArray[np.bool_]], limit: int) -> None:
+    After so many answers the black box fails, if wanted.
+    """
+
+    def __init__(
+        self,
+        answers: Mapping[Tokens, NDArray[np.bool_]],
+        limit: int,
+        fails_after: float = inf,
+    ) -> None:
+        self._fails_after = fails_after
         self._answers = {str(tokens): correct for tokens, correct in answers.items()}
         self.budget = QueryBudget(limit)
         self._known: set[tuple[str, str]] = set()
@@ -36,6 +47,8 @@ class Given:
 
     def correct_all(self, prompts: Sequence[str], examples: Sequence[Example]) -> NDArray[np.bool_]:
         new = {(p, e.input) for p in prompts for e in examples} - self._known
+        if len(self._known) + len(new) > self._fails_after:
+            raise ModelUnavailableError("down")
         self.budget.spend(len(new))
         self._known |= new
         which = [int(example.input) for example in examples]
@@ -64,11 +77,16 @@ def language(likelihood: Mapping[Tokens, float]) -> Any:
 
 
 def raced(
-    changes: Sequence[NDArray[np.bool_]], limit: int = 10_000
+    changes: Sequence[NDArray[np.bool_]],
+    limit: int = 10_000,
+    *,
+    fails_after: float = inf,
+    feedback: Feedback | None = None,
 ) -> tuple[SearchResult, list[int], Given]:
     """Search from a prompt that has half the answers; return how often each change was asked."""
     prompts: list[Tokens] = [(number,) for number in range(1, len(changes) + 1)]
-    evaluator = Given(dict(zip([START, *prompts], [HALF, *changes], strict=True)), limit)
+    answers = dict(zip([START, *prompts], [HALF, *changes], strict=True))
+    evaluator = Given(answers, limit, fails_after)
     search = PromptSearch(
         evaluator,  # type: ignore[arg-type]
         GivenChanges(prompts),
@@ -77,7 +95,7 @@ def raced(
         np.random.default_rng(0),
         max_tokens=1,
     )
-    result = search.run(START, Feedback())
+    result = search.run(START, Feedback() if feedback is None else feedback)
     return result, [evaluator.asked[str(prompt)] for prompt in prompts], evaluator
 
 
@@ -93,6 +111,17 @@ def test_batches_double_and_the_better_half_goes_on() -> None:
     assert sorted(asked) == [8, 8, 16, 32]
     assert result.accuracy == 1
     assert len(result.accepted) == 1
+
+
+@pytest.mark.parametrize(("fails_after", "tried"), [(NUMBER, 0), (NUMBER + 40, WIDTH), (70, 4)])
+def test_what_was_tried_before_a_failure_is_remembered(fails_after: int, tried: int) -> None:
+    """However late in a race the black box fails."""
+    feedback = Feedback()
+    result, _, _ = raced([better_by(16)] * WIDTH, fails_after=fails_after, feedback=feedback)
+    assert isinstance(result.failure, ModelUnavailableError)
+    assert result.tokens == START
+    assert len(feedback.trials) == result.num_trials == tried
+    assert not any(trial.accepted for trial in feedback.trials)
 
 
 @pytest.mark.parametrize("change", [~HALF & HALF, HALF], ids=["all wrong", "nothing changed"])
@@ -144,6 +173,27 @@ def test_evidence_is_weighed_against_language(
     )
     runner = Runner(Edit(0, 1, (1,)), np.arange(NUMBER), correct, HALF)
     assert search._convinces(runner, START) is convinces
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"width": 0}, "width must be at least 1, got 0"),
+        ({"first_batch": 0}, "first_batch must be at least 1, got 0"),
+        ({"fluency": -0.5}, "fluency must be at least 0, got -0.5"),
+    ],
+)
+def test_a_search_takes_no_settings_without_sense(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        PromptSearch(
+            Given({}, 0),  # type: ignore[arg-type]
+            GivenChanges([]),
+            language({}),
+            EXAMPLES,
+            np.random.default_rng(0),
+            max_tokens=1,
+            **settings,
+        )
 
 
 def test_a_change_that_was_not_tried_on_all_examples_never_convinces() -> None:

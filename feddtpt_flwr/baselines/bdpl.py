@@ -17,7 +17,7 @@ from feddtpt_flwr.data import Example
 from feddtpt_flwr.evaluation import Evaluator
 from feddtpt_flwr.feedback import Feedback
 from feddtpt_flwr.language_model import ModelError
-from feddtpt_flwr.search import Measured, SearchResult
+from feddtpt_flwr.search import Measured, SearchResult, require
 from feddtpt_flwr.vocabulary import Vocabulary
 from strategies.candidates import Tokens
 
@@ -67,7 +67,7 @@ class PolicyGradientSearch:
     num_ngrams : int
         Size of the vocabulary, at least 1.
     samples, batch : int
-        Prompts drawn in each step, at least 2, and examples that each is measured on.
+        Prompts drawn in each step, at least 2, and examples that each is measured on, at least 1.
     step_size : float
         What a gradient is multiplied by, above 0.
     start_probability : float
@@ -89,6 +89,16 @@ class PolicyGradientSearch:
         step_size: float = 32.0,
         start_probability: float = 0.5,
     ) -> None:
+        require("num_ngrams", num_ngrams, "at least 1", allowed=num_ngrams >= 1)
+        require("samples", samples, "at least 2", allowed=samples >= 2)
+        require("batch", batch, "at least 1", allowed=batch >= 1)
+        require("step_size", step_size, "above 0", allowed=step_size > 0)
+        require(
+            "start_probability",
+            start_probability,
+            "above 0 and below 1",
+            allowed=0 < start_probability < 1,
+        )
         self._evaluator = evaluator
         self._vocabulary = vocabulary
         self._examples = examples

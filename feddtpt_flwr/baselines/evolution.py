@@ -101,16 +101,17 @@ class EvolutionSearch:
 
     def _breed(self, population: Sequence[Measured], tried: set[Tokens], size: int) -> list[Tokens]:
         """Return new admissible prompts: as many as live, or as can be paid for."""
-        wanted = min(size, self._evaluator.budget.left // len(self._examples))
         children: dict[Tokens, None] = {}
         for _ in range(MAX_ATTEMPTS * size):
+            # Proposing takes time as well.
+            wanted = min(size, self._evaluator.budget.left // len(self._examples))
             if len(children) >= wanted:
                 break
             child = self._child(population)
             new = child not in tried and child not in children
             if new and 1 <= len(child) <= self._max_tokens and all(self._admissible([child])):
                 children[child] = None
-        return list(children)
+        return list(children)[:wanted]
 
     def _child(self, population: Sequence[Measured]) -> Tokens:
         mother, father = self._select(population), self._select(population)
