@@ -42,6 +42,8 @@ class Recording:
     ----------
     parent : Tokens
         The prompt.
+    examples : tuple[Example, ...]
+        What was asked about.
     edits : tuple[Edit, ...]
         Its changes, each to another prompt.
     correct : NDArray[np.bool_]
@@ -50,6 +52,7 @@ class Recording:
     """
 
     parent: Tokens
+    examples: tuple[Example, ...]
     edits: tuple[Edit, ...]
     correct: NDArray[np.bool_]
 
@@ -107,13 +110,20 @@ class Replay:
         Examples that each change is asked about, enough for a client's own and as many others.
     config : RunConfig
         Settings of the run.
+
+    Attributes
+    ----------
+    first, second : tuple[Example, ...]
+        So many examples each. What is chosen by the first is judged by the second: the best of many
+        changes looks better than it is on the examples that it was chosen by.
     """
 
     def __init__(self, num_examples: int, config: RunConfig) -> None:
-        self._config = config.model_copy(update={"seed": SEED, "test_size": num_examples})
+        self._config = config.model_copy(update={"seed": SEED, "test_size": 2 * num_examples})
         self._task: Task = load_task(self._config)
         self._masked_lm: MaskedLM = models.masked_lm(self._config, self._task)
-        self._examples: tuple[Example, ...] = load_data(self._config, 1).test
+        test = load_data(self._config, 1).test
+        self.first, self.second = test[:num_examples], test[num_examples:]
         self._answers = RecordedAnswers(models.language_model(self._config))
 
     @property
@@ -125,7 +135,7 @@ class Replay:
         """Return a prompt's text."""
         return self._masked_lm.vocabulary.decode(tokens)
 
-    def record(self, parent: Tokens, num_changes: int) -> Recording:
+    def record(self, parent: Tokens, num_changes: int, examples: tuple[Example, ...]) -> Recording:
         """Ask about a prompt and readable changes of it, as a search without feedback tries."""
         longest = self._config.max_prompt_tokens
         readable = readability(self._config, self._task)
@@ -140,11 +150,11 @@ class Replay:
         edits = tuple(changes.values())[:num_changes]
         texts = [self.text(tokens) for tokens in (parent, *list(changes)[:num_changes])]
         for text in texts:
-            queries = [self._task.compose(text, example.input) for example in self._examples]
+            queries = [self._task.compose(text, example.input) for example in examples]
             self._answers.record(queries, self._task.answers)
-        everything = QueryBudget(len(texts) * len(self._examples))
-        correct = self._evaluator(everything).correct_all(texts, self._examples)
-        return Recording(parent, edits, correct)
+        everything = QueryBudget(len(texts) * len(examples))
+        correct = self._evaluator(everything).correct_all(texts, examples)
+        return Recording(parent, examples, edits, correct)
 
     def search(
         self,
@@ -159,7 +169,7 @@ class Replay:
             self._evaluator(budget),
             InRandomOrder(recording, rng),
             self._masked_lm,
-            [self._examples[i] for i in own],
+            [recording.examples[i] for i in own],
             rng,
             max_tokens=self._config.max_prompt_tokens,
             # Changes that wait are made of the changed prompt as well; of that nothing is recorded.
@@ -182,7 +192,7 @@ class Replay:
         rows, gains, queries = recording.rows, [], []
         for draw in range(draws):
             rng = np.random.default_rng([SEED, draw])
-            order = rng.permutation(len(self._examples))
+            order = rng.permutation(len(recording.examples))
             own, others = order[: TRAIN + PUBLIC], order[TRAIN + PUBLIC :]
             result, asked = self.search(recording, own, rng, differs)
             accuracy = recording.correct[:, others].mean(1)
@@ -213,7 +223,7 @@ class Replay:
         queries: dict[int, list[int]] = {number: [] for number in comparisons}
         for draw in range(draws):
             rng = np.random.default_rng([SEED, draw])
-            order = rng.permutation(len(self._examples))
+            order = rng.permutation(len(recording.examples))
             theirs, held_out = np.split(order, [3 * len(order) // 5])
             public, private = theirs[:PUBLIC], theirs[PUBLIC:]
             own = [rng.permutation(private)[: TRAIN + VALIDATION] for _ in range(NUM_CLIENTS)]

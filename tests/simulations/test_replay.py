@@ -3,12 +3,13 @@
 import numpy as np
 import pytest
 
+from feddtpt_flwr.config import RunConfig
 from simulations import bench_races, replay
 from simulations.replay import InRandomOrder, Recording
 from strategies.edits import Edit
 
 RECORDING = Recording(
-    (1, 2), (Edit(0, 1, (3,)), Edit(1, 2, ()), Edit(0, 0, (4,))), np.zeros((4, 2), dtype=bool)
+    (1, 2), (), (Edit(0, 1, (3,)), Edit(1, 2, ()), Edit(0, 0, (4,))), np.zeros((4, 2), dtype=bool)
 )
 
 
@@ -23,6 +24,12 @@ def test_recorded_changes_are_proposed_once_and_of_their_prompt_only() -> None:
     first, rest = (proposer.propose((1, 2), None, rng, 2) for _ in range(2))  # type: ignore[arg-type]
     assert sorted([*first, *rest], key=str) == sorted(RECORDING.edits, key=str)
     assert proposer.propose((1, 2), None, rng, 2) == []  # type: ignore[arg-type]
+
+
+def test_what_was_chosen_by_some_examples_is_judged_by_others(embedded_assets: None) -> None:
+    recorded = replay.Replay(20, RunConfig.from_run_config({}))
+    assert len(recorded.first) == len(recorded.second) == 20
+    assert not {e.input for e in recorded.first} & {e.input for e in recorded.second}
 
 
 @pytest.mark.slow
