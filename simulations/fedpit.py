@@ -3,17 +3,17 @@
 python -m simulations fedpit
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-from scipy import stats
 
 from simulations import kept_runs
 from simulations.fedpit_federation import Federation, Measured
+from simulations.intervals import mean
 
 SETTINGS: dict[str, Any] = {
     "num-server-rounds": 2,
@@ -106,30 +106,31 @@ def run(methods: Sequence[str], seeds: Sequence[int], folder: Path) -> str:
         name: {**SETTINGS, **method.settings, "clients": method.num_clients}
         for name, method in METHODS.items()
     }
-    kept = kept_runs.read(file, settings)
-    for seed in seeds:
-        missing = [name for name in methods if seed not in kept.setdefault(name, {})]
-        if not missing:
-            continue
-        federation = Federation({**SETTINGS, "seed": seed})
-        for name in missing:
-            kept[name][seed] = asdict(run_once(federation, METHODS[name]))
-            kept_runs.write(file, settings, kept)
-            (folder / "fedpit.md").write_text(table(_outcomes(kept)), encoding="utf-8")
-    outcomes = _outcomes(kept)
-    _plot(outcomes, folder / "fedpit.png")
-    return table(outcomes)
+    clients_of = lru_cache(maxsize=1)(lambda seed: Federation({**SETTINGS, "seed": seed}))
+    shown = kept_runs.complete(
+        file,
+        settings,
+        methods,
+        seeds,
+        lambda own, seed: asdict(run_once(clients_of(seed), own)),
+        lambda kept: table(_outcomes(kept)),
+    )
+    _plot(_outcomes(kept_runs.read(file, settings)), folder / "fedpit.png")
+    return shown
 
 
 def _outcomes(kept: kept_runs.Runs) -> dict[str, dict[int, Outcome]]:
+    names = [field.name for field in fields(Outcome)]  # a run has its date and machine besides
     return {
-        name: {seed: Outcome(**run) for seed, run in runs.items()} for name, runs in kept.items()
+        method: {seed: Outcome(**{name: run[name] for name in names}) for seed, run in runs.items()}
+        for method, runs in kept.items()
     }
 
 
-def run_once(federation: Federation, method: Method) -> Outcome:
-    """Tune by one method."""
-    tuned = federation.tune(method.num_clients, method.settings)
+def run_once(federation: Federation, settings: Mapping[str, Any]) -> Outcome:
+    """Tune by one method; ``settings`` has the number of ``clients`` besides."""
+    own = {key: value for key, value in settings.items() if key != "clients"}
+    tuned = federation.tune(settings["clients"], own)
     first, last = tuned.before, tuned.after
     return Outcome(
         rouge_l=(first.utility.rouge_l.value, last.utility.rouge_l.value),
@@ -219,16 +220,9 @@ def _differences(outcomes: dict[str, dict[int, Outcome]]) -> list[str]:
 
 
 def _interval(values: Sequence[float]) -> str:
-    mean, low, high = _bounds(np.array(values))
-    return f"{mean:.3f}" if low == high else f"{mean:.3f} [{low:.3f}, {high:.3f}]"
-
-
-def _bounds(values: NDArray[np.float64]) -> tuple[float, float, float]:
-    mean = float(values.mean())
-    if len(values) < 2 or np.ptp(values) == 0:
-        return mean, mean, mean
-    low, high = stats.t.interval(0.95, len(values) - 1, mean, stats.sem(values))
-    return mean, float(low), float(high)
+    found = mean(np.array(values))
+    shown = f"{found.value:.3f}"
+    return shown if found.low == found.high else f"{shown} [{found.low:.3f}, {found.high:.3f}]"
 
 
 def _plot(outcomes: dict[str, dict[int, Outcome]], file: Path) -> None:
@@ -244,11 +238,10 @@ def _plot(outcomes: dict[str, dict[int, Outcome]], file: Path) -> None:
     axes = figure.subplots()
     for label, value in curves.items():
         found = [
-            _bounds(np.array([value(o) for o in outcomes[f"beta-{beta}"].values()]))
-            for beta in there
+            mean(np.array([value(o) for o in outcomes[f"beta-{beta}"].values()])) for beta in there
         ]
-        means = np.array([mean for mean, _, _ in found])
-        errors = [means - [low for _, low, _ in found], [high for *_, high in found] - means]
+        means = [m.value for m in found]
+        errors = [[m.value - m.low for m in found], [m.high - m.value for m in found]]
         axes.errorbar(there, means, yerr=errors, marker="o", capsize=3, label=label)
     axes.set_xlabel("beta: share of the adapter trained on private data")
     axes.set_ylim(0, 1)

@@ -25,9 +25,9 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
         def __init__(self, settings: dict[str, Any]) -> None:
             self.seed = settings["seed"]
 
-    def run_once(federation: Federation, method: fedpit.Method) -> Outcome:
+    def run_once(federation: Federation, settings: dict[str, Any]) -> Outcome:
         seed = federation.seed
-        runs.append((method.what, seed))
+        runs.append((str(settings), seed))
         if len(runs) == 4:
             raise RuntimeError("the machine stops here")
         return replace(OUTCOME, memorisation=(0.04, 0.2 + 0.1 * seed))
