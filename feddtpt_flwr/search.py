@@ -131,7 +131,10 @@ class PromptSearch:
         Longest prompt, in tokens.
     confidence : float
         How likely a change must be to help, in [0.5, 1), before the search goes on from it: see
-        `probability_of_gain`.
+        `probability_of_gain`. One answer won and none lost is enough for the default, so that
+        changes which do nothing pass now and then. A client's few examples cannot tell them from
+        small gains, and a higher level finds less and errs as often (``python -m simulations bench
+        races``); what all clients' examples say decides in the end.
     fluency : float
         Log-odds that a nat per token of the masked language model's log-likelihood is worth, at
         least 0.
@@ -164,6 +167,7 @@ class PromptSearch:
         on_accept: Callable[[Trial], None] | None = None,
     ) -> None:
         first = FIRST_BATCH if first_batch is None else first_batch
+        require("confidence", confidence, "in [0.5, 1)", allowed=0.5 <= confidence < 1)
         require("fluency", fluency, "at least 0", allowed=fluency >= 0)
         require("width", width, "at least 1", allowed=width >= 1)
         require("first_batch", first, "at least 1", allowed=first >= 1)

@@ -178,6 +178,7 @@ def test_evidence_is_weighed_against_language(
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"confidence": 1.0}, r"confidence must be in \[0.5, 1\), got 1.0"),
         ({"width": 0}, "width must be at least 1, got 0"),
         ({"first_batch": 0}, "first_batch must be at least 1, got 0"),
         ({"fluency": -0.5}, "fluency must be at least 0, got -0.5"),
