@@ -19,6 +19,7 @@ from simulations import (
     bench_labels,
     bench_message,
     bench_overhead,
+    bench_profile,
     bench_races,
     bench_startup,
     bench_tally,
@@ -112,6 +113,16 @@ def overhead(
     """Compare a run's processor time with that of one which asks the models next to nothing."""
     result = bench_overhead.run(clients, {})
     _write(file, result, bench_overhead.markdown(result))
+
+
+@bench.command("profile")
+def profile(
+    clients: Annotated[int, typer.Option(min=2, help="Simulated clients.")] = 4,
+    file: JsonFile = sys.stdout,  # type: ignore[assignment]
+) -> None:
+    """Time what a round spends on answers, on proposals and on all else."""
+    result = bench_profile.run(clients, {})
+    _write(file, result, bench_profile.markdown(result))
 
 
 @bench.command("scaling")
