@@ -211,8 +211,8 @@ class PromptSearch:
                 edits, waiting = edits[: self._width], edits[self._width :]
                 raced, failure = self._race(best, edits)
                 tried |= {runner.edit.apply(best.tokens) for runner in raced}
-                convincing = (runner for runner in raced if self._convinces(runner, best.tokens))
-                winner = max(convincing, key=lambda runner: runner.helps, default=None)
+                winner, unjudged = self._winner(raced, best.tokens)
+                failure = failure or unjudged
                 for runner in raced:
                     trial = runner.trial(best.tokens, accepted=runner is winner)
                     feedback.record(trial)
@@ -313,6 +313,16 @@ class PromptSearch:
         """Return how many prompts can be asked up to ``size`` so that one of them can finish."""
         spare = self._evaluator.budget.left - (len(self._examples) - size)
         return max(0, spare // (size - asked))
+
+    def _winner(
+        self, raced: Sequence[Runner], before: Tokens
+    ) -> tuple[Runner | None, ModelError | None]:
+        """Return the most convincing change, if one is; none and the failure, if none is judged."""
+        try:
+            convincing = [runner for runner in raced if self._convinces(runner, before)]
+        except ModelError as error:  # of a masked language model that is a service
+            return None, error
+        return max(convincing, key=lambda runner: runner.helps, default=None), None
 
     def _convinces(self, runner: "Runner", before: Tokens) -> bool:
         """Weigh the evidence of the answers against what the change does to the prompt's language.

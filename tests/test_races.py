@@ -124,6 +124,22 @@ def test_what_was_tried_before_a_failure_is_remembered(fails_after: int, tried: 
     assert not any(trial.accepted for trial in feedback.trials)
 
 
+def test_what_was_tried_is_remembered_if_nobody_can_judge_its_language(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The masked language model stands in for a service that is down."""
+
+    def down(*_: object) -> None:
+        raise ModelUnavailableError("503 Service Unavailable")
+
+    monkeypatch.setattr("feddtpt_flwr.search.per_token", down)
+    feedback = Feedback()
+    result, _, _ = raced([better_by(16)] * WIDTH, feedback=feedback)
+    assert isinstance(result.failure, ModelUnavailableError)
+    assert result.tokens == START
+    assert len(feedback.trials) == result.num_trials == WIDTH
+
+
 @pytest.mark.parametrize("change", [~HALF & HALF, HALF], ids=["all wrong", "nothing changed"])
 def test_what_hurts_or_does_nothing_costs_the_first_batch_only(
     change: NDArray[np.bool_],
