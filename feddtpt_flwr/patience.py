@@ -22,8 +22,9 @@ def make_patient(grid: Grid, patience: float = PATIENCE) -> Grid:
 
     Flower waits for a SuperLink that cannot be reached, and gives up at once on one that answers
     HTTP 500. A SuperLink does so, for one, whenever its database is locked for more than five
-    seconds: on a busy machine, while many nodes upload. It has then undone what it was asked, so
-    that to ask again is safe; and the round that would be lost, clients have paid for.
+    seconds: on a busy machine, while many nodes upload. What it was doing is then undone, so that
+    it can be asked again, and the round that would be lost, clients have paid for. Replies that an
+    earlier step of the same request had marked as delivered stay lost: their nodes count as failed.
 
     Parameters
     ----------

@@ -48,7 +48,7 @@ class PolicyGradientSearch:
     step is so long that the distribution moves at all. And what travels, to the server and from
     round to round, is a prompt: FedOne's server averages the clients' distributions, and here each
     round's begin anew around the server's prompt. The step length and the shares were chosen on
-    made-up answers, with which a uniform start did about as well.
+    made-up answers.
 
     Parameters
     ----------
