@@ -11,18 +11,11 @@ from flwr.common import Context, NDArrays, RecordDict, Scalar, log
 
 from feddtpt_flwr import logs, models
 from feddtpt_flwr.assets import cache_folder
+from feddtpt_flwr.attempts import Attempt
 from feddtpt_flwr.budget import BudgetExhaustedError, ClientBudget
 from feddtpt_flwr.client_limits import scoring_budget, search_budget, too_few_to_search
 from feddtpt_flwr.client_report import counted, described, mismatch, refusal, unchanged, written
-from feddtpt_flwr.client_state import (
-    RUN_KEY,
-    Attempt,
-    ClientState,
-    Kept,
-    Phase,
-    state_file,
-    step,
-)
+from feddtpt_flwr.client_state import RUN_KEY, ClientState, Kept, Phase, state_file, step
 from feddtpt_flwr.config import RunConfig
 from feddtpt_flwr.data import ClientData, Example
 from feddtpt_flwr.evaluation import Evaluator, mixed_order

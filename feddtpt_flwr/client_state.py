@@ -14,21 +14,27 @@ import hashlib
 import json
 import os
 import time
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
-from functools import reduce
 from logging import WARNING
-from operator import or_
 from pathlib import Path
 from typing import Any, Literal
 
 from flwr.common import ConfigRecord, RecordDict, Scalar, log
 
 from feddtpt_flwr.amounts import Amounts
+from feddtpt_flwr.attempts import (
+    Step,
+    attempts_in,
+    last_interrupted,
+    most_accurate,
+    put_aside,
+    step_of,
+    trials_in,
+)
 from feddtpt_flwr.evaluation import CAPACITY, AnswerCache
-from feddtpt_flwr.feedback import Feedback, Trial, trial_from_dict
+from feddtpt_flwr.feedback import Feedback
 from strategies.candidates import Tokens
 
 STATE_KEY = "feddtpt"
@@ -44,8 +50,6 @@ KEPT_DAYS = 30
 """Files that no message has touched for so long are removed."""
 
 Phase = Literal["search", "score"]
-Step = tuple[int, int]
-"""A message's place in a run: its round, and 0 for the search or 1 for the scoring."""
 
 
 def step(server_round: int, phase: Phase) -> Step:
@@ -79,32 +83,6 @@ class Kept:
         """Read what `asdict` and JSON made of one."""
         to = tuple(tuple(prompt) for prompt in entry["to"])
         return cls(to, tuple(entry["tokens"]), int(entry["num_examples"]), dict(entry["metrics"]))
-
-
-@dataclass(frozen=True)
-class Attempt:
-    """A search that did not come to a reply, as far as it came.
-
-    Attributes
-    ----------
-    start : Tokens
-        The prompt that it began from.
-    trials : tuple[Trial, ...]
-        The changes that it tried, in order.
-    """
-
-    start: Tokens
-    trials: tuple[Trial, ...] = ()
-
-    @property
-    def accepted(self) -> tuple[Trial, ...]:
-        """The changes that it went on from."""
-        return tuple(trial for trial in self.trials if trial.accepted)
-
-    @property
-    def tokens(self) -> Tokens:
-        """Its best prompt."""
-        return reduce(lambda tokens, trial: trial.apply(tokens), self.accepted, self.start)
 
 
 def state_file(folder: Path, run: str, client: str) -> Path:
@@ -167,25 +145,27 @@ class ClientState:
 
         def stands(entry: Mapping[str, Any]) -> bool:
             # A message that was replied to does not begin anew.
-            return _step(entry) < now or (self.reply is not None and _step(entry) == now)
+            return step_of(entry) < now or (self.reply is not None and step_of(entry) == now)
 
         past = [entry for entry in there if stands(entry)]
         # Flower's state has more than the file where the disk is another one than before.
         flowers = self._read_flowers()
-        if flowers and (not past or _step(flowers[-1]) > max(map(_step, past))):
+        if flowers and (not past or step_of(flowers[-1]) > max(map(step_of, past))):
             past = flowers
-        other = [aside for entry in there if not stands(entry) for aside in _put_aside(entry)]
+        other = [aside for entry in there if not stands(entry) for aside in put_aside(entry)]
         kept = there if self.reply else past + other
         if not intact or there != kept:
             self._write(kept)
         self._archive = _answers(other)
         self._known = _answers(past)
-        self.feedback = Feedback.of(_trials(past), lambda trial: self._append(trial=asdict(trial)))
-        self.interrupted = _interrupted(past)
-        here = [entry for entry in other if _step(entry) == now]
-        self.found = _best(_attempts(here))
+        self.feedback = Feedback.of(
+            trials_in(past), lambda trial: self._append(trial=asdict(trial))
+        )
+        self.interrupted = last_interrupted(past)
+        here = [entry for entry in other if step_of(entry) == now]
+        self.found = most_accurate(attempts_in(here))
         starts = {*sent[:1], *({self.interrupted.tokens} if self.interrupted else ())}
-        same = any(attempt.start in starts for attempt in _attempts(here))
+        same = any(attempt.start in starts for attempt in attempts_in(here))
         self.to_find = len(_answers(here)) if same else 0
         self.used_in_run = _used([*past, *other])
         self.used_in_step = replace(_used(here), seconds=0.0)
@@ -309,15 +289,10 @@ def _entries(lines: Iterable[str]) -> Iterable[dict[str, Any]]:
     for line in lines:
         try:
             entry = json.loads(line)
-            _step(entry)
+            step_of(entry)
         except (ValueError, TypeError, KeyError):
             return  # what follows half a line cannot be trusted
         yield entry
-
-
-def _step(entry: Mapping[str, Any]) -> Step:
-    server_round, phase = entry["step"]
-    return int(server_round), int(phase)
 
 
 def _answers(entries: Iterable[Mapping[str, Any]]) -> dict[str, str]:
@@ -330,59 +305,8 @@ def _used(entries: Iterable[Mapping[str, Any]]) -> Amounts:
 
 def _reply(there: Iterable[Mapping[str, Any]], now: Step, sent: tuple[Tokens, ...]) -> Kept | None:
     """Return what was replied to this message with these prompts; None if nothing was."""
-    kept = [Kept.of(e["reply"]) for e in there if _step(e) == now and "reply" in e]
+    kept = [Kept.of(e["reply"]) for e in there if step_of(e) == now and "reply" in e]
     return next((reply for reply in reversed(kept) if reply.to == sent), None)
-
-
-_ASIDE = {"start": "began", "trial": "tried"}
-"""What an attempt's entries are called once another attempt at the same message has begun."""
-
-
-def _put_aside(entry: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield an entry of another attempt as it is kept; nothing if it is not."""
-    if "used" in entry:
-        # Its queries will be counted again.
-        yield {**entry, "used": {**entry["used"], "queries": 0}}
-    elif "end" not in entry:
-        yield {_ASIDE.get(key, key): value for key, value in entry.items()}
-
-
-def _attempts(entries: Iterable[Mapping[str, Any]]) -> list[Attempt]:
-    """Return the searches that began in one step's entries, in order."""
-    attempts: list[Attempt] = []
-    for entry in entries:
-        if start := entry.get("start", entry.get("began")):
-            attempts.append(Attempt(tuple(start)))
-        elif attempts and (made := entry.get("trial", entry.get("tried"))):
-            last = attempts[-1]
-            attempts[-1] = replace(last, trials=(*last.trials, trial_from_dict(made)))
-    return attempts
-
-
-def _best(attempts: Iterable[Attempt]) -> Attempt | None:
-    """Return the attempt whose prompt was the most accurate, if any had found one."""
-    found = [attempt for attempt in attempts if attempt.accepted]
-    return max(found, key=lambda attempt: attempt.accepted[-1].accuracy, default=None)
-
-
-def _interrupted(past: Sequence[Mapping[str, Any]]) -> Attempt | None:
-    """Return the last search that began and what it had found, if that did not end."""
-    last = max((_step(e) for e in past if "start" in e or "began" in e), default=None)
-    entries = [entry for entry in past if _step(entry) == last]
-    # A message may end before its search begins; then an earlier attempt's stands.
-    ended = all(any(key in entry for entry in entries) for key in ("start", "end"))
-    return None if ended else _best(_attempts(entries))
-
-
-def _trials(past: Sequence[Mapping[str, Any]]) -> Iterator[Trial]:
-    """Yield what was tried, step by step; what several attempts have tried counts once."""
-    for at in sorted({_step(entry) for entry in past}):
-        entries = [entry for entry in past if _step(entry) == at]
-        made = [trial_from_dict(entry["trial"]) for entry in entries if "trial" in entry]
-        earlier = _attempts(e for e in entries if "began" in e or "tried" in e)
-        tried = reduce(or_, (Counter(attempt.trials) for attempt in earlier), Counter[Trial]())
-        yield from made
-        yield from (tried - Counter(made)).elements()
 
 
 def _warn_of_version(what: str, version: Any) -> None:
