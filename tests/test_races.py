@@ -76,6 +76,19 @@ def language(likelihood: Mapping[Tokens, float]) -> Any:
     )
 
 
+def idle(likelihood: Mapping[Tokens, float], **settings: Any) -> PromptSearch:
+    """A search that has nothing to ask or to propose."""
+    return PromptSearch(
+        Given({}, 0),  # type: ignore[arg-type]
+        GivenChanges([]),
+        language(likelihood),
+        EXAMPLES,
+        np.random.default_rng(0),
+        max_tokens=1,
+        **settings,
+    )
+
+
 def raced(
     changes: Sequence[NDArray[np.bool_]],
     limit: int = 10_000,
@@ -179,14 +192,7 @@ def test_evidence_is_weighed_against_language(
 ) -> None:
     correct = better_by(won)
     correct[np.flatnonzero(HALF)[:lost]] = False
-    search = PromptSearch(
-        Given({}, 0),  # type: ignore[arg-type]
-        GivenChanges([]),
-        language({START: -3.0, (1,): -3.0 + nats}),
-        EXAMPLES,
-        np.random.default_rng(0),
-        max_tokens=1,
-    )
+    search = idle({START: -3.0, (1,): -3.0 + nats})
     runner = Runner(Edit(0, 1, (1,)), np.arange(NUMBER), correct, HALF)
     assert search._convinces(runner, START) is convinces
 
@@ -202,26 +208,11 @@ def test_evidence_is_weighed_against_language(
 )
 def test_a_search_takes_no_settings_without_sense(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        PromptSearch(
-            Given({}, 0),  # type: ignore[arg-type]
-            GivenChanges([]),
-            language({}),
-            EXAMPLES,
-            np.random.default_rng(0),
-            max_tokens=1,
-            **settings,
-        )
+        idle({}, **settings)
 
 
 def test_a_change_that_was_not_tried_on_all_examples_never_convinces() -> None:
-    search = PromptSearch(
-        Given({}, 0),  # type: ignore[arg-type]
-        GivenChanges([]),
-        language({}),
-        EXAMPLES,
-        np.random.default_rng(0),
-        max_tokens=1,
-    )
+    search = idle({})
     order = np.flatnonzero(~HALF)
     runner = Runner(Edit(0, 1, (1,)), order, np.ones(16, dtype=bool), np.zeros(16, dtype=bool))
     assert not search._convinces(runner, START)
