@@ -22,7 +22,7 @@ MAX_PHRASE = 6
 SPAN_WEIGHT = 0.6
 """How often a change takes one word more, against one of the size before."""
 
-REWORDINGS_AT_ONCE = 8
+REWORDINGS_AT_ONCE = 16
 """Of a local model many cost little more than one: each token of all takes one pass. Of a service
 each token is a request."""
 
@@ -176,6 +176,9 @@ class MaskedLMProposer:
             if len(edits[i].tokens) < lengths[i]
             and not (reword and set(edits[i].tokens[-1:]) & set(self._ends))
         ]:
+            # A last token is also weighed by what follows, in a pass of its own: one for all sites.
+            earlier = [i for i in growing if len(edits[i].tokens) < lengths[i] - 1]
+            growing = earlier or growing
             gaps = [self._gap(edits[i], tokens, lengths[i], reword) for i in growing]
             for i, fillings in zip(growing, self._masked_lm.fill(gaps), strict=True):
                 # Language models find nothing likelier than what they have just read.
