@@ -93,8 +93,8 @@ def test_soft_prompts_have_as_many_generations_as_their_suite_says() -> None:
     assert num_examples == {12}
     assert FedBBT.generations(98, 12) == (4, 2)
     assert FedBPT.generations(98, 12) == (5, 1)
-    assert FedBBT.generations(1048, 12) == (20, 4)
-    assert FedBPT.generations(1048, 12) == (5, 17)
+    assert FedBBT.generations(548, 12) == (20, 2)
+    assert FedBPT.generations(548, 12) == (5, 8)
 
 
 def test_a_base_gives_what_a_suite_does_not_say_itself() -> None:
