@@ -252,7 +252,7 @@ def report_suite(
 
 
 def _results(suite: Suite, folder: Path) -> Results:
-    return Results(folder / (suite.runs_of or suite.name))
+    return Results(folder / suite.name, shared=folder)
 
 
 def _suite(name: str) -> Suite:

@@ -46,7 +46,9 @@ class TokenMap:
 
 
 def token_map(outcome: Outcome) -> TokenMap | None:
-    """Repeat the server's last step; None if it had not two prompts or three tokens to choose from.
+    """Repeat the server's last step.
+
+    None if it had not two prompts or three tokens to choose from, or took a whole prompt ("best").
 
     Raises
     ------
@@ -57,20 +59,18 @@ def token_map(outcome: Outcome) -> TokenMap | None:
     """
     from sklearn.decomposition import PCA
 
-    uploads = [np.array(tokens, dtype=np.int64) for tokens in outcome.last_uploads()]
-    if len(uploads) < 2:
-        return None
     config = outcome.config
+    uploads = [np.array(tokens, dtype=np.int64) for tokens in outcome.last_uploads()]
+    if len(uploads) < 2 or config.aggregation == "best":
+        return None
     task = load_task(config)
     masked_lm = models.masked_lm(config, task)
     vocabulary = masked_lm.vocabulary
     embeddings = models.token_embedder(config, task).embed(uploads)
-    # What clients reported is not in the history, and decides only "best", which does not cluster.
-    method = "feddtpt" if config.aggregation == "best" else config.aggregation
     found = aggregate(
         uploads,
         embeddings,
-        method=method,
+        method=config.aggregation,
         min_samples=config.min_samples or None,
         max_tokens=config.max_prompt_tokens,
         # As the app: see `feddtpt_flwr.server_app.build`.

@@ -2,7 +2,9 @@
 
 import json
 import tomllib
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -138,10 +140,13 @@ class Results:
     ----------
     folder : Path
         Need not exist.
+    shared : Path, optional
+        A folder with those of several suites: a run of one is a run of all that want the same.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, shared: Path | None = None) -> None:
         self.folder = folder.resolve()
+        self.shared = (shared or folder).resolve()
 
     def job_folder(self, job: Job) -> Path:
         """Return where everything about a run is kept."""
@@ -153,7 +158,23 @@ class Results:
         All settings count, also those that the suite leaves to the app: one with the app's former
         defaults is another run. Its code may have been older; `Outcome.made` says how old.
         """
-        folder = self.job_folder(job)
+        found = self._read(self.job_folder(job), job)
+        if not isinstance(found, Outcome) and (same := self._elsewhere.get(_key(_describe(job)))):
+            found = self._read(same, job) or found
+        return found
+
+    @cached_property
+    def _elsewhere(self) -> dict[str, Path]:
+        """Folders of the runs that all suites had completed before, by what decides a result."""
+        folders = {}
+        for path in sorted(self.shared.rglob(RESULT)):
+            with suppress(OSError, ValueError, KeyError, TypeError):
+                result = json.loads(path.read_text(encoding="utf-8"))
+                if "run-folder" in result:
+                    folders[_key(result["job"])] = path.parent
+        return folders
+
+    def _read(self, folder: Path, job: Job) -> Outcome | Failure | None:
         try:
             result = json.loads((folder / RESULT).read_text(encoding="utf-8"))
             if result["job"] != _describe(job):
@@ -188,6 +209,10 @@ def write_atomically(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)
+
+
+def _key(described: dict[str, Any]) -> str:
+    return json.dumps(described, sort_keys=True)
 
 
 def _describe(job: Job) -> dict[str, Any]:

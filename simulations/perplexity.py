@@ -11,6 +11,7 @@ from feddtpt_flwr.assets import AssetError
 from feddtpt_flwr.config import ConfigError, RunConfig
 from feddtpt_flwr.data import DataError
 from feddtpt_flwr.experiment import load_task, seed_tokens
+from feddtpt_flwr.language_model.base import ModelError
 from feddtpt_flwr.readability import per_token
 from simulations.grid import Grid
 from simulations.outcome import Outcome
@@ -63,8 +64,8 @@ def perplexity_table(grid: Grid) -> Table | None:
         outcomes = [outcome for cell in cells for outcome in cell.outcomes.values()]
         try:
             found = [before_and_after(outcome) for outcome in outcomes]
-        except (ConfigError, DataError, AssetError):
-            continue  # its models are on another machine
+        except (ConfigError, DataError, AssetError, ModelError):
+            continue  # its models are on another machine, or a service that does not answer
         if found:
             before, after = zip(*found, strict=True)
             rows.append([name, typical(before), typical(after)])

@@ -1,7 +1,9 @@
 """The processes of a run, and what memory they take (Linux)."""
 
 import os
+import signal
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 MARK = "FEDDTPT_RUN_MARK"
@@ -21,6 +23,13 @@ def marked(mark: str) -> Iterator[Path]:
                 yield folder
         except OSError:  # it has ended meanwhile, or is somebody else's
             continue
+
+
+def end_orphans(mark: str) -> None:
+    """Kill what is left of a run whose command was itself killed, and could not end it."""
+    for folder in marked(mark):
+        with suppress(ProcessLookupError):
+            os.kill(int(folder.name), signal.SIGKILL)
 
 
 def proportional_kib(folder: Path) -> int:

@@ -139,7 +139,7 @@ def collect(grid: Grid, results: Results) -> Content:
         list(figures.curves(grid)),
         list(_token_maps(grid)),
         list(_prompts(grid)),
-        list(_runs(grid, results.folder)),
+        list(_runs(grid, results.shared)),
     )
 
 
@@ -206,8 +206,8 @@ def markdown(content: Content) -> str:
 def runs_json(content: Content) -> str:
     """Return every completed run, for other tables than the report's.
 
-    ``run-folder`` is where a run's files are, below the folder of the suite's results or, with
-    ``runs-of``, of that suite's: where they lie on this machine concerns nobody else.
+    ``run-folder`` is where a run's files are, below the folder of all suites' runs: where that lies
+    on this machine concerns nobody else.
     """
     head = {"suite": content.suite.name, "made": content.made, "wanted": content.num_wanted}
     return json.dumps({**head, "runs": content.runs}, indent=1) + "\n"

@@ -31,6 +31,7 @@ from simulations.in_process import Worker
 from simulations.obstacles import obstacle
 from simulations.outcome import Failure, Outcome, Results, read_outcome
 from simulations.peak_memory import wait_and_watch
+from simulations.processes import end_orphans
 from simulations.stamp import stamp
 from simulations.suite import Job, Suite, Value
 
@@ -258,13 +259,15 @@ class _Processes:
 
 def _run(job: Job, results: Results, cores: Cores, processes: _Processes) -> Outcome | Failure:
     """Run the app and write down what came of it, at once; whatever happens ends no other run."""
-    home = results.job_folder(job)
+    home = results.job_folder(job).resolve()
     try:
         home.mkdir(parents=True, exist_ok=True)
         with FileLock(home / ".lock", timeout=0):
             # Another command may have completed it since this one's plan.
             if isinstance(found := results.read(job), Outcome):
                 return found
+            for earlier in home.glob("try-*"):
+                end_orphans(str(earlier))
             outcome = _attempt(job, home, cores, processes)
             if processes.stopping.is_set():
                 return Failure("stopped")

@@ -105,9 +105,6 @@ class Suite(BaseModel):
         Simulated clients where no group says otherwise.
     compare : str
         The method that the others are compared with, seed by seed; by default the first.
-    runs_of : str
-        The suite whose runs these are, where it has them; by default its own. Runs with other
-        settings are never mixed up.
     transfer : bool
         Whether every learned prompt is also tried on the suite's other models.
     settings : dict
@@ -130,7 +127,6 @@ class Suite(BaseModel):
     seeds: tuple[int, ...] = Field(min_length=1)
     num_clients: int = Field(10, ge=1)
     compare: str = ""
-    runs_of: str = Field("", pattern=r"^[\w-]*$")
     transfer: bool = False
     settings: Settings = {}
     models: dict[str, Settings] = {}

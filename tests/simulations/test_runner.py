@@ -1,7 +1,9 @@
 """What a suite's runner does where a run, or another command, does something else than expected."""
 
 import errno
+import os
 import signal
+import subprocess
 from collections.abc import Callable, Iterator
 from io import StringIO
 from pathlib import Path
@@ -14,6 +16,7 @@ from rich.progress import Progress
 
 from simulations import runner
 from simulations.outcome import Failure, Outcome, Results
+from simulations.processes import MARK
 from simulations.runner import Plan, TimeLeft, run_suite
 from simulations.stamp import stamp
 from simulations.suite import Job, Suite
@@ -116,6 +119,26 @@ def test_two_commands_do_not_do_the_same_runs(
     assert left.to_run == [first]
     assert f"{first.key}: failed: another command is at work on it" in shown
     assert not list(home.glob("result.json")), "what the other does is not written down as failed"
+
+
+def test_what_a_killed_command_left_running_is_ended(
+    suite: Suite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results = Results(tmp_path / "runs")
+    home = results.job_folder(suite.jobs(["one"])[0])
+    (home / "try-earlier").mkdir(parents=True)
+    orphan, other = (
+        subprocess.Popen(["sleep", "60"], env={**os.environ, MARK: str(mark)})
+        for mark in (home / "try-earlier", home / "try-earlier-still")
+    )
+    try:
+        run(suite, results, lambda _, __: None, monkeypatch)
+        assert orphan.wait(10) == -signal.SIGKILL
+        assert other.poll() is None, "only what a run of this suite has left"
+    finally:
+        for process in (orphan, other):
+            process.kill()
+            process.wait()
 
 
 def test_time_left_goes_by_what_has_ended_since_the_command_began() -> None:

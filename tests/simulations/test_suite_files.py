@@ -217,6 +217,27 @@ def test_results_are_of_exactly_these_settings(tmp_path: Path) -> None:
     assert results.read(job) == Failure("no more memory")
 
 
+def test_a_run_of_one_suite_is_one_of_all_that_want_the_same(tmp_path: Path) -> None:
+    suites = tmp_path / "runs"
+    first = Results(suites / "first", shared=suites)
+    job, another = write_suite(tmp_path).jobs(["one", "full"])[:2]
+    outcome = write_run(first, job, [0.5, 0.6])
+    renamed = SUITE.replace("[tasks.one]", "[tasks.same]")
+    assert renamed != SUITE
+    (same, *_) = write_suite(tmp_path, renamed).jobs(["same", "full"])
+    assert same.key != job.key
+    second = Results(suites / "second", shared=suites)
+    assert second.read(same) == outcome
+    second.write_failure(same, Failure("no more memory"))
+    assert second.read(same) == outcome
+    assert second.read(another) is None
+    (other, *_) = write_suite(tmp_path, renamed + "[settings]\nk-shot = 3\n").jobs(["same", "full"])
+    assert Results(suites / "third", shared=suites).read(other) is None
+    (suites / "second" / "half").mkdir(parents=True)
+    (suites / "second" / "half" / "result.json").write_text("{", encoding="utf-8")
+    assert Results(suites / "third", shared=suites).read(same) == outcome
+
+
 def test_results_of_other_defaults_of_the_app_are_of_another_run(tmp_path: Path) -> None:
     results = Results(tmp_path / "runs")
     job = write_suite(tmp_path).jobs(["one", "full"])[0]
