@@ -42,6 +42,20 @@ def llama_server(
 ) -> Iterator[str]:
     """Start a server on a free port, yield the base URL of its API, and stop it at the end.
 
+    Parameters and errors are those of `llama_process`.
+    """
+    with llama_process(model, threads=threads, parallel=parallel, key=key) as (url, _):
+        yield url
+
+
+@contextmanager
+def llama_process(
+    model: Path | None = None, *, threads: int = 1, parallel: int = 4, key: str = ""
+) -> Iterator[tuple[str, int]]:
+    """Start a server on a free port, yield its API's base URL and its process's number.
+
+    It is stopped at the end.
+
     Parameters
     ----------
     model : Path, optional
@@ -72,6 +86,6 @@ def llama_server(
                 process.wait()
                 log.seek(0)
                 raise RuntimeError(f"llama.cpp did not start: {log.read()}")
-            yield f"{address}/v1"
+            yield f"{address}/v1", process.pid
         finally:
             process.kill()
