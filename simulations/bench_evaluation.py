@@ -166,7 +166,7 @@ def markdown(result: dict[str, Any]) -> str:
         f"{as_text(result)}; SmolLM2-135M on embedded movie reviews, "
         f"{result['repeats']} turns of {result['queries']} queries about the same texts, each turn "
         "with a prompt of its own (about the first quarter of the texts for the ways of others; "
-        "about other texts each turn where they are to be new), medians. The memory is the most that "
+        "about other texts each turn where they are to be new), medians. Memory is the most that "
         "the process that answers held. Peaks of matrix multiplication in GFLOP/s: "
         + ", ".join(f"{peak} ({dtype})" for dtype, peak in result["gflops_peak"].items())
         + f". The default here is {result['default'].split(', ')[1]}.",
