@@ -39,6 +39,9 @@ ROLES = {
 
 NOTHING: dict[str, Value] = {
     "queries-per-round": 4,  # fewer are refused
+    "proposer": "random",  # nor is the masked language model asked what fits,
+    "feedback": False,
+    "max-fluency-loss": 100.0,  # nor how it reads
     "guard": False,
     "k-shot": 1,  # clients evaluate the global prompt on as many per class
     "public-per-class": 0,
