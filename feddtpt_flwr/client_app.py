@@ -21,6 +21,7 @@ from feddtpt_flwr.data import ClientData, Example
 from feddtpt_flwr.evaluation import Evaluator, mixed_order
 from feddtpt_flwr.experiment import load_task
 from feddtpt_flwr.generator import Writer
+from feddtpt_flwr.label_weights import accuracy, label_weights
 from feddtpt_flwr.language_model import ModelError
 from feddtpt_flwr.node import Node, NodeConfig, load_node
 from feddtpt_flwr.privacy.clients import protected
@@ -108,7 +109,7 @@ class PromptTuningClient(NumPyClient):
         writer = self._writer(evaluator)
         search = self._build_search(server_round, evaluator, examples, writer)
         try:
-            start, accuracy = self._start(tokens, state.interrupted, evaluator, examples)
+            start, known = self._start(tokens, state.interrupted, evaluator, examples)
             state.begin(start)
             result = search.run(start, state.feedback)
         except ModelError as error:
@@ -123,7 +124,7 @@ class PromptTuningClient(NumPyClient):
         done = f"done, {result.num_trials} changes tried"
         self._log_progress(server_round, evaluator, result.accuracy, done)
         budget.tell()
-        before = result.start_accuracy if accuracy is None else accuracy
+        before = result.start_accuracy if known is None else known
         metrics = {
             **self._counted(config, evaluator, result.failure),
             **self._written(writer),
@@ -267,10 +268,12 @@ class PromptTuningClient(NumPyClient):
             return tokens, None
         texts = [self._vocabulary.decode(prompt) for prompt in (tokens, interrupted.tokens)]
         try:
-            global_accuracy, other = evaluator.correct_all(texts, examples).mean(axis=1)
+            answers = evaluator.correct_all(texts, examples)
         except BudgetExhaustedError:
             return tokens, None
-        return (interrupted.tokens if other > global_accuracy else tokens), float(global_accuracy)
+        weights = label_weights(examples)
+        global_accuracy, other = (accuracy(correct, weights) for correct in answers)
+        return (interrupted.tokens if other > global_accuracy else tokens), global_accuracy
 
     def _recovered(
         self,
@@ -284,15 +287,15 @@ class PromptTuningClient(NumPyClient):
         Nothing is asked: all of it is paid for.
         """
         first = evaluator.known(self._vocabulary.decode(tokens), examples)
-        best = None
+        weights, best = label_weights(examples), None
         for attempt in (state.found, state.interrupted):
             if first is None or attempt is None:
                 continue
-            before = float(first.mean())
+            before = accuracy(first, weights)
             correct = evaluator.known(self._vocabulary.decode(attempt.tokens), examples)
-            if correct is not None and correct.mean() > (best.accuracy if best else before):
-                accuracy, accepted = float(correct.mean()), attempt.accepted
-                best = SearchResult(attempt.tokens, accuracy, before, accepted, 0)
+            after = 0.0 if correct is None else accuracy(correct, weights)
+            if after > (best.accuracy if best else before):
+                best = SearchResult(attempt.tokens, after, before, attempt.accepted, 0)
         return best
 
     def _recall(

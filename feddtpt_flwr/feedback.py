@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from feddtpt_flwr.label_weights import accuracy
 from strategies.candidates import Tokens
 from strategies.edits import Edit, Operator
 
@@ -31,11 +32,11 @@ class Trial:
         that it follows.
     operator : {"replace", "insert", "delete", "rewrite"}
     gain : float
-        Answers won minus answers lost against the unchanged prompt, per example, in [-1, 1].
+        Accuracy minus that of the unchanged prompt on the same examples, in [-1, 1].
     num_examples : int
         Examples on which both were compared.
     accuracy : float
-        Accuracy of the changed prompt on these examples, in [0, 1].
+        Accuracy of the changed prompt on these examples, in [0, 1] (see `label_weights`).
     accepted : bool
         Whether the search went on from the changed prompt.
     """
@@ -51,25 +52,35 @@ class Trial:
 
     @classmethod
     def of(
-        cls, edit: Edit, tokens: Tokens, *, gain: int, correct: NDArray[np.bool_], accepted: bool
+        cls,
+        edit: Edit,
+        tokens: Tokens,
+        *,
+        gain: float,
+        correct: NDArray[np.bool_],
+        accepted: bool,
+        weights: NDArray[np.float64] | None = None,
     ) -> "Trial":
         """Record what ``edit`` did to the prompt ``tokens``.
 
         Parameters
         ----------
-        gain : int
-            Answers won minus answers lost.
+        gain : float
+            Answers won minus answers lost, each by its weight.
         correct : NDArray[np.bool_]
-            Which examples the changed prompt answered correctly.
+            Which examples the changed prompt answered correctly, shape ``(n,)``.
+        weights : NDArray[np.float64], optional
+            What each of them counts, shape ``(n,)``; by default the same.
         """
+        weights = np.ones(len(correct)) if weights is None else weights
         return cls(
             position=edit.start,
             before=site_tokens(edit, tokens),
             after=edit.tokens,
             operator=change(edit, tokens),
-            gain=gain / len(correct),
+            gain=float(gain / weights.sum()),
             num_examples=len(correct),
-            accuracy=float(correct.mean()),
+            accuracy=accuracy(correct, weights),
             accepted=accepted,
         )
 

@@ -12,6 +12,7 @@ from feddtpt_flwr.budget import BudgetExhaustedError
 from feddtpt_flwr.data import Example
 from feddtpt_flwr.evaluation import Evaluator, mixed_order
 from feddtpt_flwr.feedback import Feedback, Trial
+from feddtpt_flwr.label_weights import accuracy, label_weights
 from feddtpt_flwr.language_model import ModelError
 from feddtpt_flwr.masked_lm import MaskedLM
 from feddtpt_flwr.proposer import NothingBetterError, Proposer
@@ -51,23 +52,27 @@ class Runner:
         The examples asked so far, shape ``(n,)``, as indices.
     correct, correct_before : NDArray[np.bool_]
         Which of them are answered correctly with and without the change, shape ``(n,)``.
+    weights : NDArray[np.float64]
+        What each of them counts, shape ``(n,)`` (see `label_weights`).
     """
 
     edit: Edit
     order: NDArray[np.int64]
     correct: NDArray[np.bool_]
     correct_before: NDArray[np.bool_]
+    weights: NDArray[np.float64]
 
     @property
-    def net_gain(self) -> int:
-        """Answers won minus answers lost."""
-        return int(self.correct.sum()) - int(self.correct_before.sum())
+    def net_gain(self) -> float:
+        """Answers won minus answers lost, by weight."""
+        return float(self.weights @ self.correct) - float(self.weights @ self.correct_before)
 
     @cached_property
     def helps(self) -> float:
         """How likely the change helps (see `probability_of_gain`)."""
-        won = int((self.correct & ~self.correct_before).sum())
-        return probability_of_gain(won, won - self.net_gain)
+        won = float(self.weights @ (self.correct & ~self.correct_before))
+        lost = float(self.weights @ (self.correct_before & ~self.correct))
+        return probability_of_gain(won, lost)
 
     @property
     def in_order(self) -> NDArray[np.bool_]:
@@ -77,7 +82,12 @@ class Runner:
     def trial(self, tokens: Tokens, *, accepted: bool) -> Trial:
         """Return the feedback record of this change of the prompt ``tokens``."""
         return Trial.of(
-            self.edit, tokens, gain=self.net_gain, correct=self.correct, accepted=accepted
+            self.edit,
+            tokens,
+            gain=self.net_gain,
+            correct=self.correct,
+            accepted=accepted,
+            weights=self.weights,
         )
 
 
@@ -175,6 +185,7 @@ class PromptSearch:
         self._proposer = proposer
         self._masked_lm = masked_lm
         self._examples = examples
+        self._weights = label_weights(examples)
         self._rng = rng
         self._max_tokens = max_tokens
         self._confidence = confidence
@@ -227,9 +238,8 @@ class PromptSearch:
                     break
         except ModelError as error:
             failure = error
-        return SearchResult(
-            best.tokens, best.accuracy, first.accuracy, tuple(accepted), num_trials, failure
-        )
+        before, after = (accuracy(prompt.correct, self._weights) for prompt in (first, best))
+        return SearchResult(best.tokens, after, before, tuple(accepted), num_trials, failure)
 
     def _propose(
         self, tokens: Tokens, waiting: Sequence[Edit], tried: set[Tokens], feedback: Feedback
@@ -299,7 +309,10 @@ class PromptSearch:
                 failure = error
                 break
             for edit, correct in zip(running, answers, strict=True):
-                raced[edit] = Runner(edit, order[:size], correct, best.correct[order[:size]])
+                which = order[:size]
+                raced[edit] = Runner(
+                    edit, which, correct, best.correct[which], self._weights[which]
+                )
             ranked = sorted(running, key=lambda e: -raced[e].helps)
             better_half = ranked[: (len(ranked) + 1) // 2]
             running, asked = [edit for edit in better_half if raced[edit].helps > 0.5], size
@@ -353,7 +366,7 @@ class PromptSearch:
         return self._evaluator.correct_all(texts, [self._examples[i] for i in which])
 
 
-def probability_of_gain(won: int, lost: int) -> float:
+def probability_of_gain(won: float, lost: float) -> float:
     """Return how likely a change helps, given the answers it won and lost on the same examples.
 
     Examples that both prompts answer alike tell nothing about the difference. Among the others,
@@ -362,15 +375,29 @@ def probability_of_gain(won: int, lost: int) -> float:
 
     Parameters
     ----------
-    won, lost : int
-        Answers that turned right and wrong, at least 0.
+    won, lost : float
+        Answers that turned right and wrong, at least 0; between whole numbers, where answers
+        have weights, the result lies between theirs.
 
     Returns
     -------
     float
         A probability in (0, 1).
     """
-    # The mass is that of a binomial tail, and exact in whole numbers.
+    (w, part_won), (n, part_lost) = divmod(won, 1), divmod(lost, 1)
+    corners = (
+        ((1 - part_won) * (1 - part_lost), 0, 0),
+        (part_won * (1 - part_lost), 1, 0),
+        ((1 - part_won) * part_lost, 0, 1),
+        (part_won * part_lost, 1, 1),
+    )
+    mass = sum(share * _mass(int(w) + a, int(n) + b) for share, a, b in corners if share)
+    return round(mass, 12)  # as many won as lost is no evidence, whatever the parts add up to
+
+
+def _mass(won: int, lost: int) -> float:
+    """Return the mass of Beta(1 + won, 1 + lost) above one half."""
+    # It is that of a binomial tail, and exact in whole numbers.
     tosses = 1 + won + lost
     return sum(comb(tosses, heads) for heads in range(1 + won)) / (1 << tosses)
 

@@ -193,7 +193,7 @@ def test_evidence_is_weighed_against_language(
     correct = better_by(won)
     correct[np.flatnonzero(HALF)[:lost]] = False
     search = idle({START: -3.0, (1,): -3.0 + nats})
-    runner = Runner(Edit(0, 1, (1,)), np.arange(NUMBER), correct, HALF)
+    runner = Runner(Edit(0, 1, (1,)), np.arange(NUMBER), correct, HALF, np.ones(NUMBER))
     assert search._convinces(runner, START) is convinces
 
 
@@ -214,5 +214,6 @@ def test_a_search_takes_no_settings_without_sense(settings: dict[str, Any], mess
 def test_a_change_that_was_not_tried_on_all_examples_never_convinces() -> None:
     search = idle({})
     order = np.flatnonzero(~HALF)
-    runner = Runner(Edit(0, 1, (1,)), order, np.ones(16, dtype=bool), np.zeros(16, dtype=bool))
+    right, wrong = np.ones(16, dtype=bool), np.zeros(16, dtype=bool)
+    runner = Runner(Edit(0, 1, (1,)), order, right, wrong, np.ones(16))
     assert not search._convinces(runner, START)

@@ -254,7 +254,7 @@ def test_a_failure_before_anything_is_measured_is_told(failing: Searching) -> No
 def test_a_races_answers_go_back_into_the_examples_own_order() -> None:
     order = np.array([2, 0, 3, 1])
     own = np.array([True, False, False, True])
-    runner = Runner(Edit(0, 1, (5,)), order, own[order], np.zeros(4, dtype=bool))
+    runner = Runner(Edit(0, 1, (5,)), order, own[order], np.zeros(4, dtype=bool), np.ones(4))
     assert runner.in_order.tolist() == own.tolist()
 
 
