@@ -100,8 +100,8 @@ class SearchResult:
     tokens : Tokens
         The best prompt; the one it was given if nothing better was found.
     accuracy, start_accuracy : float
-        Accuracy of this prompt and of the one it was given, on the same examples, in [0, 1];
-        zero if the budget did not even cover the first.
+        Accuracy of this prompt and of the one it was given, on the same examples, in [0, 1], as
+        the search counts it; zero if the budget did not even cover the first.
     accepted : tuple[Trial, ...]
         The changes that led there, in order.
     num_trials : int
@@ -121,9 +121,9 @@ class SearchResult:
 class PromptSearch:
     """Token-level search with inference feedback, one client's part of a round.
 
-    Algorithm 1 of the paper, with four additions: several changes race at once, each is judged by
-    the same examples as the prompt it changes, it is dropped as soon as it looks useless, and it
-    must convince.
+    Algorithm 1 of the paper, with five additions: several changes race at once, each is judged by
+    the same examples as the prompt it changes, it is dropped as soon as it looks useless, it must
+    convince, and with uneven labels each of them counts the same (see `label_weights`).
 
     Parameters
     ----------
