@@ -7,7 +7,6 @@ examples of each label, is the paper's means against that, but is small beside t
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +32,6 @@ def label_weights(examples: Sequence[Example]) -> NDArray[np.float64]:
     return np.array([share / counts[example.label] for example in examples])
 
 
-def accuracy(correct: NDArray[Any], weights: NDArray[np.float64]) -> float:
+def accuracy(correct: NDArray[np.bool_], weights: NDArray[np.float64]) -> float:
     """Return the share of correct answers by weight, in [0, 1]."""
     return float(np.average(correct, weights=weights))

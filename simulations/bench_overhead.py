@@ -39,7 +39,7 @@ ROLES = {
 
 NOTHING: dict[str, Value] = {
     "queries-per-round": 4,  # fewer are refused
-    "proposer": "random",  # nor is the masked language model asked what fits,
+    "proposer": "random",  # the masked language model is not asked what fits
     "feedback": False,
     "max-fluency-loss": 100.0,  # nor how it reads
     "guard": False,

@@ -259,7 +259,7 @@ class _Processes:
 
 def _run(job: Job, results: Results, cores: Cores, processes: _Processes) -> Outcome | Failure:
     """Run the app and write down what came of it, at once; whatever happens ends no other run."""
-    home = results.job_folder(job).resolve()
+    home = results.job_folder(job)
     try:
         home.mkdir(parents=True, exist_ok=True)
         with FileLock(home / ".lock", timeout=0):
