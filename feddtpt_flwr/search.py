@@ -2,8 +2,6 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from math import comb, inf, log
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +9,7 @@ from numpy.typing import NDArray
 from feddtpt_flwr.budget import BudgetExhaustedError
 from feddtpt_flwr.data import Example
 from feddtpt_flwr.evaluation import Evaluator, mixed_order
+from feddtpt_flwr.evidence import Measured, Runner, log_odds
 from feddtpt_flwr.feedback import Feedback, Trial
 from feddtpt_flwr.label_weights import accuracy, label_weights
 from feddtpt_flwr.language_model import ModelError
@@ -25,70 +24,6 @@ FIRST_BATCH = 8  # examples that every change is tried on
 MAX_ATTEMPTS = 50  # to find enough new prompts, before the search ends
 RACES_AHEAD = 2  # proposals are made for so many races at once
 MOST_EVIDENCE = 3.0  # log-odds, as of a change that helps with a probability of 0.95
-
-
-@dataclass(frozen=True)
-class Measured:
-    """A prompt and which examples it answers correctly, in the search's order of examples."""
-
-    tokens: Tokens
-    correct: NDArray[np.bool_]
-
-    @property
-    def accuracy(self) -> float:
-        """Share of correct answers, in [0, 1]."""
-        return float(self.correct.mean())
-
-
-@dataclass(frozen=True)
-class Runner:
-    """A change in a race: which examples are answered correctly with and without it.
-
-    Attributes
-    ----------
-    edit : Edit
-        The change.
-    order : NDArray[np.int64]
-        The examples asked so far, shape ``(n,)``, as indices.
-    correct, correct_before : NDArray[np.bool_]
-        Which of them are answered correctly with and without the change, shape ``(n,)``.
-    weights : NDArray[np.float64]
-        What each of them counts, shape ``(n,)`` (see `label_weights`).
-    """
-
-    edit: Edit
-    order: NDArray[np.int64]
-    correct: NDArray[np.bool_]
-    correct_before: NDArray[np.bool_]
-    weights: NDArray[np.float64]
-
-    @property
-    def net_gain(self) -> float:
-        """Answers won minus answers lost, by weight."""
-        return float(self.weights @ self.correct) - float(self.weights @ self.correct_before)
-
-    @cached_property
-    def helps(self) -> float:
-        """How likely the change helps (see `probability_of_gain`)."""
-        won = float(self.weights @ (self.correct & ~self.correct_before))
-        lost = float(self.weights @ (self.correct_before & ~self.correct))
-        return probability_of_gain(won, lost)
-
-    @property
-    def in_order(self) -> NDArray[np.bool_]:
-        """The answers with the change in the examples' own order, if all have been asked."""
-        return self.correct[np.argsort(self.order)]
-
-    def trial(self, tokens: Tokens, *, accepted: bool) -> Trial:
-        """Return the feedback record of this change of the prompt ``tokens``."""
-        return Trial.of(
-            self.edit,
-            tokens,
-            gain=self.net_gain,
-            correct=self.correct,
-            accepted=accepted,
-            weights=self.weights,
-        )
 
 
 @dataclass(frozen=True)
@@ -141,10 +76,10 @@ class PromptSearch:
         Longest prompt, in tokens.
     confidence : float
         How likely a change must be to help, in [0.5, 1), before the search goes on from it: see
-        `probability_of_gain`. One answer won and none lost is enough for the default, so that
-        changes which do nothing pass now and then. A client's few examples cannot tell them from
-        small gains, and a higher level finds less and errs as often (``python -m simulations bench
-        races``); what all clients' examples say decides in the end.
+        `evidence.probability_of_gain`. One answer won and none lost is enough for the default, so
+        that changes which do nothing pass now and then. A client's few examples cannot tell them
+        from small gains, and a higher level finds less and errs as often (``python -m simulations
+        bench races``); what all clients' examples say decides in the end.
     fluency : float
         Log-odds that a nat per token of the masked language model's log-likelihood is worth, at
         least 0.
@@ -281,7 +216,7 @@ class PromptSearch:
 
     def _race(
         self, best: Measured, edits: Sequence[Edit]
-    ) -> tuple[list["Runner"], ModelError | None]:
+    ) -> tuple[list[Runner], ModelError | None]:
         """Compare changed prompts with the best so far, by successive halving.
 
         All are judged by the same examples, in growing batches; after each the better half goes
@@ -337,7 +272,7 @@ class PromptSearch:
             return None, error
         return max(convincing, key=lambda runner: runner.helps, default=None), None
 
-    def _convinces(self, runner: "Runner", before: Tokens) -> bool:
+    def _convinces(self, runner: Runner, before: Tokens) -> bool:
         """Weigh the evidence of the answers against what the change does to the prompt's language.
 
         Both count as log-odds: a change that makes the prompt less likely as language needs more
@@ -347,8 +282,8 @@ class PromptSearch:
         if runner.helps <= 0.5 or len(runner.correct) < len(self._examples):
             return False
         old, new = per_token(self._masked_lm, [before, runner.edit.apply(before)])
-        evidence = min(_log_odds(runner.helps), MOST_EVIDENCE)
-        return bool(evidence + self._fluency * (new - old) >= _log_odds(self._confidence))
+        evidence = min(log_odds(runner.helps), MOST_EVIDENCE)
+        return bool(evidence + self._fluency * (new - old) >= log_odds(self._confidence))
 
     def _batches(self) -> Iterator[int]:
         """Yield how many examples have been asked after each batch; batches double."""
@@ -366,47 +301,7 @@ class PromptSearch:
         return self._evaluator.correct_all(texts, [self._examples[i] for i in which])
 
 
-def probability_of_gain(won: float, lost: float) -> float:
-    """Return how likely a change helps, given the answers it won and lost on the same examples.
-
-    Examples that both prompts answer alike tell nothing about the difference. Among the others,
-    the chance of a win has a uniform prior, hence the posterior Beta(1 + won, 1 + lost); the
-    result is its mass above one half: 0.5 without evidence, 0.75 after one win, 0.94 after three.
-
-    Parameters
-    ----------
-    won, lost : float
-        Answers that turned right and wrong, at least 0; between whole numbers, where answers
-        have weights, the result lies between theirs.
-
-    Returns
-    -------
-    float
-        A probability in (0, 1).
-    """
-    (w, part_won), (n, part_lost) = divmod(won, 1), divmod(lost, 1)
-    corners = (
-        ((1 - part_won) * (1 - part_lost), 0, 0),
-        (part_won * (1 - part_lost), 1, 0),
-        ((1 - part_won) * part_lost, 0, 1),
-        (part_won * part_lost, 1, 1),
-    )
-    mass = sum(share * _mass(int(w) + a, int(n) + b) for share, a, b in corners if share)
-    return round(mass, 12)  # as many won as lost is no evidence, whatever the parts add up to
-
-
-def _mass(won: int, lost: int) -> float:
-    """Return the mass of Beta(1 + won, 1 + lost) above one half."""
-    # It is that of a binomial tail, and exact in whole numbers.
-    tosses = 1 + won + lost
-    return sum(comb(tosses, heads) for heads in range(1 + won)) / (1 << tosses)
-
-
 def require(name: str, value: float, what: str, *, allowed: bool) -> None:
     """Raise a `ValueError` that says what a parameter must be, unless its value is allowed."""
     if not allowed:
         raise ValueError(f"{name} must be {what}, got {value}")
-
-
-def _log_odds(probability: float) -> float:
-    return log(probability / (1 - probability)) if probability < 1 else inf

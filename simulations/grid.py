@@ -1,5 +1,6 @@
 """A suite's results, by cell: all that its tables and figures are made of."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -25,7 +26,7 @@ class Cell:
     outcomes : Mapping[int, Outcome]
         Completed runs by seed.
     wanted : int
-        Seeds of the suite.
+        Seeds that it is to have.
     missing : str
         Why there are none, or fewer than wanted: every reason once; empty if there are all.
     """
@@ -115,9 +116,11 @@ def read_grid(suite: Suite, results: Results) -> Grid:
     """Read all results of a suite that there are."""
     outcomes: dict[Labels, dict[int, Outcome]] = {}
     reasons: dict[Labels, list[str]] = {}
+    wanted: Counter[Labels] = Counter()
     for labels in product(*(list(suite.axis(axis)) or [""] for axis in AXES)):
         outcomes[labels], reasons[labels] = {}, []
     for job in suite.jobs():
+        wanted[job.labels] += 1
         found = results.read(job)
         if isinstance(found, Outcome):
             outcomes[job.labels][job.seed] = found
@@ -128,7 +131,7 @@ def read_grid(suite: Suite, results: Results) -> Grid:
     return Grid(
         suite,
         {
-            labels: Cell(labels, found, len(suite.seeds), _each_once(reasons[labels]))
+            labels: Cell(labels, found, wanted[labels], _each_once(reasons[labels]))
             for labels, found in outcomes.items()
         },
     )

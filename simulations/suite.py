@@ -19,7 +19,7 @@ from simulations import soft_prompts
 
 SUITES = Path(__file__).parent / "suites"
 AXES = ("models", "tasks", "partitions", "methods", "budgets")
-WHAT, NUM_CLIENTS, BASELINE = "what", "num-clients", "baseline"
+WHAT, NUM_CLIENTS, NUM_SEEDS, BASELINE = "what", "num-clients", "num-seeds", "baseline"
 
 BASELINES = tuple(soft_prompts.TUNERS)
 """Methods that are not the app: see `simulations.soft_prompts`."""
@@ -89,9 +89,10 @@ class Suite(BaseModel):
     """A grid of runs.
 
     Every axis holds named groups of settings, and there is a run for every combination of one group
-    of each axis and a seed. A group may hold ``what``, a description, ``num-clients``, and
-    ``baseline``, one of `BASELINES`; all else are settings of the app. Later axes win over earlier
-    ones, and all over ``settings``. In texts, ``${NAME}`` stands for an environment variable.
+    of each axis and a seed. A group may hold ``what``, a description, ``num-clients``,
+    ``num-seeds``, where the first so many of the seeds are enough, and ``baseline``, one of
+    `BASELINES`; all else are settings of the app. Later axes win over earlier ones, and all over
+    ``settings``. In texts, ``${NAME}`` stands for an environment variable.
 
     Parameters
     ----------
@@ -172,16 +173,14 @@ class Suite(BaseModel):
 
     def _all_jobs(self, variables: Mapping[str, str]) -> Iterator[Job]:
         groups = [self.axis(axis) or {"": {}} for axis in AXES]
-        for seed, labels in product(self.seeds, product(*groups)):
+        for (place, seed), labels in product(enumerate(self.seeds), product(*groups)):
             merged: Settings = {NUM_CLIENTS: self.num_clients, **self.settings}
             for axis, label in zip(groups, labels, strict=True):
                 merged |= axis[label]
             merged.pop(WHAT, None)
-            num_clients = merged.pop(NUM_CLIENTS)
-            if not isinstance(num_clients, int):
-                raise SuiteError(
-                    f"suite {self.name}: {NUM_CLIENTS} = {num_clients!r}: a whole number is needed"
-                )
+            num_clients = int(merged.pop(NUM_CLIENTS))
+            if place >= int(merged.pop(NUM_SEEDS, len(self.seeds))):
+                continue
             baseline = str(merged.pop(BASELINE, ""))
             # A run that began with some of its clients would not be the same the next time.
             merged.setdefault("min-available-clients", num_clients)
@@ -268,15 +267,26 @@ def _mistakes(suite: Suite) -> Iterator[str]:
         yield f"compare = {suite.compare!r}: one of methods is needed: {', '.join(suite.methods)}"
     if suite.transfer and len(suite.models) < 2:
         yield "transfer = true: two or more models are needed"
+    if uncounted := list(_uncounted(suite)):
+        yield from uncounted
+        return  # without them it is not known which runs there are
     told: set[str] = set()
     for job in suite.jobs():
-        if job.num_clients < 1:
-            yield f"{job.key}: {NUM_CLIENTS} = {job.num_clients}: 1 or more is needed"
         if job.baseline and job.baseline not in BASELINES:
             yield f"{job.key}: baseline = {job.baseline!r}: allowed are {', '.join(BASELINES)}"
         if (mistake := _mistake(job)) and mistake not in told:
             told.add(mistake)
             yield f"{job.key}: {mistake}"
+
+
+def _uncounted(suite: Suite) -> Iterator[str]:
+    """Yield what is to be a number of clients or seeds, and is none."""
+    groups = {f"{axis}.{label}": g for axis in AXES for label, g in suite.axis(axis).items()}
+    for where, group in {"settings": suite.settings, **groups}.items():
+        for key in (NUM_CLIENTS, NUM_SEEDS):
+            value = group.get(key, 1)
+            if type(value) is not int or value < 1:
+                yield f"{where}.{key} = {value!r}: a whole number from 1 is needed"
 
 
 def _mistake(job: Job) -> str:

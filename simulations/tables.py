@@ -71,7 +71,7 @@ def accuracy_tables(grid: Grid) -> Iterator[Table]:
         rows = []
         for name, method in _seed_prompts(grid):
             cells = [_seed_cell(grid, model, partition, task, method) for task in tasks]
-            row = [_accuracy(cell.seed_accuracy, cell, notes) for cell in cells]
+            row = [_accuracy(grid, cell.seed_accuracy, cell, notes) for cell in cells]
             means = [_task_mean(cells, seed_prompt=True)] * (len(tasks) > 1)
             rows.append([name, *row, *means])
         for name, method, budget in variants(grid):
@@ -81,7 +81,7 @@ def accuracy_tables(grid: Grid) -> Iterator[Table]:
                 )
                 for t in tasks
             ]
-            rows.append([name, *(_accuracy(cell.accuracy, cell, notes) for cell in cells)])
+            rows.append([name, *(_accuracy(grid, cell.accuracy, cell, notes) for cell in cells)])
             if len(tasks) > 1:
                 rows[-1].append(_task_mean(cells))
         header = ["method", *(task or "accuracy" for task in tasks)]
@@ -248,10 +248,10 @@ def _held_out(grid: Grid) -> str:
     return " to ".join(f"{n:,}" for n in sorted({min(numbers), max(numbers)})) if numbers else "no"
 
 
-def _accuracy(value: Mean | None, cell: Cell, notes: _Notes) -> str:
+def _accuracy(grid: Grid, value: Mean | None, cell: Cell, notes: _Notes) -> str:
     if value is None:
         return notes.mark(cell.missing)
-    shown = _of_seeds(value, ".3f", cell.wanted)
+    shown = _of_seeds(value, ".3f", len(grid.suite.seeds))
     return f"{shown} {notes.mark(cell.missing)}" if cell.missing else shown
 
 

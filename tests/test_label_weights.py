@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from feddtpt_flwr.data import Example
+from feddtpt_flwr.evidence import Runner, probability_of_gain
 from feddtpt_flwr.label_weights import accuracy, label_weights
-from feddtpt_flwr.search import Runner, probability_of_gain
 from strategies.edits import Edit
 
 EVEN = [Example(str(number), number % 3) for number in range(12)]

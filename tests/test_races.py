@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 from feddtpt_flwr.budget import QueryBudget
 from feddtpt_flwr.data import Example
+from feddtpt_flwr.evidence import Runner
 from feddtpt_flwr.feedback import Feedback
 from feddtpt_flwr.language_model import ModelUnavailableError
-from feddtpt_flwr.search import WIDTH, PromptSearch, Runner, SearchResult
+from feddtpt_flwr.search import WIDTH, PromptSearch, SearchResult
 from strategies.candidates import Tokens
 from strategies.edits import Edit
 

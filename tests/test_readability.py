@@ -1,8 +1,8 @@
 import pytest
 
+from feddtpt_flwr.evidence import probability_of_gain
 from feddtpt_flwr.masked_lm import CausalInfiller
 from feddtpt_flwr.readability import Readability
-from feddtpt_flwr.search import probability_of_gain
 
 SEED = "Classify the sentiment of this movie review as positive or negative."
 

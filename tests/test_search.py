@@ -6,12 +6,13 @@ import pytest
 from feddtpt_flwr.budget import QueryBudget
 from feddtpt_flwr.data import Example, Task
 from feddtpt_flwr.evaluation import Evaluator
+from feddtpt_flwr.evidence import Runner
 from feddtpt_flwr.feedback import Feedback, Trial
 from feddtpt_flwr.language_model import FatalModelError, ModelError, ModelUnavailableError
 from feddtpt_flwr.language_model.local import LocalLanguageModel
 from feddtpt_flwr.masked_lm import CausalInfiller
 from feddtpt_flwr.proposer import MaskedLMProposer
-from feddtpt_flwr.search import PromptSearch, Runner, SearchResult
+from feddtpt_flwr.search import PromptSearch, SearchResult
 from feddtpt_flwr.vocabulary import Vocabulary
 from strategies.candidates import Tokens
 from strategies.edits import Edit

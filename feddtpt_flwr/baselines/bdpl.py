@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from feddtpt_flwr.budget import BudgetExhaustedError
 from feddtpt_flwr.data import Example
 from feddtpt_flwr.evaluation import Evaluator
+from feddtpt_flwr.evidence import Measured
 from feddtpt_flwr.feedback import Feedback
 from feddtpt_flwr.language_model import ModelError
-from feddtpt_flwr.search import Measured, SearchResult, require
+from feddtpt_flwr.search import SearchResult, require
 from feddtpt_flwr.vocabulary import Vocabulary
 from strategies.candidates import Tokens
 

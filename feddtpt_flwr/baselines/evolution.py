@@ -7,10 +7,11 @@ import numpy as np
 from feddtpt_flwr.budget import BudgetExhaustedError
 from feddtpt_flwr.data import Example
 from feddtpt_flwr.evaluation import Evaluator
+from feddtpt_flwr.evidence import Measured
 from feddtpt_flwr.feedback import Feedback
 from feddtpt_flwr.language_model import ModelError
 from feddtpt_flwr.proposer import Proposer
-from feddtpt_flwr.search import MAX_ATTEMPTS, Measured, SearchResult
+from feddtpt_flwr.search import MAX_ATTEMPTS, SearchResult
 from feddtpt_flwr.vocabulary import Vocabulary
 from strategies.candidates import Tokens
 

@@ -16,6 +16,7 @@ from feddtpt_flwr.data.embedded import EMBEDDED
 from feddtpt_flwr.data.sampling import draw, to_examples
 from simulations import obstacles
 from simulations.grey_box import FedBBT, FedBPT
+from simulations.grid import read_grid
 from simulations.obstacles import obstacle
 from simulations.outcome import CurvePoint, Failure, Results
 from simulations.suite import AXES, SUITES, SuiteError, load_suite, most_queries
@@ -124,6 +125,13 @@ def test_later_axes_win_and_seeds_come_one_after_the_other(tmp_path: Path) -> No
         suite.jobs(["three"])
 
 
+def test_a_group_may_have_fewer_seeds(tmp_path: Path) -> None:
+    suite = write_suite(tmp_path, SUITE.replace("feedback = false", "num-seeds = 2"))
+    assert [job.seed for job in suite.jobs(["blind"])] == [0, 0, 1, 1]
+    grid = read_grid(suite, Results(tmp_path))
+    assert grid.num_wanted == len(suite.jobs()) == 10
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -136,7 +144,14 @@ def test_later_axes_win_and_seeds_come_one_after_the_other(tmp_path: Path) -> No
         (("feedback = false", "feedback = 1"), r"one/blind/seed0: feedback = 1: "),
         (("feedback = false", "feedbock = false"), "unknown configuration key 'feedbock'"),
         (("feedback = false", "feedback = [1]"), r"methods.blind.feedback = \[1\]: "),
-        (("feedback = false", "num-clients = 0"), "num-clients = 0: 1 or more is needed"),
+        (
+            ("feedback = false", "num-clients = 0"),
+            "methods.blind.num-clients = 0: a whole",
+        ),
+        (
+            ("feedback = false", "num-seeds = 'two'"),
+            "methods.blind.num-seeds = 'two': a whole",
+        ),
         (("feedback = false", "baseline = 'bbt'"), "baseline = 'bbt': allowed are fedprompt, "),
         (("feedback = false", "seed = 4"), "one/blind/seed0: seed: the suite's to set"),
         (('"tweet_sentiment"', '"tweets"'), "two/full/seed0: unknown task 'tweets'; tasks: "),
