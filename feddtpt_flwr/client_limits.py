@@ -90,7 +90,7 @@ def too_few_queries(config: RunConfig, data: ClientData, num_public: int) -> str
 
 def num_compared(config: RunConfig) -> int:
     """Return how many prompts a client compares in a round, at most."""
-    return config.race_candidates + 1 if config.guard else 1
+    return config.race_candidates + 1 if config.guard else 0
 
 
 def most_scored(config: RunConfig, num_own: int) -> int:

@@ -151,7 +151,8 @@ class RunConfig(BaseModel):
     fraction_fit : float
         Share of the clients that search in a round, in (0, 1].
     fraction_evaluate : float
-        Share of the clients that score the candidates in a round, in (0, 1].
+        Share of the clients that score the candidates in a round, in (0, 1]. Without a guard there
+        is nothing to choose from, and none do.
     min_available_clients : int
         Clients to wait for.
     run_folder : str

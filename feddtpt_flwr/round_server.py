@@ -1,5 +1,6 @@
 """Flower's server, with a word when a round is over, and an early end when all budgets are."""
 
+import random
 from collections.abc import Callable
 from logging import INFO
 from typing import Any
@@ -25,6 +26,11 @@ class RoundServer(Server):
         See Flower's.
     on_completed : Callable[[int], None]
         Called before the first round with 0, and after every round with its number.
+    seed : int
+        Says which of the connected clients take part in a round, where not all do, as far as they
+        connect in the same order; so they do in a simulation in one process alone.
+    begun : int
+        Rounds of the run that went before.
 
     Attributes
     ----------
@@ -32,9 +38,18 @@ class RoundServer(Server):
         Whether no client has anything left to search with.
     """
 
-    def __init__(self, strategy: Strategy, on_completed: Callable[[int], None]) -> None:
+    def __init__(
+        self,
+        strategy: Strategy,
+        on_completed: Callable[[int], None],
+        *,
+        seed: int = 0,
+        begun: int = 0,
+    ) -> None:
         super().__init__(client_manager=SimpleClientManager(), strategy=strategy)
         self._on_completed = on_completed
+        self._seed = seed
+        self._begun = begun
         self._used_up: set[str] = set()
         self.over = False
 
@@ -45,6 +60,7 @@ class RoundServer(Server):
             return None
         if server_round == 1:
             self._on_completed(0)
+        self._seed_sampling("fit", server_round)
         result = super().fit_round(server_round, timeout)
         if result is not None:
             for client, reply in result[2][0]:
@@ -58,6 +74,11 @@ class RoundServer(Server):
             return None
         clients = set(self.client_manager().all())
         self.over = bool(clients) and clients <= self._used_up
+        self._seed_sampling("evaluate", server_round)
         result = super().evaluate_round(server_round, timeout)
         self._on_completed(server_round)
         return result
+
+    def _seed_sampling(self, phase: str, server_round: int) -> None:
+        # Flower's client manager draws from Python's own generator, and nothing else seeds that.
+        random.seed(f"{self._seed} {phase} {self._begun + server_round}")

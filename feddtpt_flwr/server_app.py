@@ -122,7 +122,7 @@ def conduct(run: Run, drive: Callable[[RoundServer, int], None]) -> str:
             run.save()
 
     if left := run.config.num_server_rounds - begun:
-        server = RoundServer(run.strategy, completed)
+        server = RoundServer(run.strategy, completed, seed=run.config.seed, begun=begun)
         drive(server, left)
         if server.over and run.rounds < run.config.num_server_rounds:
             run.recorder.ended_early()
@@ -213,7 +213,8 @@ def build(config: RunConfig, num_clients: int, saved: Checkpoint | None = None) 
         admissible=_safely(readability(config, task)),
         on_round=recorder.round,
         fraction_fit=config.fraction_fit,
-        fraction_evaluate=config.fraction_evaluate,
+        # With nothing to choose from, answers of the clients would be paid for nothing.
+        fraction_evaluate=config.fraction_evaluate if config.guard else 0.0,
         min_fit_clients=1,
         min_evaluate_clients=1,
         min_available_clients=config.min_available_clients,

@@ -308,6 +308,32 @@ def test_a_policy_that_draws_what_it_knows_comes_to_an_end(
     assert evaluator.budget.left > 0
 
 
+def test_a_small_budget_has_smaller_steps(wordpiece: Vocabulary, task: Task) -> None:
+    """A policy that moves once at most is drawing at random."""
+    examples = [Example("a fine plot", i % 2) for i in range(12)]
+    for limit, steps, samples in ((80, 2, 2), (130, 2, 4), (196, 2, 8), (400, 4, 8)):
+        evaluator = Evaluator(Liking("nothing"), task, QueryBudget(limit))
+        search = PolicyGradientSearch(
+            evaluator, wordpiece, examples, np.random.default_rng(0), max_tokens=4
+        )
+        result = search.run(wordpiece.encode("what about this"), Feedback())
+        assert result.num_trials >= steps * samples, limit
+
+
+@pytest.mark.parametrize("search", ["bdpl", "evolution"])
+def test_a_search_without_a_mistake_left_asks_nothing(search: str, searching: Searching) -> None:
+    answers = searching.model.answer
+    label = searching.examples[0].label
+    searching.examples = tuple(replace(e, label=label) for e in searching.examples)
+    with pytest.MonkeyPatch.context() as patch:
+        right = searching.task.answers[label]
+        patch.setattr(searching.model, "answer", lambda q, o: answers(q, o) and [right for _ in q])
+        result = searching.run(400, search=search)
+    assert result.num_trials == 0
+    assert result.accuracy == 1.0
+    assert searching.evaluator.budget.used == NUM_EXAMPLES
+
+
 def test_evolution_goes_on_where_nothing_may_be_put_in(wordpiece: Vocabulary, task: Task) -> None:
     class Nothing:
         """A double of a proposer that finds nothing that is allowed."""

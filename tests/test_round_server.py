@@ -1,3 +1,4 @@
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -81,3 +82,38 @@ def test_a_run_ends_when_nobody_has_anything_left(
     assert server.over == over
     assert strategy.prompt == (1, 7), "what was found before stays"
     assert strategy.state_dict()["round"] == completed
+
+
+def test_the_seed_says_who_takes_part() -> None:
+    def drawn(seed: int, rounds: int, begun: int = 0) -> list[tuple[int, ...]]:
+        """Return who searched, one list of clients after each round."""
+        clients = [Client(str(number), 99) for number in range(6)]
+        seen: list[tuple[int, ...]] = []
+        strategy = FedDTPT(
+            initial_prompt=np.array([1, 2]),
+            embed_fn=lambda prompts: [np.eye(10)[prompt] for prompt in prompts],
+            vocabulary_size=10,
+            fraction_fit=0.34,
+            min_fit_clients=1,
+            min_evaluate_clients=1,
+        )
+        server = RoundServer(
+            strategy,
+            lambda _: seen.append(tuple(client.searches for client in clients)),
+            seed=seed,
+            begun=begun,
+        )
+        for client in clients:
+            server.client_manager().register(client)
+        server.fit(rounds, None)
+        return [
+            tuple(after - before for after, before in zip(later, earlier, strict=True))
+            for earlier, later in pairwise(seen)
+        ]
+
+    rounds = drawn(3, 6)
+    assert {sum(of_round) for of_round in rounds} == {2}
+    assert len(set(rounds)) > 1
+    assert drawn(3, 6) == rounds
+    assert drawn(4, 6) != rounds
+    assert drawn(3, 4, begun=2) == rounds[2:], "a run that goes on draws as one that was not cut"

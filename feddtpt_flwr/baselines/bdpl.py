@@ -26,6 +26,9 @@ MOST_IDLE = 100
 """Steps in a row in which every answer was known. A policy that has settled draws the same prompts
 for ever, and they cost nothing."""
 
+FEWEST_STEPS = 2
+"""Where the budget is small, a step draws fewer prompts, so that so many steps fit at least."""
+
 COMPARING_SHARE = 0.25
 """How much of the budget, at least, is for comparing prompts on all examples in the end."""
 
@@ -49,7 +52,7 @@ class PolicyGradientSearch:
     step is so long that the distribution moves at all. And what travels, to the server and from
     round to round, is a prompt: FedOne's server averages the clients' distributions, and here each
     round's begin anew around the server's prompt. The step length and the shares were chosen on
-    made-up answers.
+    made-up answers. It also stops when every answer is right, as this app's search does.
 
     Parameters
     ----------
@@ -68,7 +71,8 @@ class PolicyGradientSearch:
     num_ngrams : int
         Size of the vocabulary, at least 1.
     samples, batch : int
-        Prompts drawn in each step, at least 2, and examples that each is measured on, at least 1.
+        Prompts drawn in each step at most, at least 2, and examples that each is measured on, at
+        least 1.
     step_size : float
         What a gradient is multiplied by, above 0.
     start_probability : float
@@ -135,16 +139,19 @@ class PolicyGradientSearch:
         num_trials, failure = 0, None
         budget, num_examples = self._evaluator.budget, len(self._examples)
         reserve = max(num_examples, COMPARING_SHARE * budget.left)
+        affordable = int((budget.left - reserve) // (FEWEST_STEPS * self._batch))
+        samples = max(2, min(self._samples, affordable))
         try:
             idle = 0
             while (
-                budget.left >= self._samples * self._batch + reserve
+                budget.left >= samples * self._batch + reserve
                 and self._ngrams
+                and not first.correct.all()
                 and idle < MOST_IDLE
             ):
                 before = budget.used
-                self._step(choices, logits, drawn)
-                num_trials += self._samples
+                self._step(choices, logits, drawn, samples)
+                num_trials += samples
                 idle = 0 if budget.used > before else idle + 1
             likely = self._compose(choices, [int(row.argmax()) for row in logits])
             # Of equals the last comes first: the policy had learned more.
@@ -166,19 +173,20 @@ class PolicyGradientSearch:
         choices: Sequence[tuple[Tokens, ...]],
         logits: Sequence[Floats],
         drawn: dict[Tokens, float],
+        samples: int,
     ) -> None:
-        """Draw prompts, measure them on one batch, and move ``logits`` along the gradient.
+        """Draw so many prompts, measure them on one batch, and move ``logits`` along the gradient.
 
         What each prompt's accuracy was goes to ``drawn``, the last at the end.
         """
         probabilities = [softmax(row) for row in logits]
-        picks = np.array([self._rng.choice(len(p), self._samples, p=p) for p in probabilities]).T
+        picks = np.array([self._rng.choice(len(p), samples, p=p) for p in probabilities]).T
         prompts = [self._compose(choices, row) for row in picks.tolist()]
         texts = [self._vocabulary.decode(tokens) for tokens in prompts]
         chosen = self._rng.choice(len(self._examples), self._batch, replace=False)
         correct = self._evaluator.correct_all(texts, [self._examples[i] for i in chosen])
         rewards = correct.mean(axis=1)
-        advantages = self._step_size * (rewards - rewards.mean()) / (self._samples - 1)
+        advantages = self._step_size * (rewards - rewards.mean()) / (samples - 1)
         for row, column in zip(logits, picks.T, strict=True):
             # The gradient of a log-softmax is the indicator of what was drawn, less its
             # probability; as the advantages sum to zero, the probabilities cancel out.

@@ -84,7 +84,10 @@ class EvolutionSearch:
         size = self._population_size()
         population, tried, failure = [first], {start}, None
         try:
-            while children := self._breed(population, tried, size):
+            # As this app's search, it stops when every answer is right.
+            while not population[0].correct.all() and (
+                children := self._breed(population, tried, size)
+            ):
                 tried |= set(children)
                 population += self._measure(children)
                 # The sort is stable, so that of equals the older one lives on.
