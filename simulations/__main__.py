@@ -10,7 +10,9 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from feddtpt_flwr.assets import AssetError
 from feddtpt_flwr.data import DataError
+from feddtpt_flwr.language_model import ModelError
 from simulations import (
     bench_aggregation,
     bench_choices,
@@ -217,6 +219,9 @@ def run_suite(
         )
         if suite.transfer:
             transfer(suite, results, lambda line: console.print(line, markup=False))
+    except (AssetError, ModelError) as error:
+        console.print(f"{error}; what was asked is kept, the same command goes on", markup=False)
+        raise typer.Exit(1) from None
     except (SuiteError, DataError) as error:
         raise typer.BadParameter(str(error)) from None
     except KeyboardInterrupt:

@@ -17,6 +17,12 @@ if TYPE_CHECKING:
 
 Point = tuple[float, Mean]
 
+_COLOURS = [f"C{number}" for number in range(10) if number != 7]
+"""Of clusters; C7 is the grey of tokens in none. Where a colour comes again, the place tells."""
+
+HEAVIEST = 5
+"""Tokens whose weights a map tells."""
+
 
 @dataclass(frozen=True)
 class Drawing:
@@ -133,10 +139,7 @@ def token_map(name: str, title: str, tokens: TokenMap) -> Drawing:
         x[~noise],
         y[~noise],
         s=sizes[~noise],
-        c=tokens.labels[~noise] % 20,
-        cmap="tab20",
-        vmin=0,
-        vmax=19,
+        c=[_COLOURS[label % len(_COLOURS)] for label in tokens.labels[~noise]],
         alpha=0.7,
         lw=0,
     )
@@ -165,6 +168,15 @@ def token_map(name: str, title: str, tokens: TokenMap) -> Drawing:
         title,
         f"The {len(tokens.texts)} tokens of the last prompts that {tokens.num_prompts} clients "
         "uploaded, as the server embeds them. A colour is a cluster, an area the logarithm of the "
-        "attention weight, bold are the tokens of the prompt that the server's step makes of them.",
+        "attention weight, bold are the tokens of the prompt that the server's step makes of them. "
+        f"Heaviest, as times the mean of their prompt: {_heaviest(tokens)}.",
         figure,
     )
+
+
+def _heaviest(tokens: TokenMap) -> str:
+    weights: dict[str, float] = {}
+    for text, weight in zip(tokens.texts, np.exp(tokens.log_weights).tolist(), strict=True):
+        weights[text.strip()] = max(weight, weights.get(text.strip(), 0.0))
+    ranked = sorted(weights.items(), key=lambda item: -item[1])[:HEAVIEST]
+    return ", ".join(f"“{text}” {weight:.2g}" for text, weight in ranked)

@@ -7,7 +7,7 @@ from itertools import product
 
 import numpy as np
 
-from simulations.intervals import Mean, mean
+from simulations.intervals import Mean, mean_share
 from simulations.obstacles import obstacle
 from simulations.outcome import Failure, Outcome, Results
 from simulations.suite import AXES, Suite
@@ -54,6 +54,10 @@ class Cell:
         """Return the learned prompts' held-out accuracy by seed."""
         return {seed: outcome.accuracy for seed, outcome in self.outcomes.items()}
 
+    def seed_accuracies(self) -> dict[int, float]:
+        """Return the seed prompt's held-out accuracy by seed."""
+        return {seed: outcome.seed_accuracy for seed, outcome in self.outcomes.items()}
+
     def curve(self) -> list[tuple[float, Mean]]:
         """Return mean queries and held-out accuracy after each round that every run measured."""
         curves = [{p.round: p for p in outcome.curve} for outcome in self.outcomes.values()]
@@ -63,7 +67,7 @@ class Cell:
         for number in sorted(set.intersection(*map(set, curves))):
             of_seeds = [curve[number] for curve in curves]
             queries = float(np.mean([point.queries for point in of_seeds]))
-            points.append((queries, mean(np.array([point.accuracy for point in of_seeds]))))
+            points.append((queries, mean_share(np.array([point.accuracy for point in of_seeds]))))
         return points
 
     def ends(self) -> list[tuple[float, Mean]]:
@@ -78,7 +82,7 @@ class Cell:
 
     @staticmethod
     def _mean(values: Sequence[float]) -> Mean | None:
-        return mean(np.array(values)) if values else None
+        return mean_share(np.array(values)) if values else None
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Means over seeds, with what they are worth."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +34,12 @@ def mean(values: NDArray[np.float64]) -> Mean:
     """Return the mean of ``values``, shape ``(n,)`` with n at least 1, and its interval by t."""
     value = float(values.mean())
     return Mean(value, *(by_t(values) or (value, value)), len(values))
+
+
+def mean_share(values: NDArray[np.float64]) -> Mean:
+    """Return the same of shares, in [0, 1], where their interval ends as well."""
+    found = mean(values)
+    return replace(found, low=max(found.low, 0.0), high=min(found.high, 1.0))
 
 
 def bootstrap_mean(values: NDArray[np.float64]) -> Mean:

@@ -23,7 +23,9 @@ def obstacle(job: Job) -> str:
     if job.baseline in {"fedbbt", "fedbpt"} and find_spec("cma") is None:
         return "cma is not installed: pip install cma"
     config = job.config
-    return _data_obstacle(config) or _model_obstacle(config)
+    if job.baseline and config.endpoint:
+        return f"{job.baseline} needs the model itself, not an endpoint"
+    return _data_obstacle(config) or _model_obstacle(config, proposes=not job.baseline)
 
 
 def _data_obstacle(config: RunConfig) -> str:
@@ -43,12 +45,12 @@ def _data_obstacle(config: RunConfig) -> str:
     return ""
 
 
-def _model_obstacle(config: RunConfig) -> str:
+def _model_obstacle(config: RunConfig, *, proposes: bool) -> str:
     if config.endpoint:
         found = _endpoint_obstacle(config.endpoint)
     else:
         found = _local_model_obstacle(config.language_model)
-    if found:
+    if found or not proposes:
         return found
     if config.masked_lm_endpoint:
         return _endpoint_obstacle(config.masked_lm_endpoint)

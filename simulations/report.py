@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from html import escape
 from io import StringIO
 from itertools import product
 from pathlib import Path
@@ -26,6 +27,9 @@ from simulations.transfer import known_transfer
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+_MARKS = re.compile(r"([\\`*_\[\]{}#~$])")
+"""What Markdown would not show as it is."""
 
 MOST_MAPS = 8
 """Token maps in a report."""
@@ -152,15 +156,18 @@ def when_and_where(stamps: Iterable[Mapping[str, Any]]) -> str:
         Of each run, as `simulations.stamp.stamp` gives it.
     """
     dates: dict[tuple[str, tuple[tuple[str, str], ...]], list[str]] = {}
+    commits: dict[tuple[str, tuple[tuple[str, str], ...]], set[str]] = {}
     for made in stamps:
         place = made["machine"], tuple(made["versions"].items())
         dates.setdefault(place, []).append(made["date"])
+        commits.setdefault(place, set()).add(made.get("commit", ""))
     texts = [
         as_text(
             {
                 "date": " to ".join(sorted({min(of_place), max(of_place)})),
                 "machine": machine,
                 "versions": dict(versions),
+                "commit": ", ".join(sorted(filter(None, commits[machine, versions]))),
             }
         )
         for (machine, versions), of_place in dates.items()
@@ -177,7 +184,8 @@ def markdown(content: Content) -> str:
         suite.question,
         "",
         f"{content.num_runs:,} of {content.num_wanted:,} runs; {content.made}; "
-        f"`python -m simulations run {suite.name}`.",
+        f"`python -m simulations run {suite.name}`. Every run, with the name of its folder: "
+        f"[{suite.name}.json](../{suite.name}.json).",
         "",
     ]
     lines += [table.markdown() for table in content.tables]
@@ -283,5 +291,11 @@ def _pair(run: str, outcome: Outcome) -> PromptPair:
 
 
 def _marked(pieces: list[Piece]) -> str:
-    """Return a prompt in Markdown, with what has changed in bold."""
-    return "".join(f"{p.space}**{p.words}**" if p.changed else p.text for p in pieces)
+    """Return a prompt in Markdown, with what has changed in bold; marks in it are but text."""
+    return "".join(
+        f"{p.space}<b>{_plain(p.words)}</b>" if p.changed else _plain(p.text) for p in pieces
+    )
+
+
+def _plain(text: str) -> str:
+    return _MARKS.sub(r"\\\1", escape(text, quote=False))

@@ -3,22 +3,31 @@
 import os
 import platform
 import re
+import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+ROOT = Path(__file__).resolve().parent
 
 PACKAGES = ("feddtpt-flwr", "flwr", "torch", "transformers")
 """Packages whose versions may change what is measured."""
 
 
 def stamp() -> dict[str, Any]:
-    """Return ``date``, ``machine`` and ``versions`` for a file of results."""
+    """Return ``date``, ``machine``, ``versions`` and ``commit`` for a file of results.
+
+    The commit is that of this checkout; there is none where the package was installed without.
+    """
+    found = commit()
     return {
         **time_and_place(),
         "versions": dict(_versions()),
+        **({"commit": found} if found else {}),
     }
 
 
@@ -39,7 +48,8 @@ def as_text(result: Mapping[str, Any]) -> str:
         What `stamp` gave, besides whatever else; files from before versions were kept lack them.
     """
     versions = [f"{name} {number}" for name, number in result.get("versions", {}).items()]
-    return ", ".join([result["date"], result["machine"], *versions])
+    commits = [f"commit {found}"] if (found := result.get("commit")) else []
+    return ", ".join([result["date"], result["machine"], *versions, *commits])
 
 
 def _processor() -> str:
@@ -48,6 +58,18 @@ def _processor() -> str:
         if names:
             return names[1]
     return platform.processor() or platform.machine()
+
+
+@cache
+def commit() -> str:
+    """Return the commit of the code that was loaded, with a mark if it had been changed."""
+    describe = ("git", "describe", "--always", "--dirty", "--exclude=*")
+    with suppress(OSError, subprocess.CalledProcessError):
+        found = subprocess.run(  # noqa: S603 - git alone, with words that are written above
+            describe, cwd=ROOT, capture_output=True, check=True, text=True
+        )
+        return found.stdout.strip()
+    return ""
 
 
 def _versions() -> Iterator[tuple[str, str]]:

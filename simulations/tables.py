@@ -1,17 +1,18 @@
 """A suite's tables, as rows of text that Markdown and HTML both show."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 
 import numpy as np
 
 from simulations.grid import Cell, Grid
-from simulations.intervals import Mean, mean, paired
+from simulations.intervals import Mean, mean_share, paired
 from simulations.outcome import Outcome
 
 _INTERVAL = "with its 95 % interval by Student's t (of one seed, or of equal values, there is none)"
-_FEWER = "in brackets the number of seeds where it is less than the suite's"
+_FEWER = "in round brackets the number of seeds where it is less than the suite's"
+_DIFFERENCES = f"Mean difference in accuracy over the seeds that both have, {_INTERVAL}; {_FEWER}."
 
 
 @dataclass(frozen=True)
@@ -58,9 +59,7 @@ class _Notes:
 def all_tables(grid: Grid) -> list[Table]:
     """Return every table that the suite's axes allow."""
     tables = list(accuracy_tables(grid))
-    if len(grid.labels("methods")) * len(grid.labels("budgets")) > 1:
-        tables += paired_tables(grid)
-    return [*tables, cost_table(grid)]
+    return [*tables, *paired_tables(grid), *partition_tables(grid), cost_table(grid)]
 
 
 def accuracy_tables(grid: Grid) -> Iterator[Table]:
@@ -91,37 +90,73 @@ def accuracy_tables(grid: Grid) -> Iterator[Table]:
             rows,
             [
                 f"Mean over seeds {_INTERVAL}, on {_held_out(grid)} examples that neither search "
-                f"nor comparison of candidates has seen; {_FEWER}, and why.",
+                f"nor comparison of candidates has seen; {_FEWER}, in square ones why, unless the "
+                "suite wants no more.",
                 *notes.lines(),
             ],
         )
 
 
 def paired_tables(grid: Grid) -> Iterator[Table]:
-    """Yield a table of differences to the method of comparison, within seeds."""
+    """Yield a table of differences to the method of comparison, within seeds.
+
+    The seed prompt is there as well: the manual prompt is what learning has to beat.
+    """
     tasks = grid.labels("tasks")
     for model, partition in _slices(grid):
         rows = []
+        for (seed_prompt, method), budget in product(_seed_prompts(grid), grid.labels("budgets")):
+            row = [_with_budget(grid, seed_prompt, budget)]
+            for task in tasks:
+                place = {"models": model, "partitions": partition, "tasks": task, "budgets": budget}
+                theirs = grid.cell(**place, methods=method).seed_accuracies()
+                ours = grid.cell(**place, methods=grid.compare).accuracies()
+                row.append(_difference(grid, theirs, ours))
+            rows.append(row)
         for name, method, budget in variants(grid):
             if method == grid.compare:
                 continue
             row = [name]
             for task in tasks:
-                place = {"models": model, "partitions": partition, "tasks": task}
-                theirs = grid.cell(**place, methods=method, budgets=budget)
-                ours = grid.cell(**place, methods=grid.compare, budgets=budget)
-                difference = paired(theirs.accuracies(), ours.accuracies())
-                row.append(_of_seeds(difference, "+.3f", len(grid.suite.seeds)))
+                place = {"models": model, "partitions": partition, "tasks": task, "budgets": budget}
+                theirs = grid.cell(**place, methods=method).accuracies()
+                ours = grid.cell(**place, methods=grid.compare).accuracies()
+                row.append(_difference(grid, theirs, ours))
             rows.append(row)
-        if not rows:
-            return
-        ours_name = grid.suite.what("methods", grid.compare)
+        ours_name = grid.suite.what("methods", grid.compare) or "FedDTPT"
         yield Table(
             _title(f"Minus “{ours_name}”", grid, model, partition),
             ["method", *(task or "difference" for task in tasks)],
             rows,
-            [f"Mean difference in accuracy over the seeds that both have, {_INTERVAL}; {_FEWER}."],
+            [_DIFFERENCES],
         )
+
+
+def partition_tables(grid: Grid) -> Iterator[Table]:
+    """Yield a table of every method's differences to the first partition, within seeds."""
+    first, *others = grid.labels("partitions")
+    tasks = grid.labels("tasks")
+    for model, partition in product(grid.labels("models"), others):
+        rows = []
+        for name, method, budget in variants(grid):
+            row = [name]
+            for task in tasks:
+                place = {"models": model, "tasks": task, "methods": method, "budgets": budget}
+                theirs = grid.cell(**place, partitions=partition).accuracies()
+                ours = grid.cell(**place, partitions=first).accuracies()
+                row.append(_difference(grid, theirs, ours))
+            rows.append(row)
+        what = [grid.suite.what("partitions", label) for label in (partition, first)]
+        yield Table(
+            _title(f"“{what[0]}” minus “{what[1]}”", grid, model, ""),
+            ["method", *(task or "difference" for task in tasks)],
+            rows,
+            [_DIFFERENCES],
+        )
+
+
+def _difference(grid: Grid, theirs: Mapping[int, float], ours: Mapping[int, float]) -> str:
+    return _of_seeds(paired(theirs, ours), "+.3f", len(grid.suite.seeds))
 
 
 def cost_table(grid: Grid) -> Table:
@@ -170,11 +205,17 @@ def transfer_table(grid: Grid, accuracies: dict[tuple[str, str, str], dict[int, 
     """
     models, tasks = grid.labels("models"), grid.labels("tasks")
     rows = []
+    for task in tasks:
+        row = [", ".join(filter(None, ["the seed prompt", task]))]
+        for target in models:
+            cell = grid.cell(models=target, tasks=task, methods=grid.compare)
+            row.append(_of_seeds(cell.seed_accuracy, ".3f", len(grid.suite.seeds)))
+        rows.append(row)
     for source, task in product(models, tasks):
-        row = [f"{grid.suite.what('models', source)}, {task}"]
+        row = [", ".join(filter(None, [grid.suite.what("models", source), task]))]
         for target in models:
             values = [*accuracies.get((source, target, task), {}).values()]
-            found = mean(np.array(values)) if values else None
+            found = mean_share(np.array(values)) if values else None
             row.append(_of_seeds(found, ".3f", len(grid.suite.seeds)))
         rows.append(row)
     header = [grid.suite.what("models", model) for model in models]
@@ -210,10 +251,13 @@ def variants(grid: Grid) -> list[tuple[str, str, str]]:
     rows = []
     for method, budget in product(grid.labels("methods"), grid.labels("budgets")):
         name = grid.suite.what("methods", method) or "FedDTPT"
-        if len(grid.labels("budgets")) > 1:
-            name += f", {grid.suite.what('budgets', budget)}"
-        rows.append((name, method, budget))
+        rows.append((_with_budget(grid, name, budget), method, budget))
     return rows
+
+
+def _with_budget(grid: Grid, name: str, budget: str) -> str:
+    several = len(grid.labels("budgets")) > 1
+    return f"{name}, {grid.suite.what('budgets', budget)}" if several else name
 
 
 def _seed_prompts(grid: Grid) -> list[tuple[str, str]]:

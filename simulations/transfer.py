@@ -46,8 +46,11 @@ def _collect(
         if not isinstance(outcome, Outcome) or not _counts(suite, job):
             continue
         for model in suite.models:
-            target = jobs[(model, *job.labels[1:]), job.seed]
+            # A model may have fewer of the seeds.
+            target = jobs.get(((model, *job.labels[1:]), job.seed))
             own = model == job.label("models")
+            if target is None:
+                continue
             accuracy = outcome.accuracy if own else look(results, job, outcome, target)
             if accuracy is not None:
                 place = (job.label("models"), model, job.label("tasks"))

@@ -24,7 +24,13 @@ from simulations.perplexity import before_and_after, perplexity_table
 from simulations.prompts import highlight
 from simulations.report import ReportError, write_report
 from simulations.suite import Suite
-from simulations.tables import accuracy_tables, cost_table, paired_tables, transfer_table
+from simulations.tables import (
+    accuracy_tables,
+    cost_table,
+    paired_tables,
+    partition_tables,
+    transfer_table,
+)
 from strategies import aggregate
 from strategies.aggregation import Aggregate
 from tests.simulations.written_runs import MADE, SUITE, write_run, write_suite
@@ -89,7 +95,7 @@ def test_every_cell_has_runs_behind_it_or_says_why_not(written: tuple[Suite, Res
     assert seed[1:] == ["0.500", "[1]", "-"]
     assert full[1] == "0.750 [0.626, 0.874]", "by t, 2 degrees of freedom"
     assert full[2:] == ["[1]", "-"]
-    assert blind[1] == "0.700 [0.065, 1.335] (2) [1]", "two of three seeds, and why"
+    assert blind[1] == "0.700 [0.065, 1.000] (2) [1]", "two of three seeds, and why"
     assert "on 200 examples" in table.notes[0]
     assert "Student's t" in table.notes[0]
     assert table.notes[1:] == ["[1] not run yet."]
@@ -107,10 +113,13 @@ def test_every_reason_is_told_why_a_cell_has_fewer_seeds(tmp_path: Path) -> None
 
 def test_methods_are_compared_within_seeds(written: tuple[Suite, Results]) -> None:
     (table,) = paired_tables(read_grid(*written))
-    assert table.rows == [["without feedback <b>", "-0.050 (2)", "-"]]
+    assert table.rows == [
+        ["seed prompt", "-0.250 [-0.374, -0.126]", "-"],
+        ["without feedback <b>", "-0.050 (2)", "-"],
+    ]
     assert table.title == "Minus “the full method”"
     assert "Student's t" in table.notes[0]
-    assert "in brackets the number of seeds" in table.notes[0]
+    assert "in round brackets the number of seeds" in table.notes[0]
 
 
 def test_costs_are_means_over_runs(written: tuple[Suite, Results]) -> None:
@@ -189,8 +198,32 @@ def test_transfer_is_a_matrix(tmp_path: Path) -> None:
     known = {("a", "a", "one"): {0: 0.8}, ("a", "b", "one"): {0: 0.7, 1: 0.7}}
     table = transfer_table(grid, known)
     assert table.header == ["learned on", "a", "b"]
-    assert table.rows[0] == ["a, one", "0.800 (1)", "0.700 (2)"]
-    assert table.rows[3] == ["b, two", "-", "-"]
+    assert table.rows[0] == ["the seed prompt, one", "-", "-"]
+    assert table.rows[2] == ["a, one", "0.800 (1)", "0.700 (2)"]
+    assert table.rows[5] == ["b, two", "-", "-"]
+
+
+def test_partitions_are_compared_within_seeds(tmp_path: Path) -> None:
+    text = SUITE + "[partitions.iid]\n[partitions.dirichlet]\npartition = 'dirichlet'\n"
+    suite, results = write_suite(tmp_path, text), Results(tmp_path / "runs")
+    for job in suite.jobs(["one", "full"]):
+        lost = 0.1 * job.seed if job.label("partitions") == "dirichlet" else 0.0
+        write_run(results, job, [0.5, 0.8 - lost])
+    (table,) = partition_tables(read_grid(suite, results))
+    assert table.title == "“dirichlet” minus “iid”"
+    assert table.rows == [
+        ["the full method", "-0.100 [-0.348, +0.148]", "-"],
+        ["without feedback <b>", "-", "-"],
+    ]
+
+
+def test_a_prompts_marks_are_but_text_in_markdown(tmp_path: Path) -> None:
+    suite, results = write_suite(tmp_path), Results(tmp_path / "runs")
+    (job, *_) = suite.jobs(["one", "full"])
+    write_run(results, job, [0.5, 0.6], prompt="Is it *good* or <i>not?")
+    page = write_report(suite, results, tmp_path / "report")
+    text = (page.parent / "report.md").read_text(encoding="utf-8")
+    assert r"<b>Is it \*</b>good<b>\* or &lt;i&gt;not</b>?" in text
 
 
 def test_changed_words_are_marked() -> None:
@@ -250,7 +283,9 @@ def test_the_markdown_shows_figures_that_are_there(
     assert images == ["accuracy-one.png"]
     assert (folder / images[0]).read_bytes()[:4] == b"\x89PNG"
     assert (folder / "accuracy-one.svg").read_text(encoding="utf-8").startswith("<svg")
-    assert "| one / full / seed 0 | **Was** this film good? | **Is** this film good? |" in text
+    assert (
+        "| one / full / seed 0 | <b>Was</b> this film good? | <b>Is</b> this film good? |" in text
+    )
     runs = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))["runs"]
     assert [run["accuracy"] for run in runs if run["methods"] == "full"] == [*FULL.values()]
     assert runs[0]["curve"] == [
@@ -270,12 +305,16 @@ def test_the_markdown_shows_figures_that_are_there(
 def test_a_report_says_when_and_where_its_runs_were_made(tmp_path: Path) -> None:
     suite, results = write_suite(tmp_path), Results(tmp_path / "runs")
     elsewhere = {**MADE, "machine": "8 cores, made up"}
-    made = [{**MADE, "date": "2026-11-24"}, MADE, {**elsewhere, "date": "2026-11-22"}]
+    made = [
+        {**MADE, "date": "2026-11-24", "commit": "1a"},
+        {**MADE, "commit": "2b"},
+        {**elsewhere, "date": "2026-11-22"},
+    ]
     for job in suite.jobs(["one", "full"]):
         write_run(results, job, [0.5, 0.6], made=made[job.seed])
     page = write_report(suite, results, tmp_path / "report")
     when = (
-        "2026-11-20 to 2026-11-24, 2 cores, made up, flwr 1.41.0; "
+        "2026-11-20 to 2026-11-24, 2 cores, made up, flwr 1.41.0, commit 1a, 2b; "
         "2026-11-22, 8 cores, made up, flwr 1.41.0"
     )
     assert f"3 of 12 runs; {when}; `" in (page.parent / "report.md").read_text(encoding="utf-8")

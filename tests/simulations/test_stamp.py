@@ -22,7 +22,36 @@ def test_a_stamp_says_with_which_versions() -> None:
     assert made["versions"]["flwr"] == version("flwr")
     assert made["versions"].keys() == {"feddtpt-flwr", "flwr", "torch", "transformers"}
     assert json.loads(json.dumps(made)) == made
-    assert stamp.as_text(made).endswith(f", transformers {version('transformers')}")
+    assert f", transformers {version('transformers')}" in stamp.as_text(made)
+
+
+def test_a_stamp_says_of_which_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def git(*words: str) -> str:
+        who = ("-c", "user.name=nobody", "-c", "user.email=nobody@example.org")
+        done = subprocess.run(
+            ["git", *who, *words], cwd=tmp_path, capture_output=True, text=True, check=True
+        )
+        return done.stdout.strip()
+
+    def commit() -> str | None:
+        stamp.commit.cache_clear()
+        return stamp.stamp().get("commit")
+
+    monkeypatch.setattr(stamp, "ROOT", tmp_path)
+    try:
+        assert commit() is None, "no checkout"
+        git("init")
+        (tmp_path / "code.py").write_text("1\n", encoding="utf-8")
+        git("add", "code.py")
+        git("commit", "-m", "code")
+        git("tag", "a-name")
+        assert commit() == git("rev-parse", "--short", "HEAD")
+        (tmp_path / "code.py").write_text("2\n", encoding="utf-8")
+        found = str(commit())
+        assert found == git("rev-parse", "--short", "HEAD") + "-dirty"
+        assert stamp.as_text(stamp.stamp()).endswith(f", commit {found}")
+    finally:
+        stamp.commit.cache_clear()
 
 
 def test_a_package_that_is_not_installed_has_no_version(monkeypatch: pytest.MonkeyPatch) -> None:
