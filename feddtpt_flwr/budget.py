@@ -166,7 +166,7 @@ class ClientBudget(QueryBudget):
         self._spent = Amounts()
         self._told = Amounts()
         self._booked = Amounts()
-        self._begun: set[Tariff] = set()
+        self._begun: list[Tariff] = []
         self._most = Amounts()
         self._sent, self._sent_at = 0, 0.0
         self._waited = 0.0
@@ -256,14 +256,17 @@ class ClientBudget(QueryBudget):
     def _fitting(self, questions: Sequence[str], tariff: Tariff) -> tuple[int, str]:
         """Book as many of the first questions as fit; return their number and what stopped it."""
         spent, number, limit = self.spent, 0, ""
-        booked = Amounts() if tariff in self._begun else tariff.beginning
+        # Two models may cost the same, and each has its own first question.
+        begun = any(tariff is other for other in self._begun)
+        booked = Amounts() if begun else tariff.beginning
         for question in questions[: self._in_time(spent)]:
             more = booked + tariff.most(question)
             if limit := self._passed(spent + more):
                 break
             booked, number = more, number + 1
         if number:
-            self._begun.add(tariff)
+            if not begun:
+                self._begun.append(tariff)
             if tariff is self._tariff:
                 self._most = tariff.most(max(questions[:number], key=len))
             self._booked = booked

@@ -160,7 +160,7 @@ def _measure_masked_lm(config: RunConfig, task: Task) -> tuple[float, str]:
 
 def _measure_generator(config: RunConfig) -> tuple[float, str]:
     """Return the seconds of a line from the model that writes prompts, and a description."""
-    model = models.ready_language_model(models.generator_settings(config))
+    model = models.ready_writing_model(config)
     seconds, _ = _timed(lambda: model.answer([_LINE], ()))
     return seconds, f"{model.name}: {seconds:.2f} s for a free answer"
 

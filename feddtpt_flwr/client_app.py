@@ -95,9 +95,8 @@ class PromptTuningClient(NumPyClient):
             log(INFO, "client %s: the search of this round is done already", self._name)
             return [np.array(kept.tokens, dtype=np.int64)], kept.num_examples, dict(kept.metrics)
         vocabulary: dict[str, Scalar] = {VOCABULARY_KEY: self._vocabulary.fingerprint}
-        num_own = len(self._data.train) + len(self._data.validation)
-        models.language_model(self._config)  # loaded before the search's seconds are counted
-        budget = search_budget(self._config, state, num_own)
+        self._load()
+        budget = search_budget(self._config, state, len(self._to_score(config)))
         evaluator = self._evaluator(budget, state)
         used_up = budget.left < len(examples) and budget.tightest.endswith("-per-run")
         if used_up and not self._recovered(tokens, state, evaluator, examples):
@@ -130,7 +129,7 @@ class PromptTuningClient(NumPyClient):
             **self._written(writer),
             **vocabulary,
             GAIN_KEY: result.accuracy - before,
-            "accuracy": result.accuracy,
+            **({"accuracy": result.accuracy} if result.measured else {}),
             "trials": result.num_trials,
             "accepted": described(result.accepted, self._vocabulary),
         }
@@ -181,6 +180,12 @@ class PromptTuningClient(NumPyClient):
         }
         state.end(evaluator.cache, Kept(tuple(prompts), (), len(examples), metrics))
         return 1.0 - accuracy, len(examples), metrics
+
+    def _load(self) -> None:
+        """Load what a search asks, before its seconds are counted."""
+        models.language_model(self._config)
+        if self._config.proposer == "prompt-generator":
+            models.writing_model(self._config)
 
     def _too_few(self, num_examples: int) -> str:
         enough = self._config.queries_per_round >= num_examples
@@ -317,7 +322,7 @@ class PromptTuningClient(NumPyClient):
         if self._config.proposer != "prompt-generator":
             return None
         settings = models.generator_settings(self._config)
-        model, tariff = models.language_model(settings), models.tariff(settings)
+        model, tariff = models.writing_model(self._config), models.tariff(settings)
         return Writer(model, tariff, evaluator.budget, evaluator.cache, chat=settings.chat)
 
 

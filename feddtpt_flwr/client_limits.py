@@ -10,7 +10,7 @@ from feddtpt_flwr.config import RunConfig
 from feddtpt_flwr.data import ClientData
 
 
-def search_budget(config: RunConfig, state: ClientState, num_own: int) -> ClientBudget:
+def search_budget(config: RunConfig, state: ClientState, num_scored: int) -> ClientBudget:
     """Return the budget of one search.
 
     Parameters
@@ -19,8 +19,8 @@ def search_budget(config: RunConfig, state: ClientState, num_own: int) -> Client
         Its limits.
     state : ClientState
         What was used before; it is told what is used from now on.
-    num_own : int
-        Private examples on which the round's prompts may be compared.
+    num_scored : int
+        Private examples on which each of the round's prompts is compared afterwards.
     """
     this_round = Amounts(
         queries=inf,  # the budget's own
@@ -29,7 +29,7 @@ def search_budget(config: RunConfig, state: ClientState, num_own: int) -> Client
         seconds=config.seconds_per_round or inf,
     )
     # What a search finds is worth nothing if nobody can compare it.
-    run = _run(config, state, reserve=num_compared(config) * most_scored(config, num_own))
+    run = _run(config, state, reserve=num_compared(config) * num_scored)
     return ClientBudget(
         config.queries_per_round,
         Span("round", this_round, state.used_in_step),

@@ -13,6 +13,7 @@ from strategies.wire import (
     COST_KEY,
     FAILURE_KEY,
     FROM_ARCHIVE_KEY,
+    LIMIT_KEY,
     PROMPT_TOKENS_KEY,
     QUERIES_KEY,
     ROUND_KEY,
@@ -76,9 +77,8 @@ class ClientTotals:
             try:
                 asked = _count(values[QUERIES_KEY])
                 failed = FAILURE_KEY in values
-                measured = "accuracy" in values or (
-                    self._tells_accuracy and not failed and USED_UP_KEY not in values
-                )
+                cut = failed or USED_UP_KEY in values or LIMIT_KEY in values
+                measured = "accuracy" in values or (self._tells_accuracy and not cut)
                 accuracy = float(values["accuracy"]) if measured else 0.0
                 sums = {key: _amount(values.get(key, 0)) for key in self.sums}
                 if "accepted" in values:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from feddtpt_flwr.amounts import CHAT_TOKENS, PLAIN_TOKENS, Tariff
 from feddtpt_flwr.answer_store import AnswerStore
@@ -41,10 +41,24 @@ def language_model(config: RunConfig) -> LanguageModel:
         If there is no such model, or its key cannot be sent.
     """
     if config.endpoint:
-        return _api_language_model(config, read_key(config.api_key_env))
+        return _api_language_model(config, read_key(config.api_key_env), "answers")
     device = _device(config)
     with _named("language-model", config.language_model):
         return _language_model(config.language_model, config.chat, device, config.dtype)
+
+
+def writing_model(config: RunConfig) -> LanguageModel:
+    """Return the model that writes prompts; at the black box's endpoint it counts for itself.
+
+    Raises
+    ------
+    ConfigError
+        As `language_model`.
+    """
+    settings = generator_settings(config)
+    if settings.endpoint:
+        return _api_language_model(settings, read_key(settings.api_key_env), "writes")
+    return language_model(settings)
 
 
 def black_box(config: RunConfig) -> str:
@@ -64,7 +78,15 @@ def ready_language_model(config: RunConfig) -> LanguageModel:
     ModelError
         If the endpoint does not answer, refuses the key, or does not know the model.
     """
-    model = language_model(config)
+    return _ready(language_model(config))
+
+
+def ready_writing_model(config: RunConfig) -> LanguageModel:
+    """Return the model that writes prompts, as `ready_language_model` does the black box."""
+    return _ready(writing_model(config))
+
+
+def _ready(model: LanguageModel) -> LanguageModel:
     if isinstance(model, ApiLanguageModel):
         model.prepare()
     return model
@@ -85,10 +107,7 @@ def prices(config: RunConfig) -> Prices:
 
 
 def generator_settings(config: RunConfig) -> RunConfig:
-    """Return the settings with the model that writes prompts in the place of the black box.
-
-    At the black box's endpoint it is a client of its own, so that its use is counted apart.
-    """
+    """Return the settings with the model that writes prompts in the place of the black box."""
     if not config.endpoint and not config.generator_endpoint:
         # The embedded model was made for chats.
         return config.model_copy(update={"chat": config.chat or config.language_model == EMBEDDED})
@@ -179,7 +198,10 @@ def _named(key: str, value: str) -> Iterator[None]:
 
 
 @cache
-def _api_language_model(config: RunConfig, key: str) -> ApiLanguageModel:
+def _api_language_model(
+    config: RunConfig, key: str, role: Literal["answers", "writes"]
+) -> ApiLanguageModel:
+    """Return one client for each ``role``, so that what each has used is known."""
     return ApiLanguageModel(
         config.endpoint,
         config.language_model,

@@ -36,13 +36,15 @@ class SearchResult:
         The best prompt; the one it was given if nothing better was found.
     accuracy, start_accuracy : float
         Accuracy of this prompt and of the one it was given, on the same examples, in [0, 1], as
-        the search counts it; zero if the budget did not even cover the first.
+        the search counts it; zero if the budget did not even cover the first (see `measured`).
     accepted : tuple[Trial, ...]
         The changes that led there, in order.
     num_trials : int
         Changes that were tried.
     failure : ModelError, optional
         What ended the search before its budget was used up.
+    measured : bool
+        Whether the accuracies are known.
     """
 
     tokens: Tokens
@@ -51,6 +53,7 @@ class SearchResult:
     accepted: tuple[Trial, ...]
     num_trials: int
     failure: ModelError | None = None
+    measured: bool = True
 
 
 class PromptSearch:
@@ -145,7 +148,7 @@ class PromptSearch:
         try:
             best = first = self._measure(start)
         except BudgetExhaustedError:
-            return SearchResult(start, 0.0, 0.0, (), 0)
+            return SearchResult(start, 0.0, 0.0, (), 0, measured=False)
         accepted: list[Trial] = []
         num_trials, tried, waiting = 0, {start}, list[Edit]()
         failure: ModelError | None = None

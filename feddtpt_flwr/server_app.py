@@ -152,7 +152,7 @@ def build(config: RunConfig, num_clients: int, saved: Checkpoint | None = None) 
         require_opendp()  # or every client would fail, each by itself
     if config.proposer == "prompt-generator" and config.clients == "simulated":
         # Nodes with data of their own have their own keys: each finds out for itself.
-        models.ready_language_model(models.generator_settings(config))
+        models.ready_writing_model(config)
     task = load_task(config)
     data = load_data(config, 0 if config.clients == "own-data" else num_clients)
     for own in data.clients:

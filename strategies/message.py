@@ -313,10 +313,11 @@ class FedDTPT(FedAvg):
         self._rounds.expect(_to_arrays(arrays))
         number = self._rounds.begin_round(server_round)
         self._round_metrics = {}
-        config.update(self._rounds.config())
         if self.fraction_train:
             # Flower draws as many as were connected before it waited, not as many as are then.
             sample_nodes(grid, self.min_available_nodes, 0)
+        # Where the run's queries are limited, a search leaves those for the comparison after it.
+        config.update(self._rounds.scoring_config(self._num_evaluating(grid)))
         return self._sent(super().configure_train(number, self.arrays, config, grid))
 
     def aggregate_train(
@@ -341,14 +342,17 @@ class FedDTPT(FedAvg):
         if self.fraction_evaluate == 0:
             return []
         # As `FedAvg.configure_evaluate`, which waits for `min_available_nodes`.
-        share = int(len(list(grid.get_node_ids())) * self.fraction_evaluate)
-        sample_size = max(share, self.min_evaluate_nodes)
+        sample_size = self._num_evaluating(grid)
         nodes, connected = sample_nodes(grid, self.min_evaluate_nodes, sample_size)
         log(INFO, "configure_evaluate: Sampled %s nodes (out of %s)", len(nodes), len(connected))
         config.update(self._rounds.scoring_config(len(nodes)))
         config["server-round"] = self._rounds.number(server_round)
         record = RecordDict({self.arrayrecord_key: arrays, self.configrecord_key: config})
         return self._sent(self._construct_messages(record, nodes, MessageType.EVALUATE))
+
+    def _num_evaluating(self, grid: Grid) -> int:
+        share = int(len(list(grid.get_node_ids())) * self.fraction_evaluate)
+        return max(share, self.min_evaluate_nodes)
 
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]

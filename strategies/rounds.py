@@ -173,7 +173,7 @@ class Rounds:
         return {VOCABULARY_KEY: vocabulary} if vocabulary else {}
 
     def scoring_config(self, num_clients: int) -> dict[str, str | int]:
-        """Return what each of ``num_clients`` that score the candidates is told besides.
+        """Return what is told besides where ``num_clients`` score the candidates.
 
         Together they try each candidate on ``race_examples``, each on as many and at least one: up
         to so many clients, what it costs to compare a prompt does not grow with them.

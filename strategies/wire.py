@@ -3,7 +3,8 @@
 The contract between strategy and client, whichever of Flower's two interfaces carries it:
 
 - *search* (``fit``, ``train``): the client receives one array, the global prompt's token ids, and
-  the configuration ``server-round`` and ``vocabulary``. It answers with one array, its local
+  the configuration ``server-round`` and ``vocabulary``; ``race-examples`` says on how many examples
+  the candidates will be scored, if that is limited. It answers with one array, its local
   prompt's token ids, and may report ``gain``, ``accuracy``, ``vocabulary`` and ``client``; and, if
   its black box failed, what happened as ``failure``, with what it had found until then or no
   array. A client that may ask nothing more in this run sends the prompt back and says why as

@@ -1,6 +1,7 @@
 """Limits are kept, whatever answers turn out to cost."""
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from math import inf
 from typing import Any
 
@@ -167,6 +168,19 @@ def test_an_endpoint_that_reports_no_tokens_is_charged_what_it_may_have_used() -
     budget.settle(Usage(requests=2))
     most = TARIFF.beginning + TARIFF.most("one") + TARIFF.most("two")
     assert budget.spent.tokens == most.tokens > 0
+
+
+def test_two_models_at_the_same_price_each_have_a_first_question() -> None:
+    other = replace(TARIFF)
+    assert other == TARIFF
+    budget = ClientBudget(10, Span("round", at_most(tokens=10_000)), tariff=TARIFF)
+    each = TARIFF.beginning + TARIFF.most("one")
+    for tariff, tokens in ((None, 1), (other, 2)):
+        budget.admit(["one"], tariff)
+        budget.settle(Usage(requests=1), tariff)
+        assert budget.spent.tokens == tokens * each.tokens
+    budget.admit(["one"], other)
+    assert budget.spent.tokens == 2 * each.tokens + TARIFF.most("one").tokens
 
 
 class Clock:

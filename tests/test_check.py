@@ -45,13 +45,13 @@ def test_most_queries_of_a_run(task: Task) -> None:
     for every in ({"race_examples": 0}, {"race_examples": 10, "privacy": "exponential"}):
         assert most_queries(config.model_copy(update=every), task) == most_queries(config, task)
     without = config.model_copy(update={"guard": False})
-    assert most_queries(without, task) == 3 * (100 + 16)
+    assert most_queries(without, task) == 3 * 100, "nobody compares"
 
 
 def test_a_run_is_described_with_tokens_time_and_money(task: Task) -> None:
     settings: dict[str, Any] = {
         "num-server-rounds": 1,
-        "queries-per-round": 960,
+        "queries-per-round": 1000,
         "k-shot": 10,
         "guard": False,
     }

@@ -123,6 +123,14 @@ def test_a_search_reports_what_it_used_and_pays_for_nothing_twice(
     assert same["accepted"] == metrics["accepted"]
 
 
+def test_a_model_that_answers_and_writes_counts_each_apart(proxy: FaultProxy) -> None:
+    """With these settings both ask the same model in the same way."""
+    both = config(proxy, constrain="none", max_answer_tokens=models.WRITTEN_TOKENS)
+    assert models.generator_settings(both) == both
+    assert models.writing_model(both) is models.writing_model(both)
+    assert models.writing_model(both) is not models.language_model(both)
+
+
 def test_without_a_cache_everything_is_asked_again(
     proxy: FaultProxy, start: list[Any], short_reviews: tuple[Example, ...]
 ) -> None:

@@ -22,6 +22,7 @@ from strategies.wire import (
     LIMIT_KEY,
     PROMPT_TOKENS_KEY,
     QUERIES_KEY,
+    RACE_EXAMPLES_KEY,
     ROUND_KEY,
     SCORED_KEY,
     USED_UP_KEY,
@@ -68,6 +69,7 @@ class Node:
             }
         )
         self.examples = examples
+        self.share = 0
         self.reports: list[dict[str, Any]] = []
 
     def client(self) -> PromptTuningClient:
@@ -76,7 +78,8 @@ class Node:
         return PromptTuningClient("0", data, public, self.config, RecordDict())
 
     def message(self, server_round: int) -> dict[str, Any]:
-        return {ROUND_KEY: server_round, RUN_KEY: "run", VERSION_KEY: __version__}
+        told = {ROUND_KEY: server_round, RUN_KEY: "run", VERSION_KEY: __version__}
+        return {**told, RACE_EXAMPLES_KEY: self.share} if self.share else told
 
     def fit(self, prompts: list[Any], server_round: int = 1) -> tuple[list[Any], dict[str, Any]]:
         arrays, _, metrics = self.client().fit(prompts, self.message(server_round))
@@ -178,6 +181,22 @@ def test_a_run_limit_holds_over_processes_and_scorings(
     assert limit.replace("_", "-") in scored[FAILURE_KEY]
     assert node.used(*keys) <= value
     assert num_compared(node.config) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("folder")
+def test_a_search_leaves_what_its_share_of_the_comparison_asks_and_no_more(
+    endpoint: str, start: list[Any], short_reviews: tuple[Example, ...]
+) -> None:
+    """Of many clients each compares on a few of its examples."""
+    node = Node(endpoint, short_reviews, queries_per_run=2 * EXAMPLES + 2 * 3)
+    _, refused = node.fit(start)
+    assert refused[USED_UP_KEY] == "queries-per-run", "for a comparison on all its examples"
+    node.share = 3
+    prompts, metrics = node.fit(start, 2)
+    assert USED_UP_KEY not in metrics
+    assert metrics["trials"] > 0
+    assert node.evaluate([*start, *prompts], 2)[SCORED_KEY] == 3
 
 
 @pytest.mark.slow

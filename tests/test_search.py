@@ -163,7 +163,7 @@ def test_feedback_grows_from_search_to_search(searching: Searching) -> None:
 def test_a_budget_that_does_not_cover_the_start(limit: int, searching: Searching) -> None:
     before = searching.model.asked
     result = searching.run(limit)
-    assert result == SearchResult(searching.start, 0.0, 0.0, (), 0)
+    assert result == SearchResult(searching.start, 0.0, 0.0, (), 0, measured=False)
     assert searching.model.asked == before
     assert searching.feedback.trials == ()
 

@@ -128,7 +128,7 @@ class PolicyGradientSearch:
         try:
             best = first = self._measure(start)
         except BudgetExhaustedError:
-            return SearchResult(start, 0.0, 0.0, (), 0)
+            return SearchResult(start, 0.0, 0.0, (), 0, measured=False)
         words = [start[a:b] for a, b in self._vocabulary.words(start)]
         choices = [(word, *(n for n in self._ngrams if n != word)) for word in words]
         others = log((1 - self._start_probability) / self._start_probability)

@@ -80,7 +80,7 @@ class EvolutionSearch:
         try:
             (first,) = self._measure([start])
         except BudgetExhaustedError:
-            return SearchResult(start, 0.0, 0.0, (), 0)
+            return SearchResult(start, 0.0, 0.0, (), 0, measured=False)
         size = self._population_size()
         population, tried, failure = [first], {start}, None
         try:

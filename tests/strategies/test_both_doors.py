@@ -528,7 +528,11 @@ def test_configuration_of_ones_own_reaches_the_clients(door: str) -> None:
         in_round = number if door == "legacy" else 1
         assert len(federation.told["train", number]) == 4
         for config in federation.told["train", number]:
-            assert config == {"temperature": 0.5 * in_round, ROUND_KEY: number}
+            assert config == {
+                "temperature": 0.5 * in_round,
+                ROUND_KEY: number,
+                RACE_EXAMPLES_KEY: 256 // 4,
+            }
         for config in federation.told["evaluate", number]:
             assert config == {"batch": in_round, ROUND_KEY: number, RACE_EXAMPLES_KEY: 256 // 4}
 

@@ -19,6 +19,7 @@ from strategies.wire import (
     COST_KEY,
     GAIN_KEY,
     QUERIES_KEY,
+    RACE_EXAMPLES_KEY,
     ROUND_KEY,
     SCORED_KEY,
     VOCABULARY_KEY,
@@ -439,6 +440,7 @@ def test_what_is_sent() -> None:
             "extra": 3,
             ROUND_KEY: 1,
             VOCABULARY_KEY: "abc",
+            RACE_EXAMPLES_KEY: 43,  # of six nodes that compare
         }
 
 
