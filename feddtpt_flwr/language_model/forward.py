@@ -1,10 +1,12 @@
 """Forward passes of a causal language model over many sequences that begin alike."""
 
 from collections.abc import Sequence
+from itertools import pairwise
+from statistics import fmean
 from typing import TYPE_CHECKING, Any, Protocol
 
 from feddtpt_flwr.language_model.prefix_cache import PrefixCache
-from feddtpt_flwr.language_model.prefix_tree import TokenIds, batches
+from feddtpt_flwr.language_model.prefix_tree import TokenIds, batches, common_length
 from feddtpt_flwr.language_model.tree_attention import TreeAttention
 
 if TYPE_CHECKING:
@@ -27,7 +29,9 @@ class Backbone(Protocol):
         """
         ...
 
-    def states(self, sequences: Sequence[TokenIds], last: Sequence[int]) -> "list[torch.Tensor]":
+    def states(
+        self, sequences: Sequence[TokenIds], last: Sequence[int], again: Sequence[int] = ()
+    ) -> "list[torch.Tensor]":
         """Return the last layer's states at the end of each sequence, all in one pass.
 
         Parameters
@@ -36,6 +40,8 @@ class Backbone(Protocol):
             None of them empty.
         last : Sequence[int]
             How many of each sequence's last tokens are wanted.
+        again : Sequence[int]
+            How many of each sequence's first tokens will come again; unknown by default.
 
         Returns
         -------
@@ -61,7 +67,9 @@ class CausalForward:
         self._backbone = backbone
         self._max_tokens = max_tokens
 
-    def states(self, sequences: Sequence[TokenIds], last: Sequence[int]) -> "list[torch.Tensor]":
+    def states(
+        self, sequences: Sequence[TokenIds], last: Sequence[int], again: Sequence[int] = ()
+    ) -> "list[torch.Tensor]":
         """Return the states at the end of each sequence (see `Backbone.states`)."""
         import torch
 
@@ -70,17 +78,23 @@ class CausalForward:
             cached = self._backbone.cached(sequences, last)
             for batch in batches(sequences, self._max_tokens, cached):
                 found = self._backbone.states(
-                    [sequences[row] for row in batch], [last[row] for row in batch]
+                    [sequences[row] for row in batch],
+                    [last[row] for row in batch],
+                    [again[row] for row in batch] if again else (),
                 )
                 for row, rows_states in zip(batch, found, strict=True):
                     states[row] = rows_states
         return states
 
     def last_states(self, sequences: Sequence[TokenIds]) -> "torch.Tensor":
-        """Return the state of each sequence's last token, shape ``(sequences, hidden size)``."""
+        """Return the state of each sequence's last token, shape ``(sequences, hidden size)``.
+
+        What comes before an ending that all have is taken to come again: texts, with another prompt
+        behind them.
+        """
         import torch
 
-        return torch.cat(self.states(sequences, [1] * len(sequences)))
+        return torch.cat(self.states(sequences, [1] * len(sequences), without_ending(sequences)))
 
 
 class TransformersBackbone:
@@ -107,16 +121,21 @@ class TransformersBackbone:
         """Return how many tokens of each sequence need not be computed (see `Backbone.cached`)."""
         return self._cache.lengths(sequences, last)
 
-    def states(self, sequences: Sequence[TokenIds], last: Sequence[int]) -> "list[torch.Tensor]":
+    def states(
+        self, sequences: Sequence[TokenIds], last: Sequence[int], again: Sequence[int] = ()
+    ) -> "list[torch.Tensor]":
         """Return the states at the end of each sequence (see `Backbone.states`)."""
-        compute = self._packed if self._packs else self._padded
-        return compute(sequences, last)
+        if self._packs:
+            return self._packed(sequences, last, again)
+        return self._padded(sequences, last)
 
-    def _packed(self, sequences: Sequence[TokenIds], last: Sequence[int]) -> "list[torch.Tensor]":
+    def _packed(
+        self, sequences: Sequence[TokenIds], last: Sequence[int], again: Sequence[int]
+    ) -> "list[torch.Tensor]":
         import torch
 
-        device = self._model.device
-        with self._cache.tree(sequences, last, self._model.dtype, device) as (tree, attention):
+        dtype, device = self._model.dtype, self._model.device
+        with self._cache.tree(sequences, last, dtype, device, again) as (tree, attention):
             hidden = self._model.base_model(
                 torch.tensor([tree.tokens], device=device),
                 position_ids=torch.tensor([tree.positions], device=device),
@@ -141,6 +160,21 @@ class TransformersBackbone:
         ends = [len(sequence) for sequence in sequences]
         rows = zip(hidden, ends, last, strict=True)
         return [states[end - n : end] for states, end, n in rows]
+
+
+def without_ending(sequences: Sequence[TokenIds]) -> list[int]:
+    """Return each sequence's length without what all end with; none if they rather begin alike.
+
+    Those of one prompt behind many texts have more in common at their end than neighbours in order
+    have at their beginning. With the prompt before the texts, or with several prompts behind each,
+    it is the other way round.
+    """
+    if len(sequences) < 2:
+        return []
+    ordered, backwards = sorted(sequences), sorted(sequence[::-1] for sequence in sequences)
+    beginning = fmean(common_length(*pair) for pair in pairwise(ordered))
+    ending = common_length(backwards[0], backwards[-1])  # then all between them share it
+    return [len(sequence) - ending for sequence in sequences] if ending > beginning else []
 
 
 def _attend(

@@ -88,10 +88,12 @@ class Llama:
         """Return how many tokens of each sequence need not be computed (see `Backbone.cached`)."""
         return self._cache.lengths(sequences, last)
 
-    def states(self, sequences: Sequence[TokenIds], last: Sequence[int]) -> "list[torch.Tensor]":
+    def states(
+        self, sequences: Sequence[TokenIds], last: Sequence[int], again: Sequence[int] = ()
+    ) -> "list[torch.Tensor]":
         """Return the states at the end of each sequence (see `Backbone.states`)."""
-        weights = self.embeddings
-        with self._cache.tree(sequences, last, weights.dtype, weights.device) as (tree, attend):
+        dtype, device = self.embeddings.dtype, self.embeddings.device
+        with self._cache.tree(sequences, last, dtype, device, again) as (tree, attend):
             states = self._compute(tree, attend)
         return tree.ends(self._norm(states, self._final_norm), last)
 

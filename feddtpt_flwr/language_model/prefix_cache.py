@@ -6,9 +6,10 @@ their keys and values can be kept, and the tokens need not go through the model 
 prefix caching (Kwon et al., arXiv 2309.06180), here over a trie of single tokens, as in
 RadixAttention (Zheng et al., arXiv 2312.07104).
 
-Two rules make it hold what comes back, not what has just been there. Tokens are stored when a
+Three rules make it hold what comes back, not what has just been there. Tokens are stored when a
 sequence begins with them for the second time, so a prompt that is read once after every text takes
-no memory. And where memory is short, what is there stays if it has been used of late ("second
+no memory. What a caller knows to come back is stored at once, as long as half of the memory is
+free. And where memory is short, what is there stays if it has been used of late ("second
 chance"), so even texts that come round again and again, more of them than fit, leave what fits.
 """
 
@@ -137,6 +138,7 @@ class PrefixCache:
         last: Sequence[int],
         dtype: "torch.dtype",
         device: "torch.device",
+        again: Sequence[int] = (),
     ) -> Iterator[tuple[PrefixTree, TreeAttention]]:
         """Give the tree of ``sequences`` and the attention over it, to go through the layers once.
 
@@ -149,10 +151,12 @@ class PrefixCache:
             wanted; at least one is.
         dtype, device : torch.dtype, torch.device
             Of the states.
+        again : Sequence[int]
+            How many of each sequence's first tokens will come again; unknown by default.
         """
         import torch
 
-        plan = self._plan(sequences, last)
+        plan = self._plan(sequences, last, again)
         tree = PrefixTree.of(sequences, plan.cached)
         read = torch.tensor(tree.slots, device=device)
         write = torch.tensor(plan.slots, device=device)
@@ -186,7 +190,9 @@ class PrefixCache:
             nodes.append(node)
         return nodes
 
-    def _plan(self, sequences: Sequence[TokenIds], last: Sequence[int]) -> Plan:
+    def _plan(
+        self, sequences: Sequence[TokenIds], last: Sequence[int], again: Sequence[int]
+    ) -> Plan:
         self._tidy()
         self._read += sum(map(len, sequences))
         stored = [self._stored(sequence) for sequence in sequences]
@@ -201,7 +207,8 @@ class PrefixCache:
             [self._slots[node] for node in takewhile(lambda node: node not in needed, nodes)]
             for nodes in stored
         ]
-        seen_again: dict[int, tuple[int, int]] = {}
+        wanted: dict[int, tuple[int, int]] = {}
+        room = max(0, len(self._free) - self._capacity // 2)
         for sequence, row in {sequence: row for row, sequence in enumerate(sequences)}.items():
             begun = stored[row]
             node = begun[-1] if begun else ROOT
@@ -210,15 +217,16 @@ class PrefixCache:
                 child = self._children.get((node, token))
                 if child is None:
                     child = self._children[node, token] = self._last_node = self._last_node + 1
-                    reached = False
-                elif reached and child not in seen_again:
-                    if len(seen_again) < len(self._free):
-                        seen_again[child] = row, index
+                    told = bool(again) and index < again[row]
+                    reached = reached and told and len(wanted) < room
+                if reached and child not in wanted:
+                    if len(wanted) < len(self._free):
+                        wanted[child] = row, index
                     else:
                         reached, self._short = False, True
                 node = child
-        slots = self._free[: -len(seen_again) - 1 : -1]
-        return Plan(cached, list(seen_again), list(seen_again.values()), slots)
+        slots = self._free[: -len(wanted) - 1 : -1]
+        return Plan(cached, list(wanted), list(wanted.values()), slots)
 
     def _admit(self, plan: Plan) -> None:
         if not self._capacity:

@@ -14,7 +14,7 @@ from transformers import (
 )
 
 from feddtpt_flwr.language_model import prefix_cache, tree_attention
-from feddtpt_flwr.language_model.forward import CausalForward, TransformersBackbone
+from feddtpt_flwr.language_model.forward import CausalForward, TransformersBackbone, without_ending
 from feddtpt_flwr.language_model.llama import Llama, is_plain_llama
 from feddtpt_flwr.language_model.prefix_cache import PrefixCache
 
@@ -178,3 +178,19 @@ def test_only_a_plain_llama_is_computed_without_transformers(
 
 def test_other_models_are_no_llama() -> None:
     assert not is_plain_llama(MistralConfig(**SIZES, tie_word_embeddings=True).to_dict())
+
+
+@pytest.mark.parametrize(
+    ("sequences", "lengths"),
+    [
+        ([(1, 2, 7, 8, 9), (1, 3, 4, 7, 8, 9), (5, 7, 8, 9)], [2, 3, 1]),  # texts, then a prompt
+        ([(7, 8, 9, 1, 2, 6), (7, 8, 9, 3, 6), (7, 8, 9, 3, 4, 6)], []),  # a prompt, then texts
+        ([(1, 2, 3, 7, 9), (1, 2, 3, 8, 9), (4, 5, 6, 7, 9), (4, 5, 6, 8, 9)], []),  # two prompts
+        ([(1, 2, 3)], []),
+        ([], []),
+    ],
+)
+def test_what_comes_again_is_before_a_common_ending(
+    sequences: list[tuple[int, ...]], lengths: list[int]
+) -> None:
+    assert without_ending(sequences) == lengths

@@ -19,7 +19,12 @@ def cache_for(tokens: int) -> PrefixCache:
     return cache
 
 
-def read(cache: PrefixCache, sequences: Sequences, last: Sequence[int] | None = None) -> int:
+def read(
+    cache: PrefixCache,
+    sequences: Sequences,
+    last: Sequence[int] | None = None,
+    again: Sequence[int] = (),
+) -> int:
     """Go through two layers; a token's key is the sum of its sequence, the value ten times that.
 
     Returns how many tokens were computed.
@@ -27,7 +32,7 @@ def read(cache: PrefixCache, sequences: Sequences, last: Sequence[int] | None = 
     last = last or [1] * len(sequences)
     with (
         torch.inference_mode(),
-        cache.tree(sequences, last, torch.float32, torch.device("cpu")) as (tree, attention),
+        cache.tree(sequences, last, torch.float32, torch.device("cpu"), again) as (tree, attention),
     ):
         assert attention.earlier is not None
         sums = [0.0] * (len(tree.slots) + len(tree.tokens))
@@ -48,6 +53,25 @@ def test_what_comes_a_second_time_is_stored_and_a_third_time_read() -> None:
     computed = [read(cache, [(*FRAME, 10 + call, 20)]) for call in range(4)]
     assert computed == [6, 6, 2, 2]
     assert len(cache._slots) == len(FRAME)
+
+
+def test_what_is_known_to_come_again_is_stored_at_once() -> None:
+    cache = cache_for(100)
+    texts = [(text, 1, 2, 3) for text in range(4)]
+    computed = [
+        read(cache, [(*text, 10 + call, 20) for text in texts], again=[4] * 4) for call in range(3)
+    ]
+    assert computed == [4 * 6, 4 * 2, 4 * 2]
+    assert len(cache._slots) == 4 * 4, "the prompts, each read once after every text, are not"
+
+
+def test_half_of_the_memory_is_for_what_has_come_again() -> None:
+    cache = cache_for(20)
+    texts = [(text, 1, 2, 3) for text in range(5)]
+    read(cache, [(*text, 10) for text in texts], again=[4] * 5)
+    assert len(cache._slots) == 10
+    read(cache, [(*text, 11) for text in texts], again=[4] * 5)
+    assert len(cache._slots) == 20
 
 
 def test_a_beginning_that_two_sequences_of_a_call_share_is_stored_at_once() -> None:
