@@ -11,6 +11,9 @@ from feddtpt_flwr.feedback import Trial
 from strategies.candidates import Tokens
 from strategies.edits import Edit
 
+PLACES = 12
+"""As many won as lost is no evidence, whatever the weights add up to in another order."""
+
 
 @dataclass(frozen=True)
 class Measured:
@@ -50,14 +53,19 @@ class Runner:
     @property
     def net_gain(self) -> float:
         """Answers won minus answers lost, by weight."""
-        return float(self.weights @ self.correct) - float(self.weights @ self.correct_before)
+        won, lost = self._won_and_lost
+        return round(won - lost, PLACES)
 
     @cached_property
     def helps(self) -> float:
         """How likely the change helps (see `probability_of_gain`)."""
+        return probability_of_gain(*self._won_and_lost)
+
+    @cached_property
+    def _won_and_lost(self) -> tuple[float, float]:
         won = float(self.weights @ (self.correct & ~self.correct_before))
         lost = float(self.weights @ (self.correct_before & ~self.correct))
-        return probability_of_gain(won, lost)
+        return won, lost
 
     @property
     def in_order(self) -> NDArray[np.bool_]:
@@ -102,7 +110,7 @@ def probability_of_gain(won: float, lost: float) -> float:
         (part_won * part_lost, 1, 1),
     )
     mass = sum(share * _mass(int(w) + a, int(n) + b) for share, a, b in corners if share)
-    return round(mass, 12)  # as many won as lost is no evidence, whatever the parts add up to
+    return round(mass, PLACES)
 
 
 def _mass(won: int, lost: int) -> float:

@@ -22,10 +22,6 @@ MAX_PHRASE = 6
 SPAN_WEIGHT = 0.6
 """How often a change takes one word more, against one of the size before."""
 
-REWORDINGS_AT_ONCE = 16
-"""Of a local model many cost little more than one: each token of all takes one pass. Of a service
-each token is a request."""
-
 SHORTEST_REWORDING = 3
 """Fewest tokens of a prompt in other words, where there is room."""
 
@@ -115,7 +111,6 @@ class MaskedLMProposer:
         self._opening = masked_lm.vocabulary.encode(QUOTE)
         self._closing, self._bridge = (self._attached(mark) for mark in (QUOTE, IN_OTHER_WORDS))
         self._ends = tuple(self._attached(mark)[0] for mark in ENDS)
-        self._spare: tuple[Tokens, list[Edit]] = (), []
 
     def propose(
         self, tokens: Tokens, feedback: Feedback, rng: np.random.Generator, count: int
@@ -124,7 +119,8 @@ class MaskedLMProposer:
         whole = [self._chooses_rewording(feedback, rng) for _ in range(count)]
         sites = [self._choose_site(tokens, feedback, rng) for _ in range(whole.count(False))]
         changes = iter(self._fill(sites, tokens, feedback, rng))
-        rewordings = iter(self._rewordings(whole.count(True), tokens, feedback, rng))
+        everything = [Edit(0, len(tokens), _TO_FILL)] * whole.count(True)
+        rewordings = iter(self._fill(everything, tokens, feedback, rng, reword=True))
         return [next(rewordings if rewords else changes) for rewords in whole]
 
     def _chooses_rewording(self, feedback: Feedback, rng: np.random.Generator) -> bool:
@@ -138,19 +134,6 @@ class MaskedLMProposer:
                 lost[operator == "rewrite"] += failures
         part, rewording = (rng.beta(1 + w, 5 + n) for w, n in zip(won, lost, strict=True))
         return bool(rewording > part)
-
-    def _rewordings(
-        self, count: int, tokens: Tokens, feedback: Feedback, rng: np.random.Generator
-    ) -> list[Edit]:
-        """Return the whole prompt in other words, ``count`` times; spare ones come first."""
-        known, spare = self._spare
-        if known != tokens:
-            spare = []
-        if len(spare) < count:
-            sites = [Edit(0, len(tokens), _TO_FILL)] * max(REWORDINGS_AT_ONCE, count - len(spare))
-            spare = [*spare, *self._fill(sites, tokens, feedback, rng, reword=True)]
-        self._spare = tokens, spare[count:]
-        return spare[:count]
 
     def _fill(
         self,

@@ -170,8 +170,8 @@ class PromptSearch:
                         self._on_accept(trial)
                 num_trials += len(raced)
                 if winner:
+                    waiting = _still_fitting(waiting, winner.edit, len(best.tokens))
                     best = Measured(winner.edit.apply(best.tokens), winner.in_order)
-                    waiting = [edit for other in waiting if (edit := other.after(winner.edit))]
                 if failure:
                     break
         except ModelError as error:
@@ -268,12 +268,19 @@ class PromptSearch:
     def _winner(
         self, raced: Sequence[Runner], before: Tokens
     ) -> tuple[Runner | None, ModelError | None]:
-        """Return the most convincing change, if one is; none and the failure, if none is judged."""
+        """Return the most convincing change, if one is; none and the failure, if none is judged.
+
+        On few examples several often help alike; then the one that reads best.
+        """
         try:
             convincing = [runner for runner in raced if self._convinces(runner, before)]
+            changed = [runner.edit.apply(before) for runner in convincing]
+            fluency = per_token(self._masked_lm, changed) if len(changed) > 1 else [0.0]
         except ModelError as error:  # of a masked language model that is a service
             return None, error
-        return max(convincing, key=lambda runner: runner.helps, default=None), None
+        ranked = zip(convincing, fluency, strict=False)
+        best = max(ranked, key=lambda pair: (pair[0].helps, pair[1]), default=(None, 0.0))
+        return best[0], None
 
     def _convinces(self, runner: Runner, before: Tokens) -> bool:
         """Weigh the evidence of the answers against what the change does to the prompt's language.
@@ -302,6 +309,20 @@ class PromptSearch:
     def _ask(self, prompts: Sequence[Tokens], which: Iterable[int]) -> NDArray[np.bool_]:
         texts = [self._masked_lm.vocabulary.decode(tokens) for tokens in prompts]
         return self._evaluator.correct_all(texts, [self._examples[i] for i in which])
+
+
+def _still_fitting(waiting: Sequence[Edit], winner: Edit, length: int) -> list[Edit]:
+    """Return the waiting edits of a prompt of ``length`` tokens as edits of the changed one.
+
+    One that puts the whole in other words has no place for a change, nor a change one for it.
+    """
+
+    def whole(edit: Edit) -> bool:
+        return edit.stop - edit.start == length
+
+    if whole(winner):
+        return []
+    return [edit for o in waiting if not whole(o) and (edit := o.after(winner))]
 
 
 def require(name: str, value: float, what: str, *, allowed: bool) -> None:

@@ -45,3 +45,13 @@ def test_parts_of_answers_tell_something_between_whole_ones(won: float, lost: fl
     assert probability_of_gain(won, lost) == pytest.approx(1 - probability_of_gain(lost, won))
     assert probability_of_gain(won, won) == 0.5
     assert probability_of_gain(won + 0.01, lost) > probability_of_gain(won, lost)
+
+
+def test_a_draw_of_weighted_answers_is_no_gain() -> None:
+    """Three answers of a tenth more than weigh what one of three tenths does."""
+    weights = np.array([0.1, 0.1, 0.1, 0.3])
+    before = np.array([True, True, True, False])
+    runner = Runner(Edit(0, 1, (5,)), np.arange(4), ~before, before, weights)
+    assert weights[:3].sum() != weights[3]
+    assert runner.net_gain == 0.0
+    assert runner.helps == 0.5

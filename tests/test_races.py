@@ -15,7 +15,7 @@ from feddtpt_flwr.data import Example
 from feddtpt_flwr.evidence import Runner
 from feddtpt_flwr.feedback import Feedback
 from feddtpt_flwr.language_model import ModelUnavailableError
-from feddtpt_flwr.search import WIDTH, PromptSearch, SearchResult
+from feddtpt_flwr.search import WIDTH, PromptSearch, SearchResult, _still_fitting
 from strategies.candidates import Tokens
 from strategies.edits import Edit
 
@@ -210,6 +210,25 @@ def test_evidence_is_weighed_against_language(
 def test_a_search_takes_no_settings_without_sense(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         idle({}, **settings)
+
+
+def test_of_equals_the_one_that_reads_best_wins() -> None:
+    search = idle({START: -3.0, (1,): -3.5, (2,): -2.5})
+    runners = [
+        Runner(Edit(0, 1, (token,)), np.arange(NUMBER), better_by(4), HALF, np.ones(NUMBER))
+        for token in (1, 2)
+    ]
+    for raced in (runners, runners[::-1]):
+        winner, _ = search._winner(raced, START)
+        assert winner is not None
+        assert winner.edit.tokens == (2,)
+
+
+def test_other_words_for_the_whole_are_not_joined_to_a_change_of_it() -> None:
+    whole, part, end = Edit(0, 3, (7, 8)), Edit(1, 2, (9,)), Edit(3, 3, (4,))
+    assert _still_fitting([whole, part, end], Edit(3, 3, (5,)), 3) == [part], "end is taken"
+    assert _still_fitting([part, end], whole, 3) == []
+    assert _still_fitting([end], part, 3) == [end]
 
 
 def test_a_change_that_was_not_tried_on_all_examples_never_convinces() -> None:
