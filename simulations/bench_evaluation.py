@@ -32,9 +32,9 @@ PROMPTS = (
     "Say whether people should go and see it.",
     "Is it a good film?",
 )
-"""One for every turn; the last two are asked before the clock starts."""
+"""One for every turn; the last one is asked before the clock starts."""
 
-MOST_REPEATS = len(PROMPTS) - 2
+MOST_REPEATS = len(PROMPTS) - 1
 """In a further turn some would be asked again what they were asked before, word for word."""
 
 TEXTS = 1000
@@ -52,11 +52,11 @@ CONTENDERS = {
     "llama.cpp": "llama.cpp's server, prompt cache, two requests at a time",
     "ours, float32": "LocalLanguageModel, float32, new texts",
     "ours, bfloat16": "LocalLanguageModel, bfloat16, new texts",
-    "ours, float32" + KNOWN: "LocalLanguageModel, float32, texts that two prompts were asked about",
+    "ours, float32" + KNOWN: "LocalLanguageModel, float32, texts that one prompt was asked about",
     "ours, bfloat16" + KNOWN: "LocalLanguageModel, bfloat16, the same",
 }
-"""A search asks about the same texts with one prompt after the other: all but its first two prompts
-find them known."""
+"""A search asks about the same texts with one prompt after the other: all but its first find them
+known."""
 
 NEW = {"ours, float32", "ours, bfloat16"}
 """These are asked about other texts in every turn: whoever remembers texts would know them."""
@@ -238,8 +238,7 @@ def _measure(name: str, url: str, queries: int, turn: int) -> dict[str, Any]:
     number = _number(name, queries)
     ask = _contender(name, url)
     if name.endswith(KNOWN) and turn == 0:
-        for earlier in (-1, -2):
-            ask(_queries(number, earlier))
+        ask(_queries(number, -1))
     texts = _queries(number, turn, first=number * turn if name in NEW else 0)
     start = time.perf_counter()
     answers = ask(texts)
@@ -298,7 +297,7 @@ def _ours(dtype: str) -> Ask:
 
 
 def _pipeline() -> Ask:
-    """One by one, three tokens of free text, of which the first decides."""
+    """One by one, the first token of free text, which decides."""
     from transformers import pipeline
 
     model, tokenizer = load_causal_lm(EMBEDDED, "cpu", "float32")
@@ -306,7 +305,7 @@ def _pipeline() -> Ask:
 
     def ask(texts: Sequence[str]) -> list[str]:
         return [
-            generate(text, max_new_tokens=3, do_sample=False, return_full_text=False)[0][
+            generate(text, max_new_tokens=1, do_sample=False, return_full_text=False)[0][
                 "generated_text"
             ]
             .strip()
@@ -318,7 +317,10 @@ def _pipeline() -> Ask:
 
 
 def _padded(dtype: str) -> Ask:
-    """Batches of 16 in the order in which they come; the likelier answer's first token wins."""
+    """Batches of 16 in the order in which they come; the likelier answer's first token wins.
+
+    The output layer is applied to the last position alone, as in transformers' own generation.
+    """
     import torch
 
     model, tokenizer = load_causal_lm(EMBEDDED, "cpu", dtype)
@@ -331,7 +333,7 @@ def _padded(dtype: str) -> Ask:
         for start in range(0, len(texts), 16):
             batch = tokenizer(list(texts[start : start + 16]), padding=True, return_tensors="pt")
             with torch.inference_mode():
-                best = model(**batch).logits[:, -1, first].argmax(-1)
+                best = model(**batch, logits_to_keep=1).logits[:, -1, first].argmax(-1)
             chosen += [answers[index] for index in best.tolist()]
         return chosen
 
@@ -350,7 +352,7 @@ def _llama_cpp(url: str) -> Ask:
         body = {
             "prompt": text,
             "temperature": 0,
-            "max_tokens": 4,
+            "max_tokens": 1,
             "grammar": grammar,
             "cache_prompt": True,
         }

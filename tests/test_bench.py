@@ -99,7 +99,7 @@ def test_evaluation_has_no_more_turns_than_prompts_nor_more_queries_than_texts(
 
 
 def test_no_turn_of_evaluation_asks_what_was_asked_before(embedded_assets: None) -> None:
-    turns = range(-2, bench_evaluation.MOST_REPEATS)
+    turns = range(-1, bench_evaluation.MOST_REPEATS)
     number = bench_evaluation.MOST_QUERIES
     known = [query for turn in turns for query in bench_evaluation._queries(number, turn)]
     assert len(set(known)) == len(known)
