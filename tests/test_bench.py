@@ -114,7 +114,7 @@ def test_no_turn_of_evaluation_asks_what_was_asked_before(embedded_assets: None)
 def test_evaluation_says_which_aims_are_missed() -> None:
     table = bench_evaluation.markdown(EVALUATION)
     assert "- LocalLanguageModel, float32, new texts: missed, 1.36 instead of 2.5 times" in table
-    assert "texts that two prompts were asked about: all reached" in table
+    assert "texts that one prompt was asked about: all reached" in table
     [server] = [line for line in table.splitlines() if line.startswith("| llama.cpp")]
     assert server.split(" | ")[5] == "", "its memory is not measured"
 

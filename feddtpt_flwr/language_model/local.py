@@ -117,6 +117,8 @@ class LocalLanguageModel:
         Almost always the first token decides and one pass is enough; queries whose candidates
         still share it go through another pass with that token appended.
         """
+        # A space at the end and the one before an answer would be two.
+        queries = [query.rstrip(" ") for query in queries]
         options = self._choice_tokens(queries[0], choices)
         contexts = self._encode(queries)
         answers: list[str] = [""] * len(queries)

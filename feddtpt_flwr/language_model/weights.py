@@ -15,7 +15,7 @@ from typing import Any
 from feddtpt_flwr.assets import EMBEDDED, cache_folder, embedded_language_model
 
 WEIGHTS = "model.safetensors"
-CHECKSUM = "model.safetensors.sha256"
+CHECKSUM = "SHA256SUMS"
 
 
 def resolve_device(device: str) -> str:
@@ -143,7 +143,9 @@ def _from_gguf(path: Path, dtype: str) -> Path:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         if not _is_whole(folder):
-            shutil.rmtree(folder, ignore_errors=True)
+            # Nobody else is at work: what else is there a killed process has left.
+            for left in (folder, *folder.parent.glob(f".{folder.name}-*")):
+                shutil.rmtree(left, ignore_errors=True)
             _dequantise(path, folder, dtype)
     return folder
 
@@ -164,7 +166,11 @@ def _dequantise(path: Path, folder: Path, dtype: str) -> None:
     try:
         model.to(getattr(torch, dtype)).save_pretrained(temporary)
         AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name).save_pretrained(temporary)
-        (temporary / CHECKSUM).write_text(_sha256(temporary / WEIGHTS), encoding="ascii")
+        files = sorted(temporary.iterdir())
+        for file in files:
+            file.chmod(0o644)  # a cache folder may be several users'
+        lines = "".join(f"{_sha256(file)}  {file.name}\n" for file in files)
+        (temporary / CHECKSUM).write_text(lines, encoding="utf-8")
         temporary.chmod(0o755)
         temporary.replace(folder)
     finally:
@@ -174,9 +180,10 @@ def _dequantise(path: Path, folder: Path, dtype: str) -> None:
 def _is_whole(folder: Path) -> bool:
     """Return whether the copy exists and is what was written."""
     try:
-        expected = (folder / CHECKSUM).read_text(encoding="ascii")
-        return _sha256(folder / WEIGHTS) == expected
-    except OSError:
+        lines = (folder / CHECKSUM).read_text(encoding="utf-8").splitlines()
+        pairs = [line.split("  ", 1) for line in lines]
+        return all(_sha256(folder / name) == expected for expected, name in pairs)
+    except (OSError, ValueError):
         return False
 
 

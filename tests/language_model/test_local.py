@@ -199,3 +199,14 @@ def test_choices_that_the_tokenizer_cannot_tell_apart(
 
 def test_the_name_tells_what_changes_answers(language_model: LocalLanguageModel) -> None:
     assert language_model.name == "embedded (float32, plain)"
+
+
+def test_a_space_at_the_end_of_a_query_is_not_two(language_model: LocalLanguageModel) -> None:
+    """Else "tech support" would be a space, which is there, and what comes after its first word."""
+    queries = [
+        f"Mail: {text}\nDepartment:" for text in ("My screen is dark", "I was charged twice")
+    ]
+    choices = ("billing", "tech support")
+    assert language_model.answer([f"{query} " for query in queries], choices) == (
+        language_model.answer(queries, choices)
+    )

@@ -29,6 +29,13 @@ def test_gguf_is_converted_once_and_equals_the_cached_copy(
     folder = weights._from_gguf(path, "float32")
     assert folder.parent == tmp_path / "models"
     assert folder.stat().st_mode & 0o777 == 0o755
+    assert {file.stat().st_mode & 0o777 for file in folder.iterdir()} == {0o644}
+    assert weights._is_whole(folder)
+    config = folder / "config.json"
+    whole = config.read_bytes()
+    config.write_bytes(whole[:-1])
+    assert not weights._is_whole(folder), "every file counts"
+    config.write_bytes(whole)
     names = {file.name for file in folder.parent.iterdir()}
     assert names == {folder.name, f"{folder.name}.lock"}, "nothing half-done stays behind"
 
@@ -52,15 +59,19 @@ def test_a_damaged_copy_is_made_again(
         made.append(folder)
         folder.mkdir()
         (folder / weights.WEIGHTS).write_bytes(b"weights")
-        (folder / weights.CHECKSUM).write_text(weights._sha256(folder / weights.WEIGHTS))
+        sha256 = weights._sha256(folder / weights.WEIGHTS)
+        (folder / weights.CHECKSUM).write_text(f"{sha256}  {weights.WEIGHTS}\n")
 
     monkeypatch.setattr(weights, "_dequantise", copy)
     folder = weights._from_gguf(embedded_language_model(), "bfloat16")
+    left = folder.with_name(f".{folder.name}-killed")
+    left.mkdir()
     assert weights._from_gguf(embedded_language_model(), "bfloat16") == folder
     assert made == [folder]
     (folder / weights.WEIGHTS).write_bytes(b"wei")
     assert weights._from_gguf(embedded_language_model(), "bfloat16") == folder
     assert made == [folder, folder]
+    assert not left.exists(), "what a killed process had begun goes as well"
 
 
 def _never(*_: Any) -> None:
