@@ -154,40 +154,51 @@ class CausalInfiller:
             ]
             for (left, right), (tokens, _) in zip(gaps, starts, strict=True)
         ]
-        ends = [len(right) for (_, right), group in zip(gaps, tails, strict=True) for _ in group]
-        read = iter(self._read([tail for group in tails for tail in group], ends))
+        wanted = [right for (_, right), group in zip(gaps, tails, strict=True) for _ in group]
+        follow = iter(self._log_probs([tail for group in tails for tail in group], wanted))
         fillings = []
-        for (_, right), (tokens, log_probs), group in zip(gaps, starts, tails, strict=True):
-            follows = [_log_prob(next(read), right) for _ in group] or [0.0] * len(tokens)
-            fillings.append(_ranked(tokens, log_probs + torch.tensor(follows, device=self._device)))
+        for (tokens, log_probs), group in zip(starts, tails, strict=True):
+            right = [next(follow) for _ in group] or [0.0] * len(tokens)
+            fillings.append(_ranked(tokens, log_probs + torch.tensor(right, device=self._device)))
         return fillings
 
     def _continue(self, lefts: list[Tokens]) -> "list[tuple[torch.Tensor, torch.Tensor]]":
-        """Return the likeliest continuations of each left context and their log-probabilities."""
-        read = self._read([self._frame + left for left in lefts], [1] * len(lefts))
-        tops = [
-            log_probs[0, self._allowed].topk(min(self._num_candidates, len(self._allowed)))
-            for log_probs in read
-        ]
-        return [(self._allowed[top.indices], top.values) for top in tops]
+        """Return the likeliest continuations of each left context and their scores.
+
+        These are log-probabilities but for a constant, which is of no interest: in the end the
+        continuations' probabilities sum to one.
+        """
+        logits = self._read([self._frame + left for left in lefts], [1] * len(lefts))
+        number = min(self._num_candidates, len(self._allowed))
+        top = logits[:, self._allowed].topk(number)
+        return list(zip(self._allowed[top.indices], top.values, strict=True))
 
     def _log_likelihood(self, prompts: list[Tokens]) -> list[float]:
-        sequences = [(*self._frame, *prompt[:-1]) for prompt in prompts]
-        read = self._read(sequences, [len(prompt) for prompt in prompts])
-        return [_log_prob(*pair) for pair in zip(read, prompts, strict=True)]
+        return self._log_probs([(*self._frame, *prompt[:-1]) for prompt in prompts], prompts)
 
-    def _read(self, sequences: list[Tokens], last: list[int]) -> "tuple[torch.Tensor, ...]":
-        """Return the log-probabilities after each sequence's last tokens, ``(last, tokens)``."""
+    def _log_probs(self, sequences: list[Tokens], wanted: Sequence[Tokens]) -> list[float]:
+        """Return the log-probability of what is wanted at the end of each sequence.
+
+        The last of the wanted tokens comes after the sequence, the others are its last tokens.
+        """
         import torch
 
         if not sequences:
-            return ()
+            return []
+        last = [len(tokens) for tokens in wanted]
+        logits = self._read(sequences, last)
+        tokens = torch.tensor([token for row in wanted for token in row], device=logits.device)
+        found = logits.gather(1, tokens[:, None])[:, 0] - logits.logsumexp(1)
+        return [float(part.sum()) for part in torch.split(found.cpu(), last)]
+
+    def _read(self, sequences: list[Tokens], last: list[int]) -> "torch.Tensor":
+        """Return the logits after each sequence's last tokens, ``(sum of last, vocabulary)``."""
+        import torch
+
         with torch.inference_mode():
             states = torch.cat(self._model.forward.states(sequences, last))
-            logits = torch.nn.functional.linear(
-                states, self._model.output_weight, self._model.output_bias
-            )
-            return torch.split(torch.log_softmax(logits.float(), -1), last)
+            output = self._model.output_weight, self._model.output_bias
+            return torch.nn.functional.linear(states, *output).float()
 
 
 class HuggingFaceMaskedLM:
