@@ -74,6 +74,10 @@ class Subspace:
 class FedBBT:
     """CMA-ES at the clients; the server averages the points (FedAvg-BBT in the paper's Table 1).
 
+    Different from BBT: the prompt has as many vectors as the seed prompt has tokens, not 50; the
+    search begins anew in every round, around the average; a generation has 20 points only where
+    the queries suffice for two; and `SPREAD` was not tuned.
+
     Parameters
     ----------
     model, start, seed

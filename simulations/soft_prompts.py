@@ -31,6 +31,10 @@ LEARNING_RATE = 0.01
 class FedPrompt:
     """Gradient steps on the vectors; the server averages them. White box.
 
+    Different from its paper: the prompt has as many vectors as the seed prompt has tokens, and
+    begins as these; Adam begins anew in every round; a step counts as one query for each of its
+    examples, though it also goes backwards; and `LEARNING_RATE` was not tuned.
+
     Parameters
     ----------
     model : SoftPromptModel
