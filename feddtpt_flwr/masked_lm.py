@@ -26,6 +26,14 @@ this frame it does: -2.2 to -4.4 against -4.9 to -6.2.
 """
 
 
+FINALISTS = 6
+"""Continuations that are weighed by more than one token to their right.
+
+Of 42 gaps in seed prompts the choice among sixteen was, by total variation, 0.06 away from the one
+by all three tokens; by one token 0.27, by two 0.12, by three for the best four 0.11.
+"""
+
+
 @dataclass(frozen=True)
 class Fillings:
     """Tokens for a gap, most likely first.
@@ -80,7 +88,9 @@ class CausalInfiller:
     """A causal language model that fills gaps.
 
     The likely continuations of the left context are weighed by how well the right context follows
-    each of them: ``log p(token | left) + log p(right | left, token)``.
+    each of them: ``log p(token | left) + log p(right | left, token)``. First by the right context's
+    first token; the others are looked at for the best few, and count for the rest as for the worst
+    of these.
 
     Parameters
     ----------
@@ -139,28 +149,50 @@ class CausalInfiller:
         return np.array(self._likelihoods.get(prompts))
 
     def _fill(self, gaps: list[Gap]) -> list[Fillings]:
-        import torch
-
         # What a context begins with costs hardly more, and is likely to be asked for as well.
         beginnings = [left[:end] for left, _ in gaps for end in range(len(left) + 1)]
         continued = dict(zip(beginnings, self._continuations.get(beginnings), strict=True))
-        starts = [continued[left] for left, _ in gaps]
-        # Each candidate's tail predicts the right context, one token after the other.
-        tails = [
-            [
-                (*self._frame, *left, candidate, *right[:-1])
-                for candidate in tokens.tolist()
-                if right
-            ]
-            for (left, right), (tokens, _) in zip(gaps, starts, strict=True)
-        ]
-        wanted = [right for (_, right), group in zip(gaps, tails, strict=True) for _ in group]
-        follow = iter(self._log_probs([tail for group in tails for tail in group], wanted))
+        lefts = [left for left, _ in gaps]
+        starts = [continued[left] for left in lefts]
+        rights = [right for _, right in gaps]
+        next_to_it = [right[:1] for right in rights]
+        near = self._follow(lefts, [tokens for tokens, _ in starts], next_to_it)
+        scores = [log_probs + first for (_, log_probs), first in zip(starts, near, strict=True)]
+        # All that is weighed by more of the right context are those that fit its first token best.
+        best = [row.topk(min(FINALISTS, len(row))).indices for row in scores]
+        finalists = [tokens[rows] for (tokens, _), rows in zip(starts, best, strict=True)]
+        far = self._follow(lefts, finalists, rights, after=1)
         fillings = []
-        for (tokens, log_probs), group in zip(starts, tails, strict=True):
-            right = [next(follow) for _ in group] or [0.0] * len(tokens)
-            fillings.append(_ranked(tokens, log_probs + torch.tensor(right, device=self._device)))
+        for (tokens, _), row, rows, rest in zip(starts, scores, best, far, strict=True):
+            row = row + rest.min()
+            row[rows] += rest - rest.min()
+            fillings.append(_ranked(tokens, row))
         return fillings
+
+    def _follow(
+        self,
+        lefts: "Sequence[Tokens]",
+        candidates: "Sequence[torch.Tensor]",
+        rights: Sequence[Tokens],
+        after: int = 0,
+    ) -> "list[torch.Tensor]":
+        """Return how likely the right context, from token ``after`` on, follows each candidate."""
+        import torch
+
+        tails, wanted = [], []
+        for left, tokens, right in zip(lefts, candidates, rights, strict=True):
+            if right[after:]:
+                before = right[:-1]
+                tails += [(*self._frame, *left, token, *before) for token in tokens.tolist()]
+                wanted += [right[after:]] * len(tokens)
+        found = iter(self._log_probs(tails, wanted))
+        return [
+            torch.tensor(
+                [next(found) if right[after:] else 0.0 for _ in range(len(tokens))],
+                device=self._device,
+            )
+            for tokens, right in zip(candidates, rights, strict=True)
+        ]
 
     def _continue(self, lefts: list[Tokens]) -> "list[tuple[torch.Tensor, torch.Tensor]]":
         """Return the likeliest continuations of each left context and their scores.
@@ -168,7 +200,10 @@ class CausalInfiller:
         These are log-probabilities but for a constant, which is of no interest: in the end the
         continuations' probabilities sum to one.
         """
-        logits = self._read([self._frame + left for left in lefts], [1] * len(lefts))
+        sequences = [self._frame + left for left in lefts]
+        # Most are asked about once more, with one of these continuations at their end.
+        lengths = [len(sequence) for sequence in sequences]
+        logits = self._read(sequences, [1] * len(lefts), again=lengths)
         number = min(self._num_candidates, len(self._allowed))
         top = logits[:, self._allowed].topk(number)
         return list(zip(self._allowed[top.indices], top.values, strict=True))
@@ -191,12 +226,17 @@ class CausalInfiller:
         found = logits.gather(1, tokens[:, None])[:, 0] - logits.logsumexp(1)
         return [float(part.sum()) for part in torch.split(found.cpu(), last)]
 
-    def _read(self, sequences: list[Tokens], last: list[int]) -> "torch.Tensor":
-        """Return the logits after each sequence's last tokens, ``(sum of last, vocabulary)``."""
+    def _read(
+        self, sequences: list[Tokens], last: list[int], again: Sequence[int] = ()
+    ) -> "torch.Tensor":
+        """Return the logits after each sequence's last tokens, ``(sum of last, vocabulary)``.
+
+        ``again`` is as for `Backbone.states`.
+        """
         import torch
 
         with torch.inference_mode():
-            states = torch.cat(self._model.forward.states(sequences, last))
+            states = torch.cat(self._model.forward.states(sequences, last, again))
             output = self._model.output_weight, self._model.output_bias
             return torch.nn.functional.linear(states, *output).float()
 

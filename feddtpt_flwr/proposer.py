@@ -117,11 +117,11 @@ class MaskedLMProposer:
     ) -> list[Edit]:
         """Return ``count`` edits of the prompt ``tokens``, not necessarily different ones."""
         whole = [self._chooses_rewording(feedback, rng) for _ in range(count)]
-        sites = [self._choose_site(tokens, feedback, rng) for _ in range(whole.count(False))]
-        changes = iter(self._fill(sites, tokens, feedback, rng))
-        everything = [Edit(0, len(tokens), _TO_FILL)] * whole.count(True)
-        rewordings = iter(self._fill(everything, tokens, feedback, rng, reword=True))
-        return [next(rewordings if rewords else changes) for rewords in whole]
+        everything = Edit(0, len(tokens), _TO_FILL)
+        sites = [
+            everything if rewords else self._choose_site(tokens, feedback, rng) for rewords in whole
+        ]
+        return self._fill(sites, whole, tokens, feedback, rng)
 
     def _chooses_rewording(self, feedback: Feedback, rng: np.random.Generator) -> bool:
         """Choose between the whole and a part: by Thompson sampling, once there is experience."""
@@ -138,36 +138,37 @@ class MaskedLMProposer:
     def _fill(
         self,
         sites: Sequence[Edit],
+        whole: Sequence[bool],
         tokens: Tokens,
         feedback: Feedback,
         rng: np.random.Generator,
-        *,
-        reword: bool = False,
     ) -> list[Edit]:
         """Let the masked language model choose what each site puts in, token by token.
 
-        To put the whole in other words, it reads the whole before, and goes on to the end of a
-        sentence.
+        All sites grow in the same passes: a pass over few tokens costs hardly less. To put the
+        ``whole`` in other words, it reads the whole before, and goes on to the end of a sentence.
         """
-        draw = self._draw_rewording if reword else self._draw_length
-        lengths = [draw(site, tokens, rng) for site in sites]
+        lengths = [
+            self._draw_rewording(tokens, rng) if rewords else self._draw_length(site, tokens, rng)
+            for site, rewords in zip(sites, whole, strict=True)
+        ]
         edits = [replace(site, tokens=()) for site in sites]
         numbers = range(len(edits))
         while growing := [
             i
             for i in numbers
             if len(edits[i].tokens) < lengths[i]
-            and not (reword and set(edits[i].tokens[-1:]) & set(self._ends))
+            and not (whole[i] and set(edits[i].tokens[-1:]) & set(self._ends))
         ]:
             # A last token is also weighed by what follows, in a pass of its own: one for all sites.
             earlier = [i for i in growing if len(edits[i].tokens) < lengths[i] - 1]
             growing = earlier or growing
-            gaps = [self._gap(edits[i], tokens, lengths[i], reword) for i in growing]
+            gaps = [self._gap(edits[i], tokens, lengths[i], whole[i]) for i in growing]
             for i, fillings in zip(growing, self._masked_lm.fill(gaps), strict=True):
                 # Language models find nothing likelier than what they have just read.
                 left, right = edits[i].around(tokens)
                 avoid = (*left[-NO_REPEAT:], *right[:NO_REPEAT])
-                if not reword:  # other words for the same may be some of the old ones
+                if not whole[i]:  # other words for the same may be some of the old ones
                     avoid += tokens[edits[i].start : edits[i].stop]
                 elif len(edits[i].tokens) < SHORTEST_REWORDING - 1:
                     avoid += self._ends
@@ -175,7 +176,7 @@ class MaskedLMProposer:
                 edits[i] = replace(edits[i], tokens=(*edits[i].tokens, token))
         return edits
 
-    def _draw_rewording(self, _: Edit, tokens: Tokens, rng: np.random.Generator) -> int:
+    def _draw_rewording(self, tokens: Tokens, rng: np.random.Generator) -> int:
         """Draw how many tokens the whole in other words has at most."""
         longest = min(self._max_tokens, max(len(tokens), MAX_PHRASE))
         return int(rng.integers(min(SHORTEST_REWORDING, longest), longest + 1))

@@ -9,7 +9,7 @@ from feddtpt_flwr.assets import embedded_language_model
 from feddtpt_flwr.config import RunConfig
 from feddtpt_flwr.data import Task
 from feddtpt_flwr.language_model.weights import load_causal_lm
-from feddtpt_flwr.masked_lm import CausalInfiller, HuggingFaceMaskedLM, MaskedLM
+from feddtpt_flwr.masked_lm import FINALISTS, CausalInfiller, HuggingFaceMaskedLM, MaskedLM
 from feddtpt_flwr.memory import Memory
 from feddtpt_flwr.vocabulary import Vocabulary
 from strategies.candidates import Tokens
@@ -51,7 +51,8 @@ def test_fillings_are_a_distribution_over_allowed_tokens(
     model._fillings = Memory(model._fill)  # that remembers nothing
     [again] = model.fill([sides])
     assert again.tokens.tolist() == fillings.tokens.tolist()
-    assert again.log_probs.tolist() == fillings.log_probs.tolist()
+    # Some keys and values are cached now, and others are computed together.
+    np.testing.assert_allclose(again.log_probs, fillings.log_probs, atol=1e-4)
 
 
 def test_a_movie_word_fits_before_review(infiller: CausalInfiller) -> None:
@@ -95,14 +96,18 @@ def test_the_infillers_scores_are_those_of_plain_forward_passes(infiller: Causal
     [fillings] = infiller.fill([(left, right)])
     begin = [*infiller._frame, *left]
     plain, _ = load_causal_lm("embedded", "cpu", "float32")
-    totals = []
+    near, rest = [], []
     for token in fillings.tokens.tolist():
         ids = [*begin, token, *right]
         with torch.inference_mode():
             logits = plain(torch.tensor([ids])).logits[0]
         log_probs = torch.log_softmax(logits.float(), -1)
-        places = range(len(begin), len(ids))
-        totals.append(sum(float(log_probs[place - 1, ids[place]]) for place in places))
+        parts = [float(log_probs[place - 1, ids[place]]) for place in range(len(begin), len(ids))]
+        near.append(sum(parts[:2]))  # its own and the next token's
+        rest.append(sum(parts[2:]))
+    finalists = np.argsort(near)[-FINALISTS:]
+    worst = min(rest[row] for row in finalists)
+    totals = [n + (rest[row] if row in finalists else worst) for row, n in enumerate(near)]
     expected = torch.log_softmax(torch.tensor(totals), 0).numpy()
     np.testing.assert_allclose(fillings.log_probs, expected, atol=1e-3)
 
