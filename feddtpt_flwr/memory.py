@@ -1,6 +1,7 @@
 """Results that are asked for again and again, computed in batches and kept."""
 
 from collections.abc import Callable, Hashable, Sequence
+from contextlib import suppress
 from typing import Generic, TypeVar
 
 Key = TypeVar("Key", bound=Hashable)
@@ -15,7 +16,7 @@ class Memory(Generic[Key, Value]):
     compute : Callable[[list[Key]], Sequence[Value]]
         Gives the values of different keys, in order.
     capacity : int
-        Most values kept; the oldest are forgotten.
+        Most values kept; those that were asked for the longest time ago are forgotten.
     """
 
     def __init__(
@@ -27,7 +28,11 @@ class Memory(Generic[Key, Value]):
 
     def get(self, keys: Sequence[Key]) -> list[Value]:
         """Return the value of every key; what is missing is computed in one call."""
-        found = {key: self._values[key] for key in keys if key in self._values}
+        found: dict[Key, Value] = {}
+        for key in dict.fromkeys(keys):
+            with suppress(KeyError):  # also where another thread has just taken it out
+                found[key] = self._values.pop(key)
+        self._values |= found  # at the end now
         missing = [key for key in dict.fromkeys(keys) if key not in found]
         if missing:
             new = dict(zip(missing, self._compute(missing), strict=True))

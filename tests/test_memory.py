@@ -20,3 +20,16 @@ def test_values_are_right_and_computed_once(calls: list[list[int]], capacity: in
         assert len(new) == len(set(new))
     if len({key for keys in calls for key in keys}) <= capacity:
         assert len(computed) == len(set(computed))
+
+
+def test_what_is_asked_for_again_is_kept() -> None:
+    computed: list[int] = []
+
+    def compute(keys: list[int]) -> list[int]:
+        computed.extend(keys)
+        return keys
+
+    memory = Memory(compute, 2)
+    for key in (0, 1, 0, 2, 0, 3, 0):
+        memory.get([key])
+    assert computed == [0, 1, 2, 3]
