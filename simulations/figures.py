@@ -50,15 +50,15 @@ def curves(grid: Grid) -> Iterator[Drawing]:
         ]
         if not lines:
             continue
-        figure = Figure(figsize=(8.5, 4.4), layout="constrained")
+        figure = Figure(figsize=(8.5, 4.2 + 0.12 * len(lines)), layout="constrained")
         axes = figure.subplots()
         for index, (method, points) in enumerate(lines):
             _curve(axes, points, grid.suite.what("methods", method) or "FedDTPT", f"C{index}")
         axes.set_xlabel("LLM queries of all clients")
         axes.set_ylabel("held-out accuracy")
         axes.grid(alpha=0.3)
-        # Beside the axes: many methods would be covered by their names.
-        figure.legend(fontsize=8, loc="outside right upper", frameon=False)
+        # Below the axes: many methods would be covered by their names.
+        figure.legend(fontsize=8, loc="outside lower center", frameon=False, ncols=2)
         labels = [label for label in (model, partition, task) if label]
         yield Drawing(
             "-".join(["accuracy", *labels]),
@@ -83,7 +83,7 @@ def _curve(axes: "Axes", points: list[Point], label: str, colour: str) -> None:
     means = [mean for _, mean in points]
     axes.plot(queries, [m.value for m in means], marker="o", ms=4, label=label, color=colour)
     axes.fill_between(
-        queries, [m.low for m in means], [m.high for m in means], alpha=0.15, color=colour, lw=0
+        queries, [m.low for m in means], [m.high for m in means], alpha=0.1, color=colour, lw=0
     )
 
 
