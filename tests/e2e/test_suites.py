@@ -159,7 +159,7 @@ def test_the_report_has_tables_figures_and_the_matrix(page: Path) -> None:
     text = (page.parent / "report.md").read_text(encoding="utf-8")
     assert "2 of 3 runs" in text
     assert "no file /nowhere/model.gguf" in text
-    (row,) = (line for line in text.splitlines() if line.startswith("| plain, "))
+    (row,) = (line for line in text.splitlines() if line.startswith("| plain |"))
     assert row.count("0.") + row.count("1.") == 2, "on itself and on the other"
     assert row.endswith("| - |")
     for name in ("accuracy-plain", "accuracy-chat"):
