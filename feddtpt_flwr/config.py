@@ -32,7 +32,8 @@ class RunConfig(BaseModel):
     num_server_rounds : int
         Federated rounds, at least 1.
     seed : int
-        Seed of all randomness: data, search and aggregation; at least 0.
+        Seed of all randomness: data, search and aggregation; at least 0. Where not all clients take
+        part, it says which do only if they connect in the same order, as in one process.
     task : str
         A built-in task or the path of a task's ``.toml`` file.
     data_source : {"default", "embedded", "hub", "files"}

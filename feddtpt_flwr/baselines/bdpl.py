@@ -27,7 +27,7 @@ MOST_IDLE = 100
 for ever, and they cost nothing."""
 
 FEWEST_STEPS = 2
-"""Where the budget is small, a step draws fewer prompts, so that so many steps fit at least."""
+"""Where the budget is small, a step draws fewer prompts, two at least, so that so many fit."""
 
 COMPARING_SHARE = 0.25
 """How much of the budget, at least, is for comparing prompts on all examples in the end."""
