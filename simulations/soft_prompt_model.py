@@ -1,6 +1,7 @@
 """A local language model that reads vectors where a prompt would stand."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from feddtpt_flwr.config import ConfigError, RunConfig
@@ -10,6 +11,10 @@ if TYPE_CHECKING:
     import torch
 
 BATCH = 8
+
+KEPT = 512
+"""Texts before a prompt of which keys and values are kept: 45 KiB a token with SmolLM2-135M."""
+
 _PROMPT, _INPUT = "\0prompt\0", "\0input\0"  # where vectors and an example's text come in
 
 
@@ -52,6 +57,7 @@ class SoftPromptModel:
             self._tokenizer(space + word, add_special_tokens=False)["input_ids"][0]
             for word in task.answers
         ]
+        self._read_before = lru_cache(KEPT)(self._read)
         if len(set(self._answers)) < len(self._answers):
             raise ConfigError(f"answer words {task.answers} begin with the same token")
 
@@ -78,24 +84,50 @@ class SoftPromptModel:
         return float(self._table.weight.std())
 
     def log_probs(self, prompt: "torch.Tensor", examples: Sequence[Example]) -> "torch.Tensor":
-        """Return the answer words' log-probabilities among themselves, ``(examples, words)``."""
-        import torch
+        """Return the answer words' log-probabilities among themselves, ``(examples, words)``.
 
-        rows = [
-            torch.cat([self.embed(before), prompt, self.embed(after)])
-            for before, after in map(self._around, examples)
-        ]
-        lengths = [len(row) for row in rows]
-        padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
-        mask = torch.nn.utils.rnn.pad_sequence(
-            [torch.ones(length, dtype=torch.long) for length in lengths], batch_first=True
+        What stands before the prompt does not depend on it, and goes through the model once.
+        """
+        import torch
+        from transformers import DynamicCache
+
+        texts = [self._around(example) for example in examples]
+        read = [self._read_before(before) for before, _ in texts]
+        rows = [torch.cat([prompt, self.embed(after)]) for _, after in texts]
+        before, lengths = [keys.shape[-2] for keys, _ in read], [len(row) for row in rows]
+        width, longest = max(before), max(lengths)
+        # What was read is padded on the left, what is new on the right.
+        mask = torch.zeros(len(rows), width + longest, dtype=torch.long)
+        for row, known, new in zip(mask, before, lengths, strict=True):
+            row[width - known : width + new] = 1
+        keys, values = (
+            torch.stack([torch.nn.functional.pad(s, (0, 0, width - s.shape[-2], 0)) for s in part])
+            for part in zip(*read, strict=True)
         )
+        # By place, since releases of transformers call the fourth by different names.
         states = self._model.base_model(
-            inputs_embeds=padded, attention_mask=mask.to(self._device)
+            None,
+            mask.to(self._device),
+            (torch.tensor(before)[:, None] + torch.arange(longest)).to(self._device),
+            DynamicCache(list(zip(keys.unbind(1), values.unbind(1), strict=True))),
+            inputs_embeds=torch.nn.utils.rnn.pad_sequence(rows, batch_first=True),
         ).last_hidden_state
         last = states[torch.arange(len(rows)), [length - 1 for length in lengths]]
         weight = self._model.get_output_embeddings().weight[self._answers]
         return torch.log_softmax((last @ weight.T).float(), dim=-1)
+
+    def _read(self, text: str) -> "tuple[torch.Tensor, torch.Tensor]":
+        """Return a text's keys and values, each ``(layers, heads, tokens, head size)``."""
+        import torch
+
+        # Where nothing stands before the prompt, any token shows the shape.
+        vectors, tokens = self.embed(text or "."), len(self.embed(text))
+        with torch.no_grad():
+            read = self._model.base_model(inputs_embeds=vectors[None], use_cache=True)
+        layers = read.past_key_values.layers
+        keys = torch.cat([layer.keys for layer in layers])
+        values = torch.cat([layer.values for layer in layers])
+        return keys[:, :, :tokens], values[:, :, :tokens]
 
     def loss(self, prompt: "torch.Tensor", examples: Sequence[Example]) -> "torch.Tensor":
         """Return the mean cross-entropy."""

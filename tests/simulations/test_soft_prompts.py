@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -156,3 +157,33 @@ def test_what_is_no_local_model_is_refused(task: Task) -> None:
     config = RunConfig.from_run_config({"endpoint": "http://127.0.0.1:1", "language-model": "m"})
     with pytest.raises(ConfigError, match="soft prompts need a local model"):
         SoftPromptModel(config, task)
+
+
+@pytest.mark.slow
+def test_a_prompt_may_stand_before_the_text(
+    embedded_assets: None,
+    language_model: LocalLanguageModel,
+    task: Task,
+    short_reviews: tuple[Example, ...],
+) -> None:
+    first = replace(task, template="{prompt}\n{text}")
+    model = SoftPromptModel(RunConfig.from_run_config({"dtype": "float32"}), first)
+    examples = [
+        replace(example, input=f"\n{example.input.strip()}\nSentiment:")
+        for example in short_reviews[:6]
+    ]
+    best = model.log_probs(model.embed(PROMPT), examples).argmax(-1).tolist()
+    queries = [first.compose(PROMPT, example.input) for example in examples]
+    assert [task.answers[i] for i in best] == language_model.answer(queries, task.answers)
+
+
+@pytest.mark.slow
+def test_others_of_a_batch_change_nothing(
+    model: SoftPromptModel, short_reviews: tuple[Example, ...]
+) -> None:
+    prompt = model.embed(PROMPT)
+    together = model.log_probs(prompt, short_reviews[:5]).detach().numpy()
+    alone = [
+        model.log_probs(prompt, [example]).detach().numpy()[0] for example in short_reviews[:5]
+    ]
+    np.testing.assert_allclose(together, alone, atol=1e-4)
