@@ -18,7 +18,7 @@ from feddtpt_flwr.feedback import Feedback, Trial
 from feddtpt_flwr.language_model import LanguageModel, ModelError
 from feddtpt_flwr.language_model.usage import Metered, Usage
 from feddtpt_flwr.proposer import NothingBetterError, Proposer
-from feddtpt_flwr.search import RACES_AHEAD
+from feddtpt_flwr.search import WIDTH
 from feddtpt_flwr.vocabulary import Vocabulary
 from feddtpt_flwr.written_prompts import read_prompts, writing_request
 from strategies.candidates import Tokens
@@ -190,7 +190,7 @@ class PromptGenerator:
             raise NothingBetterError
         self._supplied = feedback
         self._writer.fallbacks += 1
-        one_race = -(-count // RACES_AHEAD)
+        one_race = min(count, WIDTH)
         return self._fallback.propose(tokens, feedback, rng, one_race)
 
     def _changes(self, trials: Sequence[Trial]) -> list[str]:

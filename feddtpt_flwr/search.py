@@ -184,18 +184,19 @@ class PromptSearch:
     ) -> list[Edit]:
         """Return edits that lead to new and admissible prompts, those waiting first.
 
-        Enough for several races, since many proposals together cost little more than one, or fewer
-        where the proposer has nothing better; none if the budget does not let any of them finish
-        or nothing new turns up.
+        Enough for several races, since many proposals together cost less than one by one, but no
+        more than the budget lets try, or fewer where the proposer has nothing better; none if the
+        budget does not let any of them finish or nothing new turns up.
         """
         if not self._can_finish():
             return []
         chosen = self._new(waiting, tokens, tried)
         for _ in range(MAX_ATTEMPTS):
+            affordable = self._affordable(0, next(self._batches()))
             # Proposing takes time as well.
-            if len(chosen) >= self._width or not self._can_finish():
+            if len(chosen) >= min(self._width, affordable) or not self._can_finish():
                 break
-            count = RACES_AHEAD * self._width
+            count = min(RACES_AHEAD * self._width, affordable)
             try:
                 proposed = self._proposer.propose(tokens, feedback, self._rng, count)
             except NothingBetterError:

@@ -43,7 +43,7 @@ from strategies.wire import (
 from tests.conftest import ENDPOINT_KEY
 
 START = "Judge this film review."
-ONE_RACE = 2
+ONE_RACE = WIDTH
 NOUNS = ["film", "movie", "story", "plot", "book", "play", "song", "text"]
 WORDS = [
     "Old",
@@ -355,13 +355,14 @@ def test_where_nothing_that_was_written_may_be_tried_the_stand_in_proposes(
 def test_what_waits_for_its_race_comes_before_the_stand_in(
     vocabulary: Vocabulary, task: Task
 ) -> None:
-    """Without feedback the request stays the same, and its answer holds nothing new."""
+    """Without feedback the request is the same for as many prompts, and nothing new is written."""
     text = "\n".join(f"Good {noun}?" for noun in NOUNS[:6])
-    races, stand_in, writer, model = raced([text], vocabulary, task, use_feedback=False)
-    assert len(model.requests) == 1
+    races, stand_in, writer, model = raced([text, "17", "17"], vocabulary, task, use_feedback=False)
+    for request, count in zip(model.requests, (8, 6, 2), strict=True):
+        assert f"Write {count} different instructions" in request
     assert [len(race) for race in races] == [4, 2, 4, 2]
     assert [prompt for race in races[:2] for prompt in race] == text.splitlines()
-    assert (stand_in.counts, writer.fallbacks) == ([WIDTH] * 2, 2)
+    assert (stand_in.counts, writer.fallbacks) == ([WIDTH, 2], 2)
 
 
 def test_the_stand_in_is_announced(vocabulary: Vocabulary, task: Task) -> None:

@@ -208,6 +208,37 @@ def test_a_budget_larger_than_useful_ends(searching: Searching) -> None:
     assert proposer.calls < 10_000
 
 
+class CountingProposer(FewEdits):
+    """A double of a proposer that notes how many changes it is asked for."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        super().__init__(vocabulary)
+        self.counts: list[int] = []
+
+    def propose(
+        self, tokens: Tokens, feedback: Feedback, rng: np.random.Generator, count: int
+    ) -> list[Edit]:
+        self.counts.append(count)
+        return super().propose(tokens, feedback, rng, count)
+
+
+@pytest.mark.parametrize(("left", "most"), [(8, 1), (8 + 3 * 4, 4), (1000, 2 * 4)])
+def test_no_more_is_proposed_than_can_be_tried(searching: Searching, left: int, most: int) -> None:
+    """Of eight examples, four in a first batch: one change to the end, each other four queries."""
+    proposer = CountingProposer(searching.vocabulary)
+    search = PromptSearch(
+        Evaluator(searching.model, searching.task, QueryBudget(8 + left)),
+        proposer,
+        searching.infiller,
+        searching.examples[:8],
+        np.random.default_rng(0),
+        max_tokens=8,
+        first_batch=4,
+    )
+    search.run(searching.start, Feedback())
+    assert proposer.counts[0] == most
+
+
 def test_no_prompt_is_tried_twice(searching: Searching) -> None:
     before = len(searching.model.questions)
     result = searching.run(90, 5)
