@@ -20,13 +20,10 @@ from feddtpt_flwr.language_model.local import LocalLanguageModel
 from feddtpt_flwr.language_model.remembering import RememberingLanguageModel
 from feddtpt_flwr.language_model.usage import Prices
 from feddtpt_flwr.language_model.weights import is_causal, resolve_device
-from feddtpt_flwr.masked_lm import (
-    CausalInfiller,
-    HuggingFaceMaskedLM,
-    MaskedLM,
-    TokenEmbedder,
-)
-from feddtpt_flwr.remote_masked_lm import RemoteMaskedLM
+from feddtpt_flwr.masked_lm import MaskedLM, TokenEmbedder
+from feddtpt_flwr.masked_lm.bert import HuggingFaceMaskedLM
+from feddtpt_flwr.masked_lm.causal import CausalInfiller
+from feddtpt_flwr.masked_lm.remote import RemoteMaskedLM
 
 WRITTEN_TOKENS = 256
 """Longest answer of a model behind an endpoint that writes prompts: several of usual length."""

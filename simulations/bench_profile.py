@@ -17,7 +17,7 @@ from feddtpt_flwr import models
 from feddtpt_flwr.config import RunConfig
 from feddtpt_flwr.experiment import load_data
 from feddtpt_flwr.language_model.local import LocalLanguageModel
-from feddtpt_flwr.masked_lm import CausalInfiller
+from feddtpt_flwr.masked_lm.causal import CausalInfiller
 from simulations.local_federation import Federation
 from simulations.stamp import as_text, stamp
 

@@ -11,7 +11,7 @@ from feddtpt_flwr.data import DataError, Example, Task, get_source, get_task, to
 from feddtpt_flwr.data.embedded import wheel_folder
 from feddtpt_flwr.encoder import EncoderEmbedder
 from feddtpt_flwr.language_model.local import LocalLanguageModel
-from feddtpt_flwr.masked_lm import CausalInfiller
+from feddtpt_flwr.masked_lm.causal import CausalInfiller
 from feddtpt_flwr.vocabulary import Vocabulary
 from simulations.llama_server import llama_server
 from tests.fill_mask_server import FillMaskService, fill_mask_server

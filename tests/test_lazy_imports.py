@@ -74,7 +74,7 @@ def test_the_embedded_models_do_without_transformers(embedded_assets: None) -> N
 import numpy as np
 from feddtpt_flwr.encoder import EncoderEmbedder
 from feddtpt_flwr.language_model.local import LocalLanguageModel
-from feddtpt_flwr.masked_lm import CausalInfiller
+from feddtpt_flwr.masked_lm.causal import CausalInfiller
 
 model = LocalLanguageModel("embedded")
 assert model.answer(["The capital of France is"], ["Paris", "Rome"]) == ["Paris"]

@@ -9,7 +9,9 @@ from feddtpt_flwr.assets import embedded_language_model
 from feddtpt_flwr.config import RunConfig
 from feddtpt_flwr.data import Task
 from feddtpt_flwr.language_model.weights import load_causal_lm
-from feddtpt_flwr.masked_lm import FINALISTS, CausalInfiller, HuggingFaceMaskedLM, MaskedLM
+from feddtpt_flwr.masked_lm import MaskedLM
+from feddtpt_flwr.masked_lm.bert import HuggingFaceMaskedLM
+from feddtpt_flwr.masked_lm.causal import FINALISTS, CausalInfiller
 from feddtpt_flwr.memory import Memory
 from feddtpt_flwr.vocabulary import Vocabulary
 from strategies.candidates import Tokens
@@ -181,6 +183,19 @@ def test_bert_reads_both_sides_of_the_gap(bert: HuggingFaceMaskedLM) -> None:
     allowed = bert.vocabulary.proposable(["positive"])
     expected = np.argsort(-np.where(allowed, logits, -np.inf))[:24]
     assert bert.fill([(left, right)])[0].tokens.tolist() == expected.tolist()
+
+
+def test_bert_reads_few_sequences_at_once_where_memory_is_short(
+    tiny_bert: Path, bert: HuggingFaceMaskedLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts = [bert.vocabulary.encode(text) for text in ("good film", "a very good film")]
+    gaps = [(prompts[0], ()), (prompts[1][:2], prompts[1][3:])]
+    monkeypatch.setattr("feddtpt_flwr.masked_lm.bert.MAX_LOGITS", 1)
+    short = HuggingFaceMaskedLM(str(tiny_bert), excluded_words=("positive",), device="cpu")
+    found = short.log_likelihood(prompts)
+    np.testing.assert_allclose(found, bert.log_likelihood(prompts), rtol=1e-5)
+    for one, other in zip(short.fill(gaps), bert.fill(gaps), strict=True):
+        np.testing.assert_allclose(one.log_probs, other.log_probs, atol=1e-5)
 
 
 def test_bert_embeds_every_token(bert: HuggingFaceMaskedLM) -> None:

@@ -6,7 +6,8 @@ import pytest
 from numpy.typing import NDArray
 
 from feddtpt_flwr.feedback import Feedback, Trial, change
-from feddtpt_flwr.masked_lm import CausalInfiller, Fillings, Gap
+from feddtpt_flwr.masked_lm import Fillings, Gap
+from feddtpt_flwr.masked_lm.causal import CausalInfiller
 from feddtpt_flwr.proposer import (
     IN_OTHER_WORDS,
     MAX_PHRASE,

@@ -1,7 +1,7 @@
 import pytest
 
 from feddtpt_flwr.evidence import probability_of_gain
-from feddtpt_flwr.masked_lm import CausalInfiller
+from feddtpt_flwr.masked_lm.causal import CausalInfiller
 from feddtpt_flwr.readability import Readability
 
 SEED = "Classify the sentiment of this movie review as positive or negative."

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from feddtpt_flwr.language_model.base import FatalModelError, ModelUnavailableError
-from feddtpt_flwr.masked_lm import HuggingFaceMaskedLM
-from feddtpt_flwr.remote_masked_lm import ATTEMPTS, RemoteMaskedLM
+from feddtpt_flwr.masked_lm.bert import HuggingFaceMaskedLM
+from feddtpt_flwr.masked_lm.remote import ATTEMPTS, RemoteMaskedLM
 from feddtpt_flwr.tokenizer_file import load_tokenizer
 from feddtpt_flwr.vocabulary import Vocabulary
 from tests.fill_mask_server import (

@@ -10,7 +10,7 @@ from feddtpt_flwr.evidence import Runner
 from feddtpt_flwr.feedback import Feedback, Trial
 from feddtpt_flwr.language_model import FatalModelError, ModelError, ModelUnavailableError
 from feddtpt_flwr.language_model.local import LocalLanguageModel
-from feddtpt_flwr.masked_lm import CausalInfiller
+from feddtpt_flwr.masked_lm.causal import CausalInfiller
 from feddtpt_flwr.proposer import MaskedLMProposer
 from feddtpt_flwr.search import PromptSearch, SearchResult
 from feddtpt_flwr.vocabulary import Vocabulary

@@ -15,7 +15,7 @@ from feddtpt_flwr.config import ConfigError, RunConfig
 from feddtpt_flwr.data import Example, Task
 from feddtpt_flwr.evaluation import Evaluator
 from feddtpt_flwr.language_model.local import LocalLanguageModel
-from feddtpt_flwr.masked_lm import CausalInfiller
+from feddtpt_flwr.masked_lm.causal import CausalInfiller
 from feddtpt_flwr.privacy import exponential
 from feddtpt_flwr.privacy.exponential import (
     choose,

@@ -6,7 +6,7 @@ import pytest
 
 from feddtpt_flwr.data import Example, Task
 from feddtpt_flwr.feedback import Feedback
-from feddtpt_flwr.masked_lm import CausalInfiller
+from feddtpt_flwr.masked_lm.causal import CausalInfiller
 from feddtpt_flwr.privacy.public_tokens import (
     NUM_COMMON,
     PublicTokensProposer,

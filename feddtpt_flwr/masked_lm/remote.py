@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from feddtpt_flwr.keys import read_key
 from feddtpt_flwr.language_model.base import FatalModelError, ModelUnavailableError
 from feddtpt_flwr.language_model.limits import retry_after
-from feddtpt_flwr.masked_lm import Fillings, Gap
+from feddtpt_flwr.masked_lm.base import Fillings, Gap
 from feddtpt_flwr.memory import Key, Memory, Value
 from feddtpt_flwr.tokenizer_file import load_tokenizer, mask_token
 from feddtpt_flwr.vocabulary import Vocabulary

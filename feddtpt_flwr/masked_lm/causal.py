@@ -1,15 +1,15 @@
-"""Masked language models: which token fits into a gap, and where tokens lie in meaning."""
+"""A causal language model that fills gaps."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from feddtpt_flwr.language_model.causal_lm import causal_lm
 from feddtpt_flwr.language_model.weights import resolve_device, resolve_dtype
+from feddtpt_flwr.masked_lm.base import Fillings, Gap, centred_unit_rows, ranked
 from feddtpt_flwr.memory import Memory
 from feddtpt_flwr.vocabulary import Vocabulary
 from strategies.candidates import Tokens
@@ -29,56 +29,6 @@ this frame it does: -2.2 to -4.4 against -4.9 to -6.2.
 FINALISTS = 6
 """Continuations that are weighed by more than one token to their right: for all of them, every
 further token would go through the model as often as the first."""
-
-
-@dataclass(frozen=True)
-class Fillings:
-    """Tokens for a gap, most likely first.
-
-    Parameters
-    ----------
-    tokens : NDArray[np.int64]
-        Shape ``(k,)``.
-    log_probs : NDArray[np.float64]
-        Natural logarithms of probabilities that sum to one over ``tokens``, shape ``(k,)``.
-    """
-
-    tokens: NDArray[np.int64]
-    log_probs: NDArray[np.float64]
-
-
-Gap = tuple[Tokens, Tokens]
-"""The tokens to the left and to the right of a gap."""
-
-
-class MaskedLM(Protocol):
-    """Fills gaps between two token sequences."""
-
-    @property
-    def vocabulary(self) -> Vocabulary:
-        """The tokens that this model reads and proposes."""
-        ...
-
-    @property
-    def token_embeddings(self) -> NDArray[np.float32] | None:
-        """Where each token lies in meaning, unit rows ``(vocabulary, d)``; None if not known."""
-        ...
-
-    def fill(self, gaps: Sequence[Gap]) -> list[Fillings]:
-        """Propose one token for every gap; deterministic."""
-        ...
-
-    def log_likelihood(self, prompts: Sequence[Tokens]) -> NDArray[np.float64]:
-        """Return how well each prompt reads as language: log-probabilities in nats, at most 0."""
-        ...
-
-
-class TokenEmbedder(Protocol):
-    """Gives every token of a prompt its contextual embedding."""
-
-    def embed(self, prompts: Sequence[NDArray[np.int64]]) -> list[NDArray[np.float32]]:
-        """Return ``E_k^n = z(p_k^n)`` (equation 3): for each prompt ``(N_k,)`` one ``(N_k, d)``."""
-        ...
 
 
 class CausalInfiller:
@@ -135,7 +85,7 @@ class CausalInfiller:
     @cached_property
     def token_embeddings(self) -> NDArray[np.float32]:
         """Where each token lies in meaning, unit rows ``(vocabulary, d)``."""
-        return _centred_unit_rows(self._model.embeddings)
+        return centred_unit_rows(self._model.embeddings)
 
     def fill(self, gaps: Sequence[Gap]) -> list[Fillings]:
         """Propose one token for every gap, all gaps in common passes."""
@@ -163,7 +113,7 @@ class CausalInfiller:
         for (tokens, _), row, rows, rest in zip(starts, scores, best, far, strict=True):
             row = row + rest.min()
             row[rows] += rest - rest.min()
-            fillings.append(_ranked(tokens, row))
+            fillings.append(ranked(tokens, row))
         return fillings
 
     def _follow(
@@ -236,131 +186,3 @@ class CausalInfiller:
             states = torch.cat(self._model.forward.states(sequences, last, again))
             output = self._model.output_weight, self._model.output_bias
             return torch.nn.functional.linear(states, *output).float()
-
-
-class HuggingFaceMaskedLM:
-    """A masked language model of the BERT family: fills gaps and embeds tokens.
-
-    Parameters
-    ----------
-    model : str
-        A hub name, such as ``"FacebookAI/roberta-base"``, or a folder.
-    excluded_words : tuple[str, ...]
-        Words never proposed.
-    num_candidates : int
-        How many fillings a gap gets.
-    """
-
-    def __init__(
-        self,
-        model: str,
-        *,
-        excluded_words: tuple[str, ...] = (),
-        num_candidates: int = 24,
-        device: str = "auto",
-    ) -> None:
-        import torch
-        from transformers import AutoModelForMaskedLM, AutoTokenizer
-
-        self._device = resolve_device(device)
-        self._tokenizer = AutoTokenizer.from_pretrained(model)
-        self._model = AutoModelForMaskedLM.from_pretrained(model).to(self._device).eval()
-        self._vocabulary = Vocabulary(self._tokenizer)
-        self._num_candidates = num_candidates
-        allowed = np.flatnonzero(self._vocabulary.proposable(excluded_words))
-        self._allowed = torch.from_numpy(allowed).to(self._device)
-        self._fillings: Memory[Gap, Fillings] = Memory(self._fill)
-        self._likelihoods: Memory[Tokens, float] = Memory(self._log_likelihood)
-
-    @property
-    def vocabulary(self) -> Vocabulary:
-        """The tokens that this model reads and proposes."""
-        return self._vocabulary
-
-    @cached_property
-    def token_embeddings(self) -> NDArray[np.float32]:
-        """Where each token lies in meaning, unit rows ``(vocabulary, d)``."""
-        return _centred_unit_rows(self._model.get_input_embeddings().weight)
-
-    def fill(self, gaps: Sequence[Gap]) -> list[Fillings]:
-        """Propose one token for every gap, all gaps in one pass."""
-        return self._fillings.get(gaps)
-
-    def log_likelihood(self, prompts: Sequence[Tokens]) -> NDArray[np.float64]:
-        """Return pseudo-log-likelihoods: each token predicted from all others, in nats."""
-        return np.array(self._likelihoods.get(prompts))
-
-    def _fill(self, gaps: list[Gap]) -> list[Fillings]:
-        masked = [(*left, self._tokenizer.mask_token_id, *right) for left, right in gaps]
-        rows = self._logits(masked, [len(left) for left, _ in gaps])[:, self._allowed]
-        tops = [row.topk(min(self._num_candidates, len(row))) for row in rows]
-        return [_ranked(self._allowed[top.indices], top.values) for top in tops]
-
-    def _log_likelihood(self, prompts: list[Tokens]) -> list[float]:
-        import torch
-
-        masked, places = [], []
-        for prompt in prompts:
-            for place in range(len(prompt)):
-                masked.append(
-                    (*prompt[:place], self._tokenizer.mask_token_id, *prompt[place + 1 :])
-                )
-                places.append(place)
-        log_probs = torch.log_softmax(self._logits(masked, places), -1)
-        lengths = [len(prompt) for prompt in prompts]
-        return [_log_prob(*p) for p in zip(torch.split(log_probs, lengths), prompts, strict=True)]
-
-    def _logits(self, prompts: list[Tokens], places: list[int]) -> "torch.Tensor":
-        """Return the logits at one place of each prompt, shape ``(prompts, vocabulary)``."""
-        import torch
-
-        start, ids = 0, []
-        for prompt in prompts:
-            row, start = self._with_special(prompt)
-            ids.append({"input_ids": row})
-        batch = self._tokenizer.pad(ids, return_tensors="pt").to(self._device)
-        rows = torch.arange(len(prompts), device=self._device)
-        wanted = start + torch.tensor(places, device=self._device)
-        with torch.inference_mode():
-            logits: torch.Tensor = self._model(**batch).logits[rows, wanted].float()
-        return logits
-
-    def embed(self, prompts: Sequence[NDArray[np.int64]]) -> list[NDArray[np.float32]]:
-        """Return the last layer's state of every token, one array ``(N_k, d)`` per prompt."""
-        import torch
-
-        embedded = []
-        for prompt in prompts:
-            row, start = self._with_special(tuple(prompt.tolist()))
-            ids = torch.tensor([row], device=self._device)
-            with torch.inference_mode():
-                states = self._model.base_model(ids).last_hidden_state[0]
-            embedded.append(states[start : start + len(prompt)].float().cpu().numpy())
-        return embedded
-
-    def _with_special(self, tokens: Tokens) -> tuple[list[int], int]:
-        """Return the model's input for ``tokens`` and where they begin in it."""
-        start = 0 if self._tokenizer.cls_token_id is None else 1
-        ends = [] if self._tokenizer.sep_token_id is None else [self._tokenizer.sep_token_id]
-        ids = [self._tokenizer.cls_token_id] * start + list(tokens) + ends
-        return ids, start
-
-
-def _ranked(tokens: "torch.Tensor", scores: "torch.Tensor") -> Fillings:
-    log_probs, order = scores.log_softmax(0).sort(descending=True)
-    return Fillings(
-        tokens[order].cpu().numpy().astype(np.int64), log_probs.cpu().numpy().astype(np.float64)
-    )
-
-
-def _log_prob(log_probs: "torch.Tensor", tokens: Tokens) -> float:
-    """Return the log-probability of ``tokens``, one per row of ``log_probs``."""
-    return float(log_probs[range(len(tokens)), list(tokens)].sum())
-
-
-def _centred_unit_rows(weight: Any) -> NDArray[np.float32]:
-    rows: NDArray[np.float32] = weight.detach().float().cpu().numpy()
-    # All rows share a large common direction; without it, cosines tell words apart.
-    rows = rows - rows.mean(0)
-    unit: NDArray[np.float32] = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-9)
-    return unit
