@@ -193,6 +193,9 @@ def run_suite(
     only: Annotated[
         list[str] | None, typer.Option(help="A label that runs must have; give one or more.")
     ] = None,
+    seeds: Annotated[
+        int | None, typer.Option(min=1, help="The first so many of the suite's seeds.")
+    ] = None,
     in_process: Annotated[
         bool, typer.Option("--in-process", help="Do without SuperLink and Ray.")
     ] = False,
@@ -205,7 +208,7 @@ def run_suite(
     console = Console(stderr=True)
     try:
         if dry_run:
-            left = plan(suite.jobs(only or ()), results)
+            left = plan(suite.jobs(only or (), seeds=seeds), results)
             queries = sum(most_queries(job) for job in left.to_run)
             console.print(
                 f"{len(left.done)} runs completed, {len(left.to_run)} to run with at most "
@@ -215,7 +218,13 @@ def run_suite(
                 console.print(f"- {number}: {why}", markup=False, highlight=False)
             return
         left = runner.run_suite(
-            suite, results, only=only or (), jobs=jobs, in_process=in_process, console=console
+            suite,
+            results,
+            only=only or (),
+            seeds=seeds,
+            jobs=jobs,
+            in_process=in_process,
+            console=console,
         )
         if suite.transfer:
             transfer(suite, results, lambda line: console.print(line, markup=False))

@@ -119,6 +119,7 @@ def run_suite(
     results: Results,
     *,
     only: Sequence[str] = (),
+    seeds: int | None = None,
     jobs: int = 1,
     in_process: bool = False,
     console: Console | None = None,
@@ -134,6 +135,8 @@ def run_suite(
         Where they are kept.
     only : Sequence[str]
         Labels that a run must all have.
+    seeds : int, optional
+        How many of the suite's seeds, from the first on; by default all.
     jobs : int
         Runs at the same time.
     in_process : bool
@@ -154,7 +157,7 @@ def run_suite(
         If interrupted; the runs at work were ended, and the others are kept.
     """
     console = console or Console()
-    wanted = suite.jobs(only)
+    wanted = suite.jobs(only, seeds=seeds)
     todo = plan(wanted, results)
     for why, number in sorted(Counter(todo.impossible.values()).items()):
         console.print(f"{number} runs cannot be run here: {why}", highlight=False, markup=False)

@@ -146,7 +146,10 @@ class Suite(BaseModel):
         return str(self.axis(axis).get(label, {}).get(WHAT, label))
 
     def jobs(
-        self, only: Sequence[str] = (), environment: Mapping[str, str] | None = None
+        self,
+        only: Sequence[str] = (),
+        environment: Mapping[str, str] | None = None,
+        seeds: int | None = None,
     ) -> list[Job]:
         """Return all runs, seed after seed, so that a suite that was stopped has whole seeds.
 
@@ -156,6 +159,8 @@ class Suite(BaseModel):
             Labels that a run must all have.
         environment : Mapping[str, str], optional
             Where variables are looked up; by default the process's.
+        seeds : int, optional
+            How many of the suite's seeds, from the first on; by default all.
 
         Raises
         ------
@@ -169,7 +174,11 @@ class Suite(BaseModel):
                 f"{', '.join(sorted(known))}"
             )
         variables = os.environ if environment is None else environment
-        return [job for job in self._all_jobs(variables) if set(only) <= set(job.labels)]
+        return [
+            job
+            for job in self._all_jobs(variables)
+            if set(only) <= set(job.labels) and job.seed in self.seeds[:seeds]
+        ]
 
     def _all_jobs(self, variables: Mapping[str, str]) -> Iterator[Job]:
         groups = [self.axis(axis) or {"": {}} for axis in AXES]

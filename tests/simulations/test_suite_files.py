@@ -121,6 +121,8 @@ def test_later_axes_win_and_seeds_come_one_after_the_other(tmp_path: Path) -> No
     assert {job.key for job in suite.jobs(["two", "full"])} == {
         f"two/full/seed{seed}" for seed in (0, 1, 2)
     }
+    assert {job.seed for job in suite.jobs(seeds=2)} == {0, 1}
+    assert {job.seed for job in suite.jobs(["two"], seeds=9)} == {0, 1, 2}
     with pytest.raises(SuiteError, match="no group is called 'three'; there are: blind, full"):
         suite.jobs(["three"])
 
