@@ -142,7 +142,7 @@ class TransformersBackbone:
                 use_cache=False,
                 tree_attention=attention,
             ).last_hidden_state[0]
-        return tree.ends(hidden, last)
+        return list(torch.split(hidden[tree.ends(last)], list(last)))
 
     def _padded(self, sequences: Sequence[TokenIds], last: Sequence[int]) -> "list[torch.Tensor]":
         """Pad on the right: no token of a causal model sees what comes after it."""

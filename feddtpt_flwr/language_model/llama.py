@@ -92,13 +92,17 @@ class Llama:
         self, sequences: Sequence[TokenIds], last: Sequence[int], again: Sequence[int] = ()
     ) -> "list[torch.Tensor]":
         """Return the states at the end of each sequence (see `Backbone.states`)."""
+        import torch
+
         dtype, device = self.embeddings.dtype, self.embeddings.device
         with self._cache.tree(sequences, last, dtype, device, again) as (tree, attend):
-            states = self._compute(tree, attend)
-        return tree.ends(self._norm(states, self._final_norm), last)
+            states = self._compute(tree, attend, tree.ends(last))
+        return list(torch.split(self._norm(states, self._final_norm), list(last)))
 
-    def _compute(self, tree: PrefixTree, attend: TreeAttention) -> "torch.Tensor":
-        """Return the states of a tree's tokens after all layers, ``(tokens, hidden size)``."""
+    def _compute(
+        self, tree: PrefixTree, attend: TreeAttention, wanted: Sequence[int]
+    ) -> "torch.Tensor":
+        """Return the states of the wanted tokens after all layers, ``(wanted, hidden size)``."""
         import torch
         from torch.nn.functional import linear, silu
 
@@ -112,6 +116,9 @@ class Llama:
                 for weight in (layer.query, layer.key, layer.value)
             )
             attended = attend(number, _rotate(query, turn), _rotate(key, turn), value)
+            if layer is self._layers[-1]:  # the others' states have been looked at
+                rows = torch.tensor(wanted, device=device)
+                states, attended = states[rows], attended[rows]
             states = states + linear(attended.flatten(1), layer.output)
             normed = self._norm(states, layer.before_mlp)
             gated = silu(linear(normed, layer.gate), inplace=True).mul_(linear(normed, layer.up))

@@ -10,10 +10,6 @@ each token at those before it on its path through the tree.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    import torch
 
 CACHED_PER_TOKEN = 8
 """How many cached tokens count as one that is computed, when sequences are put into batches.
@@ -111,25 +107,19 @@ class PrefixTree:
             before = sequence
         return cls(list(slots), tokens, positions, paths, added)
 
-    def ends(self, states: "torch.Tensor", last: Sequence[int]) -> "list[torch.Tensor]":
-        """Return of each sequence the states of its last tokens.
+    def ends(self, last: Sequence[int]) -> list[int]:
+        """Return where each sequence's last tokens are among the tree's, sequence by sequence.
 
         Parameters
         ----------
-        states : torch.Tensor
-            Of the tree's tokens, shape ``(tokens, hidden size)``.
         last : Sequence[int]
             How many of each sequence's last tokens are wanted; none of these is cached.
         """
-        import torch
-
-        wanted = [
+        return [
             node - len(self.slots)
             for path, n in zip(self.paths, last, strict=True)
             for node in path[len(path) - n :]
         ]
-        found = states[torch.tensor(wanted, device=states.device)]
-        return list(torch.split(found, list(last)))
 
 
 def common_length(first: TokenIds, second: TokenIds) -> int:
