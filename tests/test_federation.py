@@ -104,7 +104,7 @@ def test_runs_that_another_process_has_added_meanwhile_stay(tmp_path: Path) -> N
 def test_the_best_two_prompts_live_on(
     embedded_assets: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = {**TINY, "queries-per-round": 2 * EXAMPLES, "race-candidates": 2}
+    settings = {**TINY, "queries-per-round": 4 * EXAMPLES, "race-candidates": 2}
     config = RunConfig.from_run_config(settings)
     data = load_data(config, 3)
     several, usual = SeveralAlive(config, data, 2), Federation(config, data)

@@ -15,7 +15,7 @@ TINY = {
     "k-shot": 1,
     "public-per-class": 1,
     "test-size": 4,
-    "queries-per-round": 8,
+    "queries-per-round": 16,
     "guard": False,
     "seed-prompt": "Movie review.",
     "dtype": "float32",
