@@ -14,7 +14,7 @@ from tests.fill_mask_server import FillMaskService
 from tests.language_model import fault_proxy as faults
 from tests.language_model.fault_proxy import Body, FaultProxy, Response
 
-ROUND_TIMEOUT = 30.0
+ROUND_TIMEOUT = 45.0
 
 pytestmark = pytest.mark.slow
 
