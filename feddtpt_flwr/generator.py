@@ -136,6 +136,8 @@ class PromptGenerator:
         Words that no change brings in, whatever their case.
     use_feedback : bool
         Whether the model is shown what was tried.
+    race : int
+        Changes of one race: so many the other proposes at most, before the model is asked again.
     """
 
     def __init__(
@@ -148,6 +150,7 @@ class PromptGenerator:
         max_tokens: int,
         excluded_words: tuple[str, ...] = (),
         use_feedback: bool = True,
+        race: int = WIDTH,
     ) -> None:
         self._writer = writer
         self._fallback = fallback
@@ -156,6 +159,7 @@ class PromptGenerator:
         self._max_tokens = max_tokens
         self._excluded = excluded_words
         self._use_feedback = use_feedback
+        self._race = race
         self._proposed: set[Tokens] = set()
         self._supplied: Feedback | None = None  # of the search that may have some left to try
 
@@ -190,8 +194,7 @@ class PromptGenerator:
             raise NothingBetterError
         self._supplied = feedback
         self._writer.fallbacks += 1
-        one_race = min(count, WIDTH)
-        return self._fallback.propose(tokens, feedback, rng, one_race)
+        return self._fallback.propose(tokens, feedback, rng, min(count, self._race))
 
     def _changes(self, trials: Sequence[Trial]) -> list[str]:
         latest = {self._describe(trial): trial for trial in trials}

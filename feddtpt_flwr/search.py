@@ -194,7 +194,7 @@ class PromptSearch:
         for _ in range(MAX_ATTEMPTS):
             affordable = self._affordable(0, next(self._batches()))
             # Proposing takes time as well.
-            if len(chosen) >= min(self._width, affordable) or not self._can_finish():
+            if len(chosen) >= min(self._width, affordable):
                 break
             count = min(RACES_AHEAD * self._width, affordable)
             try:

@@ -58,6 +58,8 @@ class SearchParts:
         Called after every accepted change, where a search has such.
     writer : Writer, optional
         The language model of ``proposer = "prompt-generator"``.
+    width : int
+        Changes that are raced at once, where a search has races.
     """
 
     config: RunConfig
@@ -69,6 +71,7 @@ class SearchParts:
     rng: np.random.Generator
     on_accept: Callable[[Trial], None]
     writer: Writer | None = None
+    width: int = WIDTH
 
     @property
     def excluded_words(self) -> tuple[str, ...]:
@@ -90,7 +93,7 @@ def build_proposer(parts: SearchParts) -> Proposer:
     return PublicTokensProposer(proposer, parts.masked_lm, allowed, parts.excluded_words)
 
 
-def _feddtpt(parts: SearchParts, *, width: int = WIDTH, first_batch: int | None = None) -> Search:
+def _feddtpt(parts: SearchParts, *, first_batch: int | None = None) -> Search:
     # Next to any word that a language model proposes, a random one reads badly: were its language
     # weighed, hardly any would be accepted.
     fluency = 0.0 if parts.config.proposer == "random" else 1.0
@@ -102,7 +105,7 @@ def _feddtpt(parts: SearchParts, *, width: int = WIDTH, first_batch: int | None 
         parts.rng,
         max_tokens=parts.config.max_prompt_tokens,
         fluency=fluency,
-        width=width,
+        width=parts.width,
         first_batch=first_batch,
         admissible=readability(parts.config, parts.task).each,
         on_accept=parts.on_accept,
@@ -110,7 +113,7 @@ def _feddtpt(parts: SearchParts, *, width: int = WIDTH, first_batch: int | None 
 
 
 def _sequential(parts: SearchParts) -> Search:
-    return _feddtpt(parts, width=1, first_batch=len(parts.examples))
+    return _feddtpt(replace(parts, width=1), first_batch=len(parts.examples))
 
 
 def _bdpl(parts: SearchParts) -> Search:
@@ -165,6 +168,7 @@ def _prompt_generator(parts: SearchParts) -> Proposer:
         max_tokens=parts.config.max_prompt_tokens,
         excluded_words=parts.excluded_words,
         use_feedback=parts.config.feedback,
+        race=parts.width,
     )
 
 

@@ -377,6 +377,18 @@ def test_the_stand_in_is_announced(vocabulary: Vocabulary, task: Task) -> None:
     assert writer.fallbacks == 1
 
 
+def test_where_one_change_is_a_race_the_stand_in_proposes_one(
+    vocabulary: Vocabulary, task: Task
+) -> None:
+    stand_in = StandIn(vocabulary)
+    tariff = Tariff(longest_answer=100, counted=True)
+    writer = Writer(Scripted("17"), tariff, QueryBudget(0), AnswerCache(), chat=True)
+    proposer = PromptGenerator(writer, stand_in, task, vocabulary, max_tokens=8, race=1)
+    start = vocabulary.encode(START)
+    assert len(proposer.propose(start, Feedback(), np.random.default_rng(0), RACES_AHEAD)) == 1
+    assert stand_in.counts == [1]
+
+
 class Node:
     """One client with the real embedded models."""
 
