@@ -57,9 +57,9 @@ class SoftPromptModel:
             self._tokenizer(space + word, add_special_tokens=False)["input_ids"][0]
             for word in task.answers
         ]
-        self._read_before = lru_cache(KEPT)(self._read)
         if len(set(self._answers)) < len(self._answers):
             raise ConfigError(f"answer words {task.answers} begin with the same token")
+        self._read_before = lru_cache(KEPT)(self._read)
 
     def embed(self, text: str) -> "torch.Tensor":
         """Return the vectors of a text's tokens, shape ``(n, d)``."""

@@ -65,7 +65,7 @@ class HuggingFaceMaskedLM:
         return centred_unit_rows(self._model.get_input_embeddings().weight)
 
     def fill(self, gaps: Sequence[Gap]) -> list[Fillings]:
-        """Propose one token for every gap, all gaps in one pass."""
+        """Propose one token for every gap, in as few passes as `MAX_LOGITS` lets it."""
         return self._fillings.get(gaps)
 
     def log_likelihood(self, prompts: Sequence[Tokens]) -> NDArray[np.float64]:
