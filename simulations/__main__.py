@@ -4,6 +4,7 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Mapping
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -51,6 +52,15 @@ app = typer.Typer(
 bench = typer.Typer(no_args_is_help=True, help="Time and memory of one part.")
 app.add_typer(bench, name="bench")
 
+
+class Device(StrEnum):
+    """What computes."""
+
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
+ComputingDevice = Annotated[Device, typer.Option(help="What computes.")]
 JsonFile = Annotated[
     typer.FileTextWrite, typer.Option("--json", help="File for the figures; - prints them.")
 ]
@@ -81,10 +91,11 @@ def evaluation(
     repeats: Annotated[
         int, typer.Option(min=1, max=bench_evaluation.MOST_REPEATS, help="Turns.")
     ] = bench_evaluation.MOST_REPEATS,
+    device: ComputingDevice = Device.CPU,
     file: JsonFile = sys.stdout,  # type: ignore[assignment]
 ) -> None:
     """Time the embedded black box against the usual ways, with the same prompts and texts."""
-    result = bench_evaluation.run(queries, repeats)
+    result = bench_evaluation.run(queries, repeats, device)
     _write(file, result, bench_evaluation.markdown(result))
 
 
@@ -92,10 +103,11 @@ def evaluation(
 def labels(
     sentences: Annotated[int, typer.Option(min=1, help="Held-out sentences.")] = 500,
     prompts: Annotated[int, typer.Option(min=1, help="Prompts.")] = 20,
+    device: ComputingDevice = Device.CPU,
     file: JsonFile = sys.stdout,  # type: ignore[assignment]
 ) -> None:
     """Compare the engine's answers with those of plain forward passes."""
-    file.write(json.dumps(bench_labels.run(sentences, prompts), indent=2) + "\n")
+    file.write(json.dumps(bench_labels.run(sentences, prompts, device), indent=2) + "\n")
 
 
 @bench.command("startup")

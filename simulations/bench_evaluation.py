@@ -6,9 +6,9 @@ python -m simulations bench evaluation --json -
 import multiprocessing
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import cache
 from statistics import median
 from typing import Any
@@ -17,7 +17,7 @@ from feddtpt_flwr.assets import EMBEDDED
 from feddtpt_flwr.data import get_task
 from feddtpt_flwr.language_model.local import LocalLanguageModel
 from feddtpt_flwr.language_model.prefix_tree import PrefixTree, common_length
-from feddtpt_flwr.language_model.weights import load_causal_lm
+from feddtpt_flwr.language_model.weights import load_causal_lm, resolve_dtype
 from simulations.bench_aggregation import peak_mib
 from simulations.llama_server import llama_process
 from simulations.sentences import held_out
@@ -37,6 +37,9 @@ PROMPTS = (
 MOST_REPEATS = len(PROMPTS) - 1
 """In a further turn some would be asked again what they were asked before, word for word."""
 
+BATCH = {"cpu": 16, "cuda": 64}
+"""Queries in a padded batch, by the type of device."""
+
 TEXTS = 1000
 WARM_UP = 8
 """So many of the texts, the last ones, are asked about before the clock starts only."""
@@ -47,8 +50,8 @@ MOST_QUERIES = (TEXTS - WARM_UP) // MOST_REPEATS
 KNOWN = ", known texts"
 CONTENDERS = {
     "pipeline": "transformers.pipeline, one by one, float32",
-    "padded": "left-padded batches of 16, float32",
-    "padded, bfloat16": "left-padded batches of 16, bfloat16",
+    "padded": "left-padded batches, float32",
+    "padded, bfloat16": "left-padded batches, bfloat16",
     "llama.cpp": "llama.cpp's server, prompt cache, two requests at a time",
     "ours, float32": "LocalLanguageModel, float32, new texts",
     "ours, bfloat16": "LocalLanguageModel, bfloat16, new texts",
@@ -79,7 +82,7 @@ RATIOS = {
 Ask = Callable[[Sequence[str]], Sequence[str]]
 
 
-def run(queries: int, repeats: int) -> dict[str, Any]:
+def run(queries: int, repeats: int, device: str = "cpu") -> dict[str, Any]:
     """Time every contender in turns, each in a process of its own.
 
     All ask with the turn's prompt. `SLOW` ones ask about the first quarter of the texts that ours
@@ -91,32 +94,38 @@ def run(queries: int, repeats: int) -> dict[str, Any]:
         Queries of ours in each turn, at most `MOST_QUERIES`.
     repeats : int
         Turns, at most `MOST_REPEATS`.
+    device : str
+        ``"cpu"`` or ``"cuda"``; on a GPU without llama.cpp, whose wheel computes on the processor.
 
     Returns
     -------
     dict[str, Any]
         For each contender milliseconds per query (median over the repetitions), queries and
-        tokens per second, share of the processor's matrix-multiplication peak in its numeric type
-        and peak memory of what answers; then the ratios of the project's ways to the others.
+        tokens per second, share of the device's matrix-multiplication peak in its numeric type
+        and peak memory of what answers (the GPU's, where one computes); then the ratios of the
+        project's ways to the others.
     """
     context = multiprocessing.get_context("spawn")
     # Where bfloat16 is not multiplied natively, it takes many times longer than float32.
-    types = ("float32", "bfloat16") if _default_dtype() == "bfloat16" else ("float32",)
+    default = resolve_dtype("auto", device)
+    types = ("float32", "bfloat16") if default == "bfloat16" else ("float32",)
     names = [name for name in CONTENDERS if "bfloat16" not in name or "bfloat16" in types]
+    if device != "cpu":
+        names.remove("llama.cpp")
     pools = {name: ProcessPoolExecutor(1, mp_context=context) for name in names}
     times: dict[str, list[float]] = {name: [] for name in names}
     given: dict[str, list[list[str]]] = {name: [] for name in names}
     rows: dict[str, dict[str, Any]] = {}
-    with llama_process(threads=os.cpu_count() or 1, parallel=2) as (url, server):
+    with _llama_server(device) as (url, server):
         for turn in range(repeats):
             for name, pool in pools.items():
-                row = pool.submit(_measure, name, url, queries, turn).result()
+                row = pool.submit(_measure, name, url, device, queries, turn).result()
                 times[name].append(row.pop("seconds_per_query"))
                 given[name].append(row.pop("answers"))
                 rows[name] = row
-        with suppress(OSError):
+        with suppress(OSError, KeyError):
             rows["llama.cpp"]["peak_mib"] = round(peak_mib(server))
-    peaks = {dtype: max(_peak(dtype) for _ in range(3)) for dtype in types}
+    peaks = {dtype: max(_peak(dtype, device) for _ in range(3)) for dtype in types}
     for name, row in rows.items():
         seconds = median(times[name])
         tokens, flops = _work(_number(name, queries), known=name.endswith(KNOWN))
@@ -132,12 +141,13 @@ def run(queries: int, repeats: int) -> dict[str, Any]:
                 for answer, expected in zip(answers, reference, strict=False)
             ]
             row["same"], row["answered"] = sum(same), len(same)
-    default = f"ours, {_default_dtype()}{KNOWN}"
     for pool in pools.values():
         pool.shutdown()
     return {
         **stamp(),
-        "default": default,
+        "device": device,
+        "batch": BATCH[device],
+        "default": f"ours, {default}{KNOWN}",
         "queries": queries,
         "repeats": repeats,
         "gflops_peak": {dtype: round(peak / 1e9) for dtype, peak in peaks.items()},
@@ -149,7 +159,11 @@ def run(queries: int, repeats: int) -> dict[str, Any]:
                 "vs_padded_same_dtype": _ratio(
                     times["padded" if "float32" in name else "padded, bfloat16"], times[name]
                 ),
-                "vs_llama_cpp": _ratio(times["llama.cpp"], times[name]),
+                **(
+                    {"vs_llama_cpp": _ratio(times["llama.cpp"], times[name])}
+                    if "llama.cpp" in names
+                    else {}
+                ),
                 "of_peak": rows[name]["of_peak"],
             }
             for name in names
@@ -166,8 +180,10 @@ def markdown(result: dict[str, Any]) -> str:
         f"{as_text(result)}; SmolLM2-135M on embedded movie reviews, "
         f"{result['repeats']} turns of {result['queries']} queries about the same texts, each turn "
         "with a prompt of its own (about the first quarter of the texts for the ways of others; "
-        "about other texts each turn where they are to be new), medians. Memory is the most that "
-        "the process that answers held. Peaks of matrix multiplication in GFLOP/s: "
+        f"about other texts each turn where they are to be new), medians. The device is "
+        f"{result['device']}; padded batches have {result['batch']} queries. Memory is the most "
+        "that the process that answers held, on a GPU of the GPU's. Peaks "
+        "of matrix multiplication in GFLOP/s: "
         + ", ".join(f"{peak} ({dtype})" for dtype, peak in result["gflops_peak"].items())
         + f". The default here is {result['default'].split(', ')[1]}.",
         "",
@@ -185,7 +201,7 @@ def markdown(result: dict[str, Any]) -> str:
     lines += ["", f"| way | {' | '.join(ratios)} |", "|---" * (len(ratios) + 1) + "|"]
     for name, row in result["ratios"].items():
         lines.append(f"| {CONTENDERS[name]} | {' | '.join(str(row[key]) for key in ratios)} |")
-    wanted = ", ".join(f"{least:g} {RATIOS[key]}" for key, least in WANTED.items())
+    wanted = ", ".join(f"{least:g} {RATIOS[key]}" for key, least in WANTED.items() if key in ratios)
     lines += ["", f"Wanted were at least {wanted}.", ""]
     lines += [f"- {CONTENDERS[name]}: {verdict(row)}." for name, row in result["ratios"].items()]
     dtype = result["default"].removesuffix(KNOWN).split(", ")[1]
@@ -203,7 +219,7 @@ def verdict(ratios: Mapping[str, float]) -> str:
     missed = [
         f"{ratios[key]:g} instead of {least:g} {RATIOS[key]}"
         for key, least in WANTED.items()
-        if ratios[key] < least
+        if ratios.get(key, least) < least
     ]
     return f"missed, {'; '.join(missed)}" if missed else "all reached"
 
@@ -213,30 +229,46 @@ def _ratio(other: Sequence[float], ours: Sequence[float]) -> float:
     return round(median(a / b for a, b in zip(other, ours, strict=True)), 2)
 
 
-def _default_dtype() -> str:
-    from feddtpt_flwr.language_model.weights import resolve_dtype
+@contextmanager
+def _llama_server(device: str) -> Iterator[tuple[str, int]]:
+    """Give llama.cpp's address and process; nobody's where a GPU computes."""
+    if device != "cpu":
+        yield "", -1
+        return
+    with llama_process(threads=os.cpu_count() or 1, parallel=2) as served:
+        yield served
 
-    return resolve_dtype("auto", "cpu")
 
-
-def _peak(dtype: str) -> float:
-    """Return this processor's rate of matrix multiplication, in operations a second."""
+def _peak(dtype: str, device: str) -> float:
+    """Return this device's rate of matrix multiplication, in operations a second."""
     import torch
 
-    a = torch.randn(1024, 1536, dtype=getattr(torch, dtype))
-    b = torch.randn(1536, 1536, dtype=getattr(torch, dtype))
+    rows, side = (1024, 1536) if device == "cpu" else (8192, 8192)
+    a = torch.randn(rows, side, dtype=getattr(torch, dtype), device=device)
+    b = torch.randn(side, side, dtype=getattr(torch, dtype), device=device)
     best = float("inf")
     for _ in range(40):
         start = time.perf_counter()
         a @ b
+        if device != "cpu":
+            torch.cuda.synchronize()
         best = min(best, time.perf_counter() - start)
-    return 2 * 1024 * 1536 * 1536 / best
+    return 2 * rows * side * side / best
 
 
-def _measure(name: str, url: str, queries: int, turn: int) -> dict[str, Any]:
+def _memory(device: str) -> float:
+    """Return the most memory that this process held, in MiB."""
+    if device == "cpu":
+        return peak_mib()
+    import torch
+
+    return torch.cuda.max_memory_allocated() / 2**20
+
+
+def _measure(name: str, url: str, device: str, queries: int, turn: int) -> dict[str, Any]:
     """Answer the turn's queries in the way ``name``; the first call loads and warms up."""
     number = _number(name, queries)
-    ask = _contender(name, url)
+    ask = _contender(name, url, device)
     if name.endswith(KNOWN) and turn == 0:
         ask(_queries(number, -1))
     texts = _queries(number, turn, first=number * turn if name in NEW else 0)
@@ -245,7 +277,7 @@ def _measure(name: str, url: str, queries: int, turn: int) -> dict[str, Any]:
     seconds = time.perf_counter() - start
     row = {"seconds_per_query": seconds / len(texts), "answers": list(answers)}
     # Its server is another process than this one.
-    return row if name == "llama.cpp" else {**row, "peak_mib": round(peak_mib())}
+    return row if name == "llama.cpp" else {**row, "peak_mib": round(_memory(device))}
 
 
 def _number(name: str, queries: int) -> int:
@@ -278,29 +310,29 @@ def _work(number: int, *, known: bool) -> tuple[float, float]:
 
 
 @cache
-def _contender(name: str, url: str) -> Ask:
+def _contender(name: str, url: str, device: str) -> Ask:
     """Load what answers in this way, and let it answer once."""
     way, _, dtype = name.removesuffix(KNOWN).partition(", ")
     if way == "llama.cpp":
         ask = _llama_cpp(url)
     elif way == "pipeline":
-        ask = _pipeline()
+        ask = _pipeline(device)
     else:
-        ask = _ours(dtype) if way == "ours" else _padded(dtype or "float32")
+        ask = _ours(dtype, device) if way == "ours" else _padded(dtype or "float32", device)
     ask(_queries(WARM_UP, -1, first=TEXTS - WARM_UP))
     return ask
 
 
-def _ours(dtype: str) -> Ask:
-    model = LocalLanguageModel(EMBEDDED, dtype=dtype)
+def _ours(dtype: str, device: str) -> Ask:
+    model = LocalLanguageModel(EMBEDDED, dtype=dtype, device=device)
     return lambda texts: model.answer(texts, get_task("rotten_tomatoes").answers)
 
 
-def _pipeline() -> Ask:
+def _pipeline(device: str) -> Ask:
     """One by one, the first token of free text, which decides."""
     from transformers import pipeline
 
-    model, tokenizer = load_causal_lm(EMBEDDED, "cpu", "float32")
+    model, tokenizer = load_causal_lm(EMBEDDED, device, "float32")
     generate = pipeline("text-generation", model=model, tokenizer=tokenizer)
 
     def ask(texts: Sequence[str]) -> list[str]:
@@ -316,22 +348,24 @@ def _pipeline() -> Ask:
     return ask
 
 
-def _padded(dtype: str) -> Ask:
-    """Batches of 16 in the order in which they come; the likelier answer's first token wins.
+def _padded(dtype: str, device: str) -> Ask:
+    """Batches in the order in which they come; the likelier answer's first token wins.
 
     The output layer is applied to the last position alone, as in transformers' own generation.
     """
     import torch
 
-    model, tokenizer = load_causal_lm(EMBEDDED, "cpu", dtype)
+    size = BATCH[device]
+    model, tokenizer = load_causal_lm(EMBEDDED, device, dtype)
     tokenizer.pad_token, tokenizer.padding_side = tokenizer.eos_token, "left"
     answers = get_task("rotten_tomatoes").answers
     first = [tokenizer(" " + answer)["input_ids"][0] for answer in answers]
 
     def ask(texts: Sequence[str]) -> list[str]:
         chosen: list[str] = []
-        for start in range(0, len(texts), 16):
-            batch = tokenizer(list(texts[start : start + 16]), padding=True, return_tensors="pt")
+        for start in range(0, len(texts), size):
+            batch = tokenizer(list(texts[start : start + size]), padding=True, return_tensors="pt")
+            batch = batch.to(device)
             with torch.inference_mode():
                 best = model(**batch, logits_to_keep=1).logits[:, -1, first].argmax(-1)
             chosen += [answers[index] for index in best.tolist()]

@@ -23,11 +23,11 @@ from simulations.sentences import held_out
 from simulations.stamp import stamp
 
 
-def run(num_sentences: int, num_prompts: int) -> dict[str, Any]:
-    """Compare the answers to every sentence under every prompt.
+def run(num_sentences: int, num_prompts: int, device: str = "cpu") -> dict[str, Any]:
+    """Compare a device's answers to every sentence under every prompt with the processor's.
 
-    The reference pads each batch and computes every token of every query in float32, as
-    transformers does by itself.
+    The reference pads each batch and computes every token of every query in float32 on the
+    processor, as transformers does by itself.
     """
     task = get_task("rotten_tomatoes")
     examples = held_out(task, num_sentences)
@@ -37,6 +37,7 @@ def run(num_sentences: int, num_prompts: int) -> dict[str, Any]:
     expected = [_plain(batch, task.answers) for batch in queries]
     result: dict[str, Any] = {
         **stamp(),
+        "device": device,
         "sentences": num_sentences,
         "prompts": prompts,
         "plain_seconds": round(time.perf_counter() - start, 1),
@@ -45,8 +46,8 @@ def run(num_sentences: int, num_prompts: int) -> dict[str, Any]:
     total = num_sentences * num_prompts
     result["plain_accuracy"] = _equal(expected, labels) / total
     # Where bfloat16 is not multiplied natively, it takes many times longer than float32.
-    for dtype in dict.fromkeys(("float32", resolve_dtype("auto", "cpu"))):
-        model = LocalLanguageModel(EMBEDDED, dtype=dtype)
+    for dtype in dict.fromkeys(("float32", resolve_dtype("auto", device))):
+        model = LocalLanguageModel(EMBEDDED, dtype=dtype, device=device)
         start = time.perf_counter()
         given = [model.answer(batch, task.answers) for batch in queries]
         result[dtype] = {

@@ -7,7 +7,12 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from feddtpt_flwr.language_model.forward import Backbone, CausalForward, TransformersBackbone
+from feddtpt_flwr.language_model.forward import (
+    MAX_TOKENS,
+    Backbone,
+    CausalForward,
+    TransformersBackbone,
+)
 from feddtpt_flwr.language_model.llama import Llama, is_plain_llama
 from feddtpt_flwr.language_model.prefix_tree import TokenIds
 from feddtpt_flwr.language_model.weights import converted, load_causal_lm
@@ -44,7 +49,8 @@ class CausalLM:
     @property
     def forward(self) -> CausalForward:
         """Passes of many sequences through the layers."""
-        return CausalForward(self.backbone)
+        device = self.embeddings.device.type
+        return CausalForward(self.backbone, max_tokens=MAX_TOKENS.get(device, MAX_TOKENS["cpu"]))
 
     def encode(self, texts: Sequence[str], *, special: bool = True) -> list[TokenIds]:
         """Return the token ids of each text, with the special tokens that the model expects."""

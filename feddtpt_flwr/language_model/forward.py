@@ -16,6 +16,11 @@ ATTENTION = "feddtpt_prefix_tree"
 """The name under which the attention over a prefix tree is registered with transformers."""
 
 
+MAX_TOKENS = {"cpu": 1024, "cuda": 16384}
+"""Most tokens that go through a model at once, by the type of device, unless a single sequence has
+more. Above, they hardly raise the throughput, but the memory."""
+
+
 class Backbone(Protocol):
     """The layers of a causal language model."""
 
@@ -59,11 +64,10 @@ class CausalForward:
     backbone : Backbone
         The model's layers.
     max_tokens : int
-        Most tokens that go through the model at once, unless a single sequence has more. Above a
-        thousand, they hardly raise the throughput, but the memory.
+        Most tokens that go through the model at once, unless a single sequence has more.
     """
 
-    def __init__(self, backbone: Backbone, *, max_tokens: int = 1024) -> None:
+    def __init__(self, backbone: Backbone, *, max_tokens: int = MAX_TOKENS["cpu"]) -> None:
         self._backbone = backbone
         self._max_tokens = max_tokens
 

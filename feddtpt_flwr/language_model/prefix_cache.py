@@ -62,9 +62,13 @@ class KeyValueStore:
         """Return keys and values, each of shape ``(slots, heads, head size)``."""
         return [stored.index_select(0, slots) for stored in self._layers[layer]]
 
-    def write(self, layer: int, slots: "torch.Tensor", new: "Sequence[torch.Tensor]") -> None:
-        """Store keys and values, each of shape ``(slots, heads, head size)``."""
-        needed = int(slots.max()) + 1
+    def write(
+        self, layer: int, slots: "torch.Tensor", needed: int, new: "Sequence[torch.Tensor]"
+    ) -> None:
+        """Store keys and values, each of shape ``(slots, heads, head size)``.
+
+        ``needed`` is one more than the highest slot; to ask a GPU for it would make it wait.
+        """
         stored = self._layers.get(layer) or [states[:0] for states in new]
         if len(stored[0]) < needed:
             size = min(max(needed, 2 * len(stored[0])), self._capacity)
@@ -162,6 +166,7 @@ class PrefixCache:
         write = torch.tensor(plan.slots, device=device)
         new = [tree.paths[row][index] - len(tree.slots) for row, index in plan.places]
         tokens = torch.tensor(new, device=device)
+        needed = max(plan.slots, default=-1) + 1
 
         def all_nodes(
             layer: int, key: "torch.Tensor", value: "torch.Tensor"
@@ -169,7 +174,7 @@ class PrefixCache:
             self._bytes_per_token[layer] = key[0].nbytes + value[0].nbytes
             if len(write):
                 chosen = [states.index_select(0, tokens) for states in (key, value)]
-                self._store.write(layer, write, chosen)
+                self._store.write(layer, write, needed, chosen)
             if not len(read):
                 return key, value
             keys, values = self._store.read(layer, read)

@@ -18,8 +18,9 @@ GATHERING = 16
 This and the next are rough measurements with SmolLM2-135M on two CPU cores.
 """
 
-CALLING = 2048
-"""In how many such products the time passes that one more call of the attention function takes."""
+CALLING = {"cpu": 2048, "cuda": 2**19}
+"""In how many such products the time passes that one more call of the attention function takes, by
+the type of device; a GPU has computed many of them before the next call is there."""
 
 
 @dataclass(frozen=True)
@@ -153,6 +154,7 @@ class StretchBatch:
         """
         import torch
 
+        calling = CALLING.get(device.type, CALLING["cpu"])
         groups: list[list[Stretch]] = []
         width = cost = 0
         for stretch in sorted(stretches, key=lambda s: (s.length, s.keys), reverse=True):
@@ -160,7 +162,7 @@ class StretchBatch:
             if groups:
                 longest, count = groups[-1][0].length, len(groups[-1]) + 1
                 padded = count * Stretch.cost_of(longest, width)
-            if not groups or padded > cost + CALLING:
+            if not groups or padded > cost + calling:
                 groups.append([])
                 width, cost = stretch.keys, stretch.cost
             groups[-1].append(stretch)
