@@ -95,7 +95,7 @@ def evaluation(
     file: JsonFile = sys.stdout,  # type: ignore[assignment]
 ) -> None:
     """Time the embedded black box against the usual ways, with the same prompts and texts."""
-    result = bench_evaluation.run(queries, repeats, device)
+    result = bench_evaluation.run(queries, repeats, device.value)
     _write(file, result, bench_evaluation.markdown(result))
 
 
@@ -107,7 +107,7 @@ def labels(
     file: JsonFile = sys.stdout,  # type: ignore[assignment]
 ) -> None:
     """Compare the engine's answers with those of plain forward passes."""
-    file.write(json.dumps(bench_labels.run(sentences, prompts, device), indent=2) + "\n")
+    file.write(json.dumps(bench_labels.run(sentences, prompts, device.value), indent=2) + "\n")
 
 
 @bench.command("startup")

@@ -3,6 +3,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -98,6 +99,26 @@ def test_evaluation_has_no_more_turns_than_prompts_nor_more_queries_than_texts(
     assert f"<={most}" in refused.output
 
 
+@pytest.mark.parametrize(
+    ("bench", "module"), [("evaluation", bench_evaluation), ("labels", bench_labels)]
+)
+def test_a_device_is_given_as_a_word(
+    bench: str, module: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that is told of it knows no class of the command line's."""
+    given: list[object] = []
+
+    def run(*words: object) -> dict[str, Any]:
+        given.extend(words)
+        return EVALUATION
+
+    monkeypatch.setattr(module, "run", run)
+    result = CliRunner().invoke(app, ["bench", bench, "--json", "-", "--device", "cuda"])
+    assert result.exit_code == 0, result.output
+    assert type(given[-1]) is str
+    assert given[-1] == "cuda"
+
+
 def test_no_turn_of_evaluation_asks_what_was_asked_before(embedded_assets: None) -> None:
     turns = range(-1, bench_evaluation.MOST_REPEATS)
     number = bench_evaluation.MOST_QUERIES
@@ -109,6 +130,13 @@ def test_no_turn_of_evaluation_asks_what_was_asked_before(embedded_assets: None)
         assert len(queries) == number
         texts += [query.replace(bench_evaluation.PROMPTS[turn], "") for query in queries]
     assert len(set(texts)) > 0.99 * len(texts), "a review or two are there twice"
+
+
+def test_on_a_gpu_nothing_is_said_of_llama_cpp() -> None:
+    result = json.loads((RESULTS / "evaluation-gpu.json").read_text(encoding="utf-8"))
+    table = bench_evaluation.markdown(result)
+    assert table == (RESULTS / "evaluation-gpu.md").read_text(encoding="utf-8")
+    assert "llama" not in table
 
 
 def test_evaluation_says_which_aims_are_missed() -> None:

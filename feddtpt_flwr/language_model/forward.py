@@ -11,12 +11,13 @@ from feddtpt_flwr.language_model.tree_attention import TreeAttention
 
 if TYPE_CHECKING:
     import torch
+    from torch.nn.attention import SDPBackend
 
 ATTENTION = "feddtpt_prefix_tree"
 """The name under which the attention over a prefix tree is registered with transformers."""
 
 
-MAX_TOKENS = {"cpu": 1024, "cuda": 16384}
+MAX_TOKENS = {"cpu": 1024, "cuda": 8192}
 """Most tokens that go through a model at once, by the type of device, unless a single sequence has
 more. Above, they hardly raise the throughput, but the memory."""
 
@@ -76,9 +77,10 @@ class CausalForward:
     ) -> "list[torch.Tensor]":
         """Return the states at the end of each sequence (see `Backbone.states`)."""
         import torch
+        from torch.nn.attention import sdpa_kernel
 
         states: list[torch.Tensor] = [torch.empty(0)] * len(sequences)
-        with torch.inference_mode():
+        with torch.inference_mode(), sdpa_kernel(_kernels()):
             cached = self._backbone.cached(sequences, last)
             for batch in batches(sequences, self._max_tokens, cached):
                 found = self._backbone.states(
@@ -99,6 +101,17 @@ class CausalForward:
         import torch
 
         return torch.cat(self.states(sequences, [1] * len(sequences), without_ending(sequences)))
+
+
+def _kernels() -> "list[SDPBackend]":
+    """Return torch's kernels for attention but cuDNN's.
+
+    That one is planned anew for every shape, which takes milliseconds, and hardly two calls here
+    have the same.
+    """
+    from torch.nn.attention import SDPBackend
+
+    return [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 class TransformersBackbone:

@@ -103,7 +103,7 @@ def test_llamas_states_are_those_of_transformers(
     max_tokens: int, gathering: int, calling: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tree_attention, "GATHERING", gathering)
-    monkeypatch.setattr(tree_attention, "CALLING", calling)
+    monkeypatch.setattr(tree_attention, "CALLING", {"cpu": calling})
     model = tiny("grouped queries", tie_word_embeddings=True)
     expected = [alone(model, sequence) for sequence in SEQUENCES]
     layers = Llama(model.config.to_dict(), model.state_dict())  # type: ignore[operator, union-attr]

@@ -81,7 +81,7 @@ def test_every_token_attends_to_its_path(
     }
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tree_attention, "GATHERING", gathering)
-        patch.setattr(tree_attention, "CALLING", calling)
+        patch.setattr(tree_attention, "CALLING", {"cpu": calling})
         found, order = StretchBatch.all_of(Stretch.all_of(tree), torch.float32, torch.device("cpu"))
     attended = []
     for batch in found:
