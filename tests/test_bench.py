@@ -25,7 +25,7 @@ from simulations.__main__ import app
 from simulations.processes import MARK
 
 RESULTS = Path(bench_evaluation.__file__).parent / "results"
-EVALUATION = json.loads((RESULTS / "evaluation.json").read_text(encoding="utf-8"))
+EVALUATION: dict[str, Any] = json.loads((RESULTS / "evaluation.json").read_text(encoding="utf-8"))
 
 MADE_UP: dict[str, Any] = {
     "tokens": 20,

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from feddtpt_flwr.language_model.forward import (
-    MAX_TOKENS,
     Backbone,
     CausalForward,
     TransformersBackbone,
+    most_tokens,
 )
 from feddtpt_flwr.language_model.llama import Llama, is_plain_llama
 from feddtpt_flwr.language_model.prefix_tree import TokenIds
@@ -49,8 +49,7 @@ class CausalLM:
     @property
     def forward(self) -> CausalForward:
         """Passes of many sequences through the layers."""
-        device = self.embeddings.device.type
-        return CausalForward(self.backbone, max_tokens=MAX_TOKENS.get(device, MAX_TOKENS["cpu"]))
+        return CausalForward(self.backbone, max_tokens=most_tokens(self.embeddings.device))
 
     def encode(self, texts: Sequence[str], *, special: bool = True) -> list[TokenIds]:
         """Return the token ids of each text, with the special tokens that the model expects."""

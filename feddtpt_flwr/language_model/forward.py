@@ -1,6 +1,6 @@
 """Forward passes of a causal language model over many sequences that begin alike."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, Protocol
@@ -162,7 +162,23 @@ class TransformersBackbone:
         return list(torch.split(hidden[tree.ends(last)], list(last)))
 
     def _padded(self, sequences: Sequence[TokenIds], last: Sequence[int]) -> "list[torch.Tensor]":
-        """Pad on the right: no token of a causal model sees what comes after it."""
+        """Pad on the right: no token of a causal model sees what comes after it.
+
+        What sequences share goes through the model with each of them, so they may be too many.
+        """
+        import torch
+
+        most = most_tokens(self._model.device)
+        states: list[torch.Tensor] = [torch.empty(0)] * len(sequences)
+        for rows in rectangles([len(sequence) for sequence in sequences], most):
+            found = self._rectangle([sequences[row] for row in rows], [last[row] for row in rows])
+            for row, rows_states in zip(rows, found, strict=True):
+                states[row] = rows_states
+        return states
+
+    def _rectangle(
+        self, sequences: Sequence[TokenIds], last: Sequence[int]
+    ) -> "list[torch.Tensor]":
         import torch
 
         ids = torch.zeros(len(sequences), max(map(len, sequences)), dtype=torch.long)
@@ -177,6 +193,31 @@ class TransformersBackbone:
         ends = [len(sequence) for sequence in sequences]
         rows = zip(hidden, ends, last, strict=True)
         return [states[end - n : end] for states, end, n in rows]
+
+
+def most_tokens(device: "torch.device") -> int:
+    """Return how many tokens go through a model at once (`MAX_TOKENS`)."""
+    return MAX_TOKENS.get(device.type, MAX_TOKENS["cpu"])
+
+
+def rectangles(lengths: Sequence[int], most: int) -> Iterator[list[int]]:
+    """Yield sequences' indices in batches of at most ``most`` tokens, padding among them.
+
+    Parameters
+    ----------
+    lengths : Sequence[int]
+        Of the sequences.
+    most : int
+        A single sequence may have more.
+    """
+    batch: list[int] = []
+    for row in sorted(range(len(lengths)), key=lengths.__getitem__):
+        if batch and (len(batch) + 1) * lengths[row] > most:
+            yield batch
+            batch = []
+        batch.append(row)
+    if batch:
+        yield batch
 
 
 def without_ending(sequences: Sequence[TokenIds]) -> list[int]:

@@ -1,6 +1,7 @@
 import random
 from collections.abc import Sequence
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from transformers import (
     MistralForCausalLM,
 )
 
+from feddtpt_flwr.language_model import forward as forward_module
 from feddtpt_flwr.language_model import prefix_cache, tree_attention
 from feddtpt_flwr.language_model.forward import CausalForward, TransformersBackbone, without_ending
 from feddtpt_flwr.language_model.llama import Llama, is_plain_llama
@@ -149,6 +151,23 @@ def test_cached_tokens_change_no_states(
             expected = alone(model, sequence)[-n:]
             torch.testing.assert_close(states, expected, atol=1e-5, rtol=1e-4)
     assert (saved > 0) == (tokens > 0)
+
+
+@pytest.mark.parametrize("most", [1, 9, 40])
+def test_what_padded_sequences_share_does_not_make_passes_larger(
+    most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(forward_module, "MAX_TOKENS", {"cpu": most})
+    model = tiny("sliding window")
+    sequences = [(*range(7), token) for token in range(12)]
+    expected = torch.stack([alone(model, sequence)[-1] for sequence in sequences])
+    layers: Any = model.base_model
+    with patch.object(layers, "forward", wraps=layers.forward) as passes:
+        found = CausalForward(TransformersBackbone(model)).last_states(sequences)
+    sizes = [call.args[0].numel() for call in passes.call_args_list]
+    assert max(sizes) <= max(most, 8)
+    assert sum(sizes) == 12 * 8
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
 
 
 def test_padded_models_cache_nothing() -> None:
