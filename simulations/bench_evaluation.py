@@ -6,8 +6,8 @@ python -m simulations bench evaluation --json -
 import multiprocessing
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import cache
 from statistics import median
@@ -15,10 +15,11 @@ from typing import Any
 
 from feddtpt_flwr.assets import EMBEDDED
 from feddtpt_flwr.data import get_task
-from feddtpt_flwr.language_model.local import LocalLanguageModel
 from feddtpt_flwr.language_model.prefix_tree import PrefixTree, common_length
 from feddtpt_flwr.language_model.weights import load_causal_lm, resolve_dtype
+from simulations import contenders
 from simulations.bench_aggregation import peak_mib
+from simulations.contenders import Ask
 from simulations.llama_server import llama_process
 from simulations.sentences import held_out
 from simulations.stamp import as_text, stamp
@@ -36,9 +37,6 @@ PROMPTS = (
 
 MOST_REPEATS = len(PROMPTS) - 1
 """In a further turn some would be asked again what they were asked before, word for word."""
-
-BATCH = {"cpu": 16, "cuda": 64}
-"""Queries in a padded batch, by the type of device."""
 
 TEXTS = 1000
 WARM_UP = 8
@@ -78,8 +76,6 @@ RATIOS = {
     "vs_llama_cpp": "times llama.cpp's server",
     "of_peak": "of the peak",
 }
-
-Ask = Callable[[Sequence[str]], Sequence[str]]
 
 
 def run(queries: int, repeats: int, device: str = "cpu") -> dict[str, Any]:
@@ -146,7 +142,7 @@ def run(queries: int, repeats: int, device: str = "cpu") -> dict[str, Any]:
     return {
         **stamp(),
         "device": device,
-        "batch": BATCH[device],
+        "batch": contenders.BATCH[device],
         "default": f"ours, {default}{KNOWN}",
         "queries": queries,
         "repeats": repeats,
@@ -313,88 +309,6 @@ def _work(number: int, *, known: bool) -> tuple[float, float]:
 def _contender(name: str, url: str, device: str) -> Ask:
     """Load what answers in this way, and let it answer once."""
     way, _, dtype = name.removesuffix(KNOWN).partition(", ")
-    if way == "llama.cpp":
-        ask = _llama_cpp(url)
-    elif way == "pipeline":
-        ask = _pipeline(device)
-    else:
-        ask = _ours(dtype, device) if way == "ours" else _padded(dtype or "float32", device)
+    ask = contenders.load(way, dtype or "float32", device, url)
     ask(_queries(WARM_UP, -1, first=TEXTS - WARM_UP))
-    return ask
-
-
-def _ours(dtype: str, device: str) -> Ask:
-    model = LocalLanguageModel(EMBEDDED, dtype=dtype, device=device)
-    return lambda texts: model.answer(texts, get_task("rotten_tomatoes").answers)
-
-
-def _pipeline(device: str) -> Ask:
-    """One by one, the first token of free text, which decides."""
-    from transformers import pipeline
-
-    model, tokenizer = load_causal_lm(EMBEDDED, device, "float32")
-    generate = pipeline("text-generation", model=model, tokenizer=tokenizer)
-
-    def ask(texts: Sequence[str]) -> list[str]:
-        return [
-            generate(text, max_new_tokens=1, do_sample=False, return_full_text=False)[0][
-                "generated_text"
-            ]
-            .strip()
-            .split(" ")[0]
-            for text in texts
-        ]
-
-    return ask
-
-
-def _padded(dtype: str, device: str) -> Ask:
-    """Batches in the order in which they come; the likelier answer's first token wins.
-
-    The output layer is applied to the last position alone, as in transformers' own generation.
-    """
-    import torch
-
-    size = BATCH[device]
-    model, tokenizer = load_causal_lm(EMBEDDED, device, dtype)
-    tokenizer.pad_token, tokenizer.padding_side = tokenizer.eos_token, "left"
-    answers = get_task("rotten_tomatoes").answers
-    first = [tokenizer(" " + answer)["input_ids"][0] for answer in answers]
-
-    def ask(texts: Sequence[str]) -> list[str]:
-        chosen: list[str] = []
-        for start in range(0, len(texts), size):
-            batch = tokenizer(list(texts[start : start + size]), padding=True, return_tensors="pt")
-            batch = batch.to(device)
-            with torch.inference_mode():
-                best = model(**batch, logits_to_keep=1).logits[:, -1, first].argmax(-1)
-            chosen += [answers[index] for index in best.tolist()]
-        return chosen
-
-    return ask
-
-
-def _llama_cpp(url: str) -> Ask:
-    """Constrained by a grammar; the server keeps the prompt's state between requests."""
-    import httpx
-
-    client = httpx.Client(timeout=600)
-    answers = get_task("rotten_tomatoes").answers
-    grammar = "root ::= " + " | ".join(f'" {answer}"' for answer in answers)
-
-    def one(text: str) -> str:
-        body = {
-            "prompt": text,
-            "temperature": 0,
-            "max_tokens": 1,
-            "grammar": grammar,
-            "cache_prompt": True,
-        }
-        response = client.post(f"{url}/completions", json=body).raise_for_status()
-        return str(response.json()["choices"][0]["text"]).strip()
-
-    def ask(texts: Sequence[str]) -> list[str]:
-        with ThreadPoolExecutor(2) as pool:
-            return list(pool.map(one, texts))
-
     return ask
