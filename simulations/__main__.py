@@ -1,10 +1,7 @@
 """``python -m simulations``: suites of runs, their reports, and benchmarks."""
 
-import json
-import sys
 from collections import Counter
 from collections.abc import Mapping
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,26 +12,15 @@ from feddtpt_flwr.assets import AssetError
 from feddtpt_flwr.data import DataError
 from feddtpt_flwr.language_model import ModelError
 from simulations import (
-    bench_aggregation,
-    bench_choices,
-    bench_endpoint,
-    bench_evaluation,
-    bench_labels,
-    bench_message,
-    bench_overhead,
-    bench_profile,
-    bench_races,
-    bench_startup,
-    bench_tally,
     deployment,
     federation,
     fedpit,
     privacy,
     runner,
-    scaling,
     seeds,
     server_steps,
 )
+from simulations.bench_cli import bench
 from simulations.outcome import Results
 from simulations.report import ReportError, write_report
 from simulations.runner import plan
@@ -49,153 +35,7 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,  # they may hold what must not be printed
     help=__doc__,
 )
-bench = typer.Typer(no_args_is_help=True, help="Time and memory of one part.")
 app.add_typer(bench, name="bench")
-
-
-class Device(StrEnum):
-    """What computes."""
-
-    CPU = "cpu"
-    CUDA = "cuda"
-
-
-ComputingDevice = Annotated[Device, typer.Option(help="What computes.")]
-JsonFile = Annotated[
-    typer.FileTextWrite, typer.Option("--json", help="File for the figures; - prints them.")
-]
-
-
-def _write(file: typer.FileTextWrite, result: Mapping[str, Any], table: str) -> None:
-    """Write the figures, and show their table; keep it beside a file."""
-    file.write(json.dumps(result, indent=2) + "\n")
-    if (path := Path(file.name)).suffix == ".json":
-        path.with_suffix(".md").write_text(table, encoding="utf-8")
-    typer.echo(table, err=True)
-
-
-@bench.command("aggregation")
-def aggregation(
-    clients: Annotated[int, typer.Option(min=1, help="Clients that upload a prompt.")] = 1000,
-    file: JsonFile = sys.stdout,  # type: ignore[assignment]
-) -> None:
-    """Time the server's step on synthetic uploads, and the quadratic way as far as it goes."""
-    file.write(json.dumps(bench_aggregation.run(clients), indent=2) + "\n")
-
-
-@bench.command("evaluation")
-def evaluation(
-    queries: Annotated[
-        int, typer.Option(min=16, max=bench_evaluation.MOST_QUERIES, help="Queries in each turn.")
-    ] = 128,
-    repeats: Annotated[
-        int, typer.Option(min=1, max=bench_evaluation.MOST_REPEATS, help="Turns.")
-    ] = bench_evaluation.MOST_REPEATS,
-    device: ComputingDevice = Device.CPU,
-    file: JsonFile = sys.stdout,  # type: ignore[assignment]
-) -> None:
-    """Time the embedded black box against the usual ways, with the same prompts and texts."""
-    result = bench_evaluation.run(queries, repeats, device.value)
-    _write(file, result, bench_evaluation.markdown(result))
-
-
-@bench.command("labels")
-def labels(
-    sentences: Annotated[int, typer.Option(min=1, help="Held-out sentences.")] = 500,
-    prompts: Annotated[int, typer.Option(min=1, help="Prompts.")] = 20,
-    device: ComputingDevice = Device.CPU,
-    file: JsonFile = sys.stdout,  # type: ignore[assignment]
-) -> None:
-    """Compare the engine's answers with those of plain forward passes."""
-    file.write(json.dumps(bench_labels.run(sentences, prompts, device.value), indent=2) + "\n")
-
-
-@bench.command("startup")
-def startup(
-    repeats: Annotated[int, typer.Option(min=1, help="Starts of each kind.")] = 5,
-    file: JsonFile = sys.stdout,  # type: ignore[assignment]
-) -> None:
-    """Time a process up to the embedded black box's first answer, and weigh two at a time."""
-    file.write(json.dumps(bench_startup.run(repeats), indent=2) + "\n")
-
-
-@bench.command("overhead")
-def overhead(
-    clients: Annotated[int, typer.Option(min=1, help="Simulated clients.")] = 4,
-    file: JsonFile = sys.stdout,  # type: ignore[assignment]
-) -> None:
-    """Compare a run's processor time with that of one which asks the models next to nothing."""
-    result = bench_overhead.run(clients, {})
-    _write(file, result, bench_overhead.markdown(result))
-
-
-@bench.command("profile")
-def profile(
-    clients: Annotated[int, typer.Option(min=2, help="Simulated clients.")] = 4,
-    file: JsonFile = sys.stdout,  # type: ignore[assignment]
-) -> None:
-    """Time what a round spends on answers, on proposals and on all else."""
-    result = bench_profile.run(clients, {})
-    _write(file, result, bench_profile.markdown(result))
-
-
-@bench.command("scaling")
-def run_scaling(
-    clients: Annotated[
-        list[int] | None, typer.Option(min=1, help="A number of clients; give two or more.")
-    ] = None,
-    folder: Annotated[Path, typer.Option(help="Where the table goes.")] = seeds.RESULTS,
-) -> None:
-    """Time the server's step for growing numbers of clients, and fit how the time grows."""
-    scaling.run(clients or scaling.CLIENTS, folder)
-
-
-@bench.command("choices")
-def run_choices(
-    seed: Annotated[list[int] | None, typer.Option(help="A seed; give two or more.")] = None,
-    file: JsonFile = sys.stdout,  # type: ignore[assignment]
-) -> None:
-    """Compare what the server's step may do where the paper is silent, with known groups."""
-    result = bench_choices.run(seeds=seed or bench_choices.SEEDS)
-    file.write(json.dumps(result, indent=2) + "\n")
-
-
-@bench.command("tally")
-def run_tally(file: JsonFile = sys.stdout) -> None:  # type: ignore[assignment]
-    """Compare ways to put clients' counts together where some of them lie."""
-    file.write(json.dumps(bench_tally.run(), indent=2) + "\n")
-
-
-@bench.command("endpoint")
-def endpoint(
-    sentences: Annotated[int, typer.Option(min=1, help="Questions of each measurement.")] = 48,
-    threads: Annotated[int, typer.Option(min=1, help="Threads of the server.")] = 1,
-    file: JsonFile = sys.stdout,  # type: ignore[assignment]
-) -> None:
-    """Time our client against a bare loop of single requests, on llama.cpp's server."""
-    file.write(json.dumps(bench_endpoint.run(sentences, threads), indent=2) + "\n")
-
-
-@bench.command("message")
-def message(
-    repeats: Annotated[int, typer.Option(min=1, help="Messages of each kind.")] = 5,
-    file: JsonFile = sys.stdout,  # type: ignore[assignment]
-) -> None:
-    """Time a train message to a thin node against one to an empty ClientApp."""
-    result = bench_message.run(repeats)
-    _write(file, result, bench_message.markdown(result))
-
-
-@bench.command("races")
-def races(
-    examples: Annotated[int, typer.Option(min=134, help="Held-out examples.")] = 160,
-    changes: Annotated[int, typer.Option(min=8, help="Changes of each prompt.")] = 60,
-    draws: Annotated[int, typer.Option(min=10, help="Clients drawn from the answers.")] = 1000,
-    file: JsonFile = sys.stdout,  # type: ignore[assignment]
-) -> None:
-    """Judge the search's and the comparison's rules on answers that were given once."""
-    result = bench_races.run(examples, changes, draws)
-    _write(file, result, bench_races.markdown(result))
 
 
 @app.command("run")
