@@ -49,6 +49,12 @@ def simulate(
     cpus_per_client: Annotated[
         int, typer.Option(min=1, help="Cores reserved for each client at work.")
     ] = 1,
+    gpus_per_client: Annotated[
+        float,
+        typer.Option(
+            min=0, help="GPUs, or a share of one, for each client at work; without, it sees none."
+        ),
+    ] = 0.0,
     app_name: Annotated[
         str, typer.Option("--app", help="Another app of the folder: fedpit (apps/fedpit.toml).")
     ] = "",
@@ -59,6 +65,11 @@ def simulate(
     ends with exit status 1 if the run failed.
     """
     _check(folder, app_name, run_config or [], num_clients)
+    if gpus_per_client and not _has_gpu():
+        raise typer.BadParameter(
+            f"{gpus_per_client:g}: torch finds no GPU on this machine; only 0 is allowed",
+            param_hint="--gpus-per-client",
+        )
     # Whoever ends this command ends the run, too: its processes would go on without it.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -73,6 +84,7 @@ def simulate(
                 run_config or [],
                 num_clients=num_clients,
                 cpus_per_client=cpus_per_client,
+                gpus_per_client=gpus_per_client,
             )
             try:
                 flower.stream(run_id)
@@ -198,6 +210,12 @@ def _check(folder: Path, app_name: str, run_config: list[str], num_clients: int)
             f"--num-clients {num_clients}: min-available-clients = {config.min_available_clients} "
             "needs as many or more"
         )
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def _defaults(file: Path) -> dict[str, Any]:

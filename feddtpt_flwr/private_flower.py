@@ -41,7 +41,13 @@ class PrivateFlower:
     environment: Mapping[str, str]
 
     def start_run(
-        self, app: Path, overrides: Sequence[str], *, num_clients: int, cpus_per_client: int
+        self,
+        app: Path,
+        overrides: Sequence[str],
+        *,
+        num_clients: int,
+        cpus_per_client: int,
+        gpus_per_client: float = 0.0,
     ) -> str:
         """Submit the app; return the run's id.
 
@@ -53,8 +59,10 @@ class PrivateFlower:
             Settings for ``--run-config``, such as ``"seed=1"``.
         num_clients : int
             Simulated clients.
-        cpus_per_client : float
+        cpus_per_client : int
             Processor cores reserved for each client at work.
+        gpus_per_client : float
+            GPUs, or a share of one, that each client at work is given; without, it sees none.
 
         Raises
         ------
@@ -62,6 +70,7 @@ class PrivateFlower:
             If Flower refuses the app or a setting.
         """
         federation = f"num-supernodes={num_clients} client-resources-num-cpus={cpus_per_client}"
+        federation += f" client-resources-num-gpus={float(gpus_per_client)}"
         command = ["run", str(app), _CONNECTION, "--format", "json"]
         command += ["--federation-config", federation]
         for override in overrides:

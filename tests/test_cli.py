@@ -8,7 +8,7 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from feddtpt_flwr import cli
-from feddtpt_flwr.private_flower import FlowerError
+from feddtpt_flwr.private_flower import FlowerError, PrivateFlower
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -106,6 +106,28 @@ def test_numbers_are_at_least_one(app_folder: Path, option: str) -> None:
     expect_refusal(simulate(app_folder, option, "0"), option)
 
 
+def test_gpus_that_the_machine_lacks_are_refused(
+    app_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before anything starts."""
+    monkeypatch.setattr(cli, "_has_gpu", lambda: False)
+    expect_refusal(simulate(app_folder, "--gpus-per-client", "0.5"), "--gpus-per-client")
+    expect_refusal(simulate(app_folder, "--gpus-per-client", "-1"), "--gpus-per-client")
+
+
+def test_a_share_of_a_gpu_reaches_flower(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def answer(self: PrivateFlower, arguments: list[str]) -> dict[str, str]:
+        asked.extend(arguments)
+        return {"run-id": "77"}
+
+    monkeypatch.setattr(PrivateFlower, "_json", answer)
+    PrivateFlower({}).start_run(Path(), [], num_clients=3, cpus_per_client=2, gpus_per_client=0.25)
+    federation = asked[asked.index("--federation-config") + 1]
+    assert "client-resources-num-gpus=0.25" in federation.split()
+
+
 def test_help_names_the_command() -> None:
     result = CliRunner().invoke(cli.app, ["--help"])
     assert result.exit_code == 0
@@ -145,6 +167,7 @@ def test_the_exit_status_is_the_runs(
         "overrides": ["seed=1"],
         "num_clients": 3,
         "cpus_per_client": 2,
+        "gpus_per_client": 0.0,
         "streamed": "77",
         "closed": True,
     }
