@@ -2,13 +2,15 @@
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from feddtpt_flwr.language_model.weights import DeviceError
 from simulations import (
     bench_aggregation,
     bench_choices,
@@ -41,7 +43,16 @@ JsonFile = Annotated[
 ]
 
 
-def write(file: typer.FileTextWrite, result: Mapping[str, Any], table: str) -> None:
+@contextmanager
+def _refusing() -> Iterator[None]:
+    """Say of a device that is not there, in one line, that it is not."""
+    try:
+        yield
+    except DeviceError as error:
+        raise typer.BadParameter(str(error), param_hint="--device") from None
+
+
+def _write(file: typer.FileTextWrite, result: Mapping[str, Any], table: str) -> None:
     """Write the figures, and show their table; keep it beside a file."""
     file.write(json.dumps(result, indent=2) + "\n")
     if (path := Path(file.name)).suffix == ".json":
@@ -70,8 +81,9 @@ def evaluation(
     file: JsonFile = sys.stdout,  # type: ignore[assignment]
 ) -> None:
     """Time the embedded black box against the usual ways, with the same prompts and texts."""
-    result = bench_evaluation.run(queries, repeats, device.value)
-    write(file, result, bench_evaluation.markdown(result))
+    with _refusing():
+        result = bench_evaluation.run(queries, repeats, device.value)
+    _write(file, result, bench_evaluation.markdown(result))
 
 
 @bench.command("labels")
@@ -82,7 +94,9 @@ def labels(
     file: JsonFile = sys.stdout,  # type: ignore[assignment]
 ) -> None:
     """Compare the engine's answers with those of plain forward passes."""
-    file.write(json.dumps(bench_labels.run(sentences, prompts, device.value), indent=2) + "\n")
+    with _refusing():
+        result = bench_labels.run(sentences, prompts, device.value)
+    file.write(json.dumps(result, indent=2) + "\n")
 
 
 @bench.command("startup")
@@ -101,7 +115,7 @@ def overhead(
 ) -> None:
     """Compare a run's processor time with that of one which asks the models next to nothing."""
     result = bench_overhead.run(clients, {})
-    write(file, result, bench_overhead.markdown(result))
+    _write(file, result, bench_overhead.markdown(result))
 
 
 @bench.command("profile")
@@ -111,7 +125,7 @@ def profile(
 ) -> None:
     """Time what a round spends on answers, on proposals and on all else."""
     result = bench_profile.run(clients, {})
-    write(file, result, bench_profile.markdown(result))
+    _write(file, result, bench_profile.markdown(result))
 
 
 @bench.command("scaling")
@@ -158,7 +172,7 @@ def message(
 ) -> None:
     """Time a train message to a thin node against one to an empty ClientApp."""
     result = bench_message.run(repeats)
-    write(file, result, bench_message.markdown(result))
+    _write(file, result, bench_message.markdown(result))
 
 
 @bench.command("races")
@@ -170,4 +184,4 @@ def races(
 ) -> None:
     """Judge the search's and the comparison's rules on answers that were given once."""
     result = bench_races.run(examples, changes, draws)
-    write(file, result, bench_races.markdown(result))
+    _write(file, result, bench_races.markdown(result))

@@ -16,7 +16,7 @@ from typing import Any
 from feddtpt_flwr.assets import EMBEDDED
 from feddtpt_flwr.data import get_task
 from feddtpt_flwr.language_model.prefix_tree import PrefixTree, common_length
-from feddtpt_flwr.language_model.weights import load_causal_lm, resolve_dtype
+from feddtpt_flwr.language_model.weights import load_causal_lm, resolve_device, resolve_dtype
 from simulations import contenders
 from simulations.bench_aggregation import peak_mib
 from simulations.contenders import Ask
@@ -100,7 +100,13 @@ def run(queries: int, repeats: int, device: str = "cpu") -> dict[str, Any]:
         tokens per second, share of the device's matrix-multiplication peak in its numeric type
         and peak memory of what answers (the GPU's, where one computes); then the ratios of the
         project's ways to the others.
+
+    Raises
+    ------
+    DeviceError
+        If this machine has no such device.
     """
+    resolve_device(device)
     context = multiprocessing.get_context("spawn")
     # Where bfloat16 is not multiplied natively, it takes many times longer than float32.
     default = resolve_dtype("auto", device)
@@ -119,8 +125,9 @@ def run(queries: int, repeats: int, device: str = "cpu") -> dict[str, Any]:
                 times[name].append(row.pop("seconds_per_query"))
                 given[name].append(row.pop("answers"))
                 rows[name] = row
-        with suppress(OSError, KeyError):
-            rows["llama.cpp"]["peak_mib"] = round(peak_mib(server))
+        if "llama.cpp" in rows:
+            with suppress(OSError):
+                rows["llama.cpp"]["peak_mib"] = round(peak_mib(server))
     peaks = {dtype: max(_peak(dtype, device) for _ in range(3)) for dtype in types}
     for name, row in rows.items():
         seconds = median(times[name])

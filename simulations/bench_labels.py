@@ -17,7 +17,7 @@ from feddtpt_flwr.data import Task, get_task
 from feddtpt_flwr.experiment import readability, seed_tokens
 from feddtpt_flwr.feedback import Feedback
 from feddtpt_flwr.language_model.local import LocalLanguageModel
-from feddtpt_flwr.language_model.weights import read_causal_lm, resolve_dtype
+from feddtpt_flwr.language_model.weights import read_causal_lm, resolve_device, resolve_dtype
 from feddtpt_flwr.proposer import MaskedLMProposer
 from simulations.sentences import held_out
 from simulations.stamp import stamp
@@ -28,7 +28,13 @@ def run(num_sentences: int, num_prompts: int, device: str = "cpu") -> dict[str, 
 
     The reference pads each batch and computes every token of every query in float32 on the
     processor, as transformers does by itself.
+
+    Raises
+    ------
+    DeviceError
+        If this machine has no such device.
     """
+    resolve_device(device)
     task = get_task("rotten_tomatoes")
     examples = held_out(task, num_sentences)
     prompts = some_prompts(task, num_prompts)

@@ -65,8 +65,9 @@ def _processor() -> str:
 
 def _graphics() -> Iterator[str]:
     """Yield the names of Nvidia's GPUs, as their driver says them: torch would take seconds."""
-    for file in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):
-        yield from re.findall(r"^Model:\s*(.*)$", file.read_text(), re.MULTILINE)
+    with suppress(OSError):  # no result is lost for a name
+        for file in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):
+            yield from re.findall(r"^Model:\s*(.*)$", file.read_text(), re.MULTILINE)
 
 
 @cache

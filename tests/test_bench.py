@@ -7,6 +7,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from feddtpt_flwr import models
@@ -117,6 +118,15 @@ def test_a_device_is_given_as_a_word(
     assert result.exit_code == 0, result.output
     assert type(given[-1]) is str
     assert given[-1] == "cuda"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize("bench", ["evaluation", "labels"])
+def test_a_device_that_is_not_there_is_refused_at_once(bench: str) -> None:
+    result = CliRunner().invoke(app, ["bench", bench, "--json", "-", "--device", "cuda"])
+    assert result.exit_code == 2
+    assert "--device" in result.output
+    assert "'cuda' is not available" in result.output
 
 
 def test_no_turn_of_evaluation_asks_what_was_asked_before(embedded_assets: None) -> None:

@@ -18,12 +18,16 @@ WEIGHTS = "model.safetensors"
 CHECKSUM = "SHA256SUMS"
 
 
+class DeviceError(ValueError):
+    """There is no such device on this machine."""
+
+
 def resolve_device(device: str) -> str:
     """Return the torch device for ``device`` (``auto``: the GPU if there is one).
 
     Raises
     ------
-    ValueError
+    DeviceError
         If this machine has no such device.
     """
     import torch
@@ -33,7 +37,7 @@ def resolve_device(device: str) -> str:
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device = {device!r} is not available: {error}") from None
+        raise DeviceError(f"device = {device!r} is not available: {error}") from None
     return device
 
 
