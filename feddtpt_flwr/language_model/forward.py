@@ -19,7 +19,8 @@ ATTENTION = "feddtpt_prefix_tree"
 
 MAX_TOKENS = {"cpu": 1024, "cuda": 8192}
 """Most tokens that go through a model at once, by the type of device, unless a single sequence has
-more. Above, they hardly raise the throughput, but the memory."""
+more. A processor gains hardly anything from more, but needs the memory. A GPU gains much; its
+number is a choice with an eye on the memory of long texts, no optimum that was measured."""
 
 
 class Backbone(Protocol):
@@ -106,12 +107,12 @@ class CausalForward:
 def _kernels() -> "list[SDPBackend]":
     """Return torch's kernels for attention but cuDNN's.
 
-    That one is planned anew for every shape, which takes milliseconds, and hardly two calls here
-    have the same.
+    That one is planned for each shape, and hardly two passes here have the same.
     """
     from torch.nn.attention import SDPBackend
 
-    return [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+    left_out = {SDPBackend.CUDNN_ATTENTION, SDPBackend.ERROR}
+    return [kernel for kernel in SDPBackend.__members__.values() if kernel not in left_out]
 
 
 class TransformersBackbone:

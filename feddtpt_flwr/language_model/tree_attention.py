@@ -20,7 +20,7 @@ This and the next are rough measurements with SmolLM2-135M on two CPU cores.
 
 CALLING = {"cpu": 2048, "cuda": 2**19}
 """In how many such products the time passes that one more call of the attention function takes, by
-the type of device; a GPU has computed many of them before the next call is there."""
+the type of device; a GPU has computed many before the next call is there. Its number is a guess."""
 
 
 @dataclass(frozen=True)
