@@ -13,7 +13,12 @@ from feddtpt_flwr import logs, models
 from feddtpt_flwr.assets import cache_folder
 from feddtpt_flwr.attempts import Attempt
 from feddtpt_flwr.budget import BudgetExhaustedError, ClientBudget
-from feddtpt_flwr.client_limits import scoring_budget, search_budget, too_few_to_search
+from feddtpt_flwr.client_limits import (
+    batch_size,
+    scoring_budget,
+    search_budget,
+    too_few_to_search,
+)
 from feddtpt_flwr.client_report import counted, described, mismatch, refusal, unchanged, written
 from feddtpt_flwr.client_state import RUN_KEY, ClientState, Kept, Phase, state_file, step
 from feddtpt_flwr.config import RunConfig
@@ -86,7 +91,8 @@ class PromptTuningClient(NumPyClient):
         """
         server_round = int(config[ROUND_KEY])
         logs.add(round=server_round)
-        examples = [*self._data.train, *self._public]
+        examples = self._batch(server_round)
+        num_examples = len(self._data.train) + len(self._public)
         if reason := mismatch(config, self._config) or self._too_few(len(examples)):
             return [], 0, refusal(self._name, config, reason)
         tokens = self._read(parameters)[0]
@@ -103,7 +109,7 @@ class PromptTuningClient(NumPyClient):
             log(INFO, "client %s: %s is used up", self._name, budget.tightest)
             state.end(evaluator.cache)
             metrics = self._counted(config, evaluator) | unchanged(budget.tightest)
-            return parameters, len(examples), metrics | vocabulary
+            return parameters, num_examples, metrics | vocabulary
 
         writer = self._writer(evaluator)
         search = self._build_search(server_round, evaluator, examples, writer)
@@ -135,21 +141,21 @@ class PromptTuningClient(NumPyClient):
         }
         if budget.left < len(examples) and budget.tightest:
             metrics[LIMIT_KEY] = budget.tightest
-        kept = Kept((tokens,), result.tokens, len(examples), metrics)
+        kept = Kept((tokens,), result.tokens, num_examples, metrics)
         # One that was cut short goes on if its message comes again.
         state.end(evaluator.cache, None if result.failure else kept)
-        return [np.array(result.tokens, dtype=np.int64)], len(examples), metrics
+        return [np.array(result.tokens, dtype=np.int64)], num_examples, metrics
 
     def evaluate(
         self, parameters: NDArrays, config: Mapping[str, Scalar]
     ) -> tuple[float, int, dict[str, Scalar]]:
         """Count every prompt's right answers on as many private examples as the server asks for.
 
-        The examples of the search come first: this client has asked about them with the global
-        prompt and its own, and the next search begins with them. A prompt from another client has
-        seen neither these nor the validation examples. Each number of them has all labels in
-        proportion. The accuracy is the first prompt's. If the black box fails, or a limit of the
-        run does not cover the counting, there are no counts, and the metrics say why.
+        The examples of the round's search come first: this client has asked about them with the
+        global prompt and its own. A prompt from another client has seen neither these nor the
+        validation examples. Each number of them has all labels in proportion. The accuracy is the
+        first prompt's. If the black box fails, or a limit of the run does not cover the counting,
+        there are no counts, and the metrics say why.
         """
         logs.add(round=int(config[ROUND_KEY]))
         if reason := mismatch(config, self._config):
@@ -191,6 +197,25 @@ class PromptTuningClient(NumPyClient):
         enough = self._config.queries_per_round >= num_examples
         return "" if enough else too_few_to_search(self._config, num_examples)
 
+    def _batch(self, server_round: int) -> list[Example]:
+        """Return the examples that judge the prompts of a round's search: private and public."""
+        train, _, public = self._mixed(server_round)
+        size = batch_size(self._config, len(train) + len(public))
+        private = round(size * len(train) / max(1, len(train) + len(public)))
+        return [*train[:private], *public[: size - private]]
+
+    def _mixed(self, server_round: int) -> list[list[Example]]:
+        """Return training, validation and public examples in the order in which a round uses them.
+
+        Where it does not use them all, rounds use different ones: a prompt that owes its place to
+        some examples has to defend it on others.
+        """
+        rng = np.random.default_rng([self._config.seed, _stream(self._name), server_round])
+        return [
+            [part[index] for index in mixed_order([example.label for example in part], rng)]
+            for part in (self._data.train, self._data.validation, self._public)
+        ]
+
     def _build_search(
         self,
         server_round: int,
@@ -228,13 +253,8 @@ class PromptTuningClient(NumPyClient):
         )
 
     def _to_score(self, config: Mapping[str, Scalar]) -> list[Example]:
-        # The same in every round, so that answers about a prompt that stays are known.
-        rng = np.random.default_rng([self._config.seed, _stream(self._name)])
-        examples = [
-            part[index]
-            for part in (self._data.train, self._data.validation)
-            for index in mixed_order([example.label for example in part], rng)
-        ]
+        train, validation, _ = self._mixed(int(config[ROUND_KEY]))
+        examples = [*train, *validation]
         return examples[: int(config.get(RACE_EXAMPLES_KEY, len(examples)))]
 
     def _counted(

@@ -9,6 +9,13 @@ from feddtpt_flwr.client_state import ClientState
 from feddtpt_flwr.config import RunConfig
 from feddtpt_flwr.data import ClientData
 
+LARGEST_SHARE = 4
+"""A search's prompts are judged by at most one example for so many of its queries: on recorded
+answers it finds more when it tries more changes on fewer examples, down to this."""
+
+FEWEST_EXAMPLES = 8
+"""By fewer, where there are as many, no change can show that it helps."""
+
 
 def search_budget(config: RunConfig, state: ClientState, num_scored: int) -> ClientBudget:
     """Return the budget of one search.
@@ -46,13 +53,28 @@ def scoring_budget(config: RunConfig, state: ClientState, queries: int) -> Clien
     return ClientBudget(queries, run, tariff=models.tariff(config), on_use=state.use)
 
 
+def batch_size(config: RunConfig, num_examples: int) -> int:
+    """Return by how many of a client's ``num_examples`` a round's search judges prompts."""
+    affordable = config.queries_per_round // LARGEST_SHARE
+    return min(num_examples, max(FEWEST_EXAMPLES, affordable))
+
+
 def too_few_to_search(config: RunConfig, num_examples: int) -> str:
-    """Return why a search on so many examples cannot try a single change; empty if it can."""
-    if config.queries_per_round >= 2 * num_examples:
+    """Return why a search cannot try a single change; empty if it can.
+
+    Parameters
+    ----------
+    config : RunConfig
+        Settings of the run.
+    num_examples : int
+        All that the client has, with the public set.
+    """
+    size = batch_size(config, num_examples)
+    if config.queries_per_round >= 2 * size:
         return ""
     return (
-        f"queries-per-round = {config.queries_per_round}: {2 * num_examples} or more are needed "
-        f"for a search on {num_examples} examples"
+        f"queries-per-round = {config.queries_per_round}: {2 * size} or more are needed for a "
+        f"search on {size} examples"
     )
 
 

@@ -207,17 +207,37 @@ def test_evaluate_takes_as_many_examples_as_are_wanted(
     """Those of the search first, whose answers may be known; of every label in proportion."""
     evaluator = Evaluator(language_model, task, QueryBudget(100))
     right = evaluator.correct(START, node.data.train).sum()
-    for server_round, wanted in enumerate((4, 6, 4), start=1):
-        _, number, metrics = node.evaluate(
-            start, server_round=server_round, **{RACE_EXAMPLES_KEY: wanted}
-        )
-        assert number == metrics[SCORED_KEY] == wanted
-        assert metrics[QUERIES_KEY] == (4, 2, 0)[server_round - 1], "the same ones every time"
-        if wanted == 6:
-            assert metrics[correct_key(0)] == right
-    labels = [example.label for example in node.client()._to_score({RACE_EXAMPLES_KEY: 4})]
-    assert sorted(labels) == [0, 0, 1, 1]
-    assert len(node.client()._to_score({RACE_EXAMPLES_KEY: 1000})) == 10
+    client = node.client()
+    chosen = set()
+    for server_round in range(1, 9):
+        scored = client._to_score({ROUND_KEY: server_round, RACE_EXAMPLES_KEY: 4})
+        assert sorted(example.label for example in scored) == [0, 0, 1, 1]
+        assert set(scored) <= set(client._batch(server_round)) <= {*node.data.train, *node.public}
+        chosen |= set(scored)
+    assert chosen == set(node.data.train), "other rounds, other examples"
+    everything = client._to_score({ROUND_KEY: 1, RACE_EXAMPLES_KEY: 1000})
+    assert set(everything) == {*node.data.train, *node.data.validation}
+    _, number, metrics = node.evaluate(start, **{RACE_EXAMPLES_KEY: 6})
+    assert number == metrics[SCORED_KEY] == metrics[QUERIES_KEY] == 6
+    assert metrics[correct_key(0)] == right
+
+
+def test_a_search_takes_as_many_examples_as_its_queries_are_good_for(
+    short_reviews: tuple[Example, ...], language_model: LocalLanguageModel
+) -> None:
+    """Private and public ones in proportion, of every label, and others in another round."""
+    train, public = short_reviews[:18], short_reviews[18:24]
+    data = ClientData(train=train, validation=())
+    for queries, size in ((8, 8), (32, 8), (40, 10), (100, 24), (1000, 24)):
+        config = CONFIG.model_copy(update={"queries_per_round": queries})
+        client = PromptTuningClient("0", data, public, config, RecordDict())
+        batch = client._batch(1)
+        assert len(set(batch)) == len(batch) == size
+        assert abs(len(set(batch) & set(train)) - size * 18 / 24) < 1
+        labels = [example.label for example in batch]
+        assert abs(labels.count(0) - labels.count(1)) <= 2
+        assert batch == client._batch(1)
+        assert (set(batch) == set(client._batch(2))) == (size == 24)
 
 
 def test_evaluate_keeps_the_feedback(node: Node, start: NDArray[np.int64]) -> None:
