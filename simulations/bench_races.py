@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from feddtpt_flwr.config import RunConfig
-from simulations.replay import NUM_CLIENTS, PUBLIC, SEED, TRAIN, Replay
+from simulations.replay import NUM_CLIENTS, PUBLIC, SEED, TRAIN, Plan, Replay
 from simulations.stamp import as_text, stamp
 
 SEARCHES: Mapping[str, Mapping[str, Any]] = {
@@ -25,9 +25,12 @@ SEARCHES: Mapping[str, Mapping[str, Any]] = {
 }
 """What differs from the search's defaults."""
 
-COMPARISONS = (0, 64, 128, 256, 512, 640)
-"""On how many examples of all clients together each candidate is tried; 0 takes the upload that
-gained most by its own client's count."""
+COMPARISONS = (0, 50, 100, 200, 400, 640)
+"""On how many examples of all clients together each candidate is tried."""
+
+BATCHES = ((250, 48), (250, 24), (100, 48), (100, 24), (100, 12), (50, 24), (50, 12))
+"""Queries of a search, and by how many examples it judges; candidates are tried on the default's
+number of examples."""
 
 
 def run(num_examples: int, num_changes: int, draws: int) -> dict[str, Any]:
@@ -46,7 +49,13 @@ def run(num_examples: int, num_changes: int, draws: int) -> dict[str, Any]:
     dict[str, Any]
         For each prompt its ``accuracy``, that of its changes, and what every rule is worth.
     """
-    replay = Replay(num_examples, RunConfig.from_run_config({}))
+    config = RunConfig.from_run_config({})
+    replay = Replay(num_examples, config)
+    limit, compared = config.queries_per_round, config.race_examples
+    rounds: dict[str, dict[object, Plan]] = {
+        "comparisons": {n: Plan(limit, replay.batch, n) for n in COMPARISONS},
+        "batches": {f"{q} queries, {n} examples": Plan(q, n, compared) for q, n in BATCHES},
+    }
     parents = []
     first = replay.record(replay.seed_prompt, num_changes, replay.first)
     best = np.argsort(-first.correct[1:].mean(1))
@@ -67,7 +76,13 @@ def run(num_examples: int, num_changes: int, draws: int) -> dict[str, Any]:
                     name: replay.one_client(recording, draws, differs)
                     for name, differs in SEARCHES.items()
                 },
-                "comparisons": replay.federation(recording, draws // 10, COMPARISONS),
+                **{
+                    what: {
+                        str(name): replay.federation(recording, draws // 10, plan)
+                        for name, plan in plans.items()
+                    }
+                    for what, plans in rounds.items()
+                },
             }
         )
     return {
@@ -76,6 +91,9 @@ def run(num_examples: int, num_changes: int, draws: int) -> dict[str, Any]:
         "examples": num_examples,
         "changes": num_changes,
         "draws": draws,
+        "queries": limit,
+        "batch": replay.batch,
+        "compared": compared,
         "prompts": parents,
     }
 
@@ -89,11 +107,11 @@ def markdown(result: Mapping[str, Any]) -> str:
         f"`python -m simulations bench races`, {as_text(result)}. "
         f"SmolLM2-135M-Instruct answered {result['changes']} changes of each of three prompts on "
         f"{result['examples']} examples of rotten_tomatoes (seed {result['seed']}, of no other "
-        f"table). From these answers {result['draws']} clients were drawn, with "
-        f"{TRAIN + PUBLIC} examples and the default's queries each; gains are on the examples that "
-        "a client had not seen. A search ends with its first accepted change here. The second "
-        "and third prompt are changes of the first that did well with it, and have other examples "
-        "from then on: what was chosen by an example is not judged by it.",
+        f"table). From these answers {result['draws']} clients were drawn, who judge "
+        f"by {result['batch']} examples and ask {result['queries']} queries, as by default; gains "
+        "are on the examples that a client had not seen. A search ends with its first accepted "
+        "change here. The second and third prompt are changes of the first that did well with it, "
+        "and have other examples from then on: what was chosen by an example is not judged by it.",
         "",
         "| prompt | accuracy | its changes, mean and sd | better ones |",
         "|---|---|---|---|",
@@ -111,13 +129,24 @@ def markdown(result: Mapping[str, Any]) -> str:
         "",
         "With 0 the upload is taken that gained most by its own client's count.",
         "",
-        *_table(prompts, "comparisons", lambda c: f"{c['gain']:+.3f}, {c['queries']:,}"),
+        *_table(prompts, "comparisons", _round_cell),
+        "",
+        f"## {NUM_CLIENTS} clients: gain and queries, by the queries of each and the examples that "
+        "it judges by",
+        "",
+        f"Candidates are tried on {result['compared']} examples of all together.",
+        "",
+        *_table(prompts, "batches", _round_cell),
     ]
     return "\n".join([*lines, ""])
 
 
 def _search_cell(found: Mapping[str, float]) -> str:
     return f"{found['gain']:+.3f}, {found['changed']:.0%}, {found['worse']:.0%}"
+
+
+def _round_cell(found: Mapping[str, float]) -> str:
+    return f"{found['gain']:+.3f}, {found['queries']:,}"
 
 
 def _table(

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from feddtpt_flwr import models
 from feddtpt_flwr.budget import QueryBudget
+from feddtpt_flwr.client_limits import batch_size
 from feddtpt_flwr.config import RunConfig
 from feddtpt_flwr.data import Example, Task
 from feddtpt_flwr.evaluation import Evaluator
@@ -32,6 +33,31 @@ SEED = 200
 
 NUM_CLIENTS = 10
 PUBLIC, TRAIN, VALIDATION = 16, 32, 32  # examples, as by default with two labels
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a round of a federation asks.
+
+    Attributes
+    ----------
+    queries : int
+        Of each client's search.
+    examples : int
+        By how many a search judges, the public ones among them.
+    compared : int
+        On how many examples of all clients together each candidate is tried; 0 takes the upload
+        that gained most by its own client's count.
+    """
+
+    queries: int
+    examples: int
+    compared: int
+
+    @property
+    def private(self) -> int:
+        """How many of a search's examples are private."""
+        return round(self.examples * TRAIN / (TRAIN + PUBLIC))
 
 
 @dataclass(frozen=True)
@@ -127,6 +153,11 @@ class Replay:
         self._answers = RecordedAnswers(models.language_model(self._config))
 
     @property
+    def batch(self) -> int:
+        """By how many examples a client's search judges."""
+        return batch_size(self._config, TRAIN + PUBLIC)
+
+    @property
     def seed_prompt(self) -> Tokens:
         """The task's seed prompt."""
         return seed_tokens(self._config, self._task, self._masked_lm.vocabulary)
@@ -162,9 +193,10 @@ class Replay:
         own: NDArray[np.int64],
         rng: np.random.Generator,
         differs: Mapping[str, Any],
+        queries: int,
     ) -> tuple[SearchResult, int]:
         """Let one client search on the examples of these indices; return its queries as well."""
-        budget, rows = QueryBudget(self._config.queries_per_round), recording.rows
+        budget, rows = QueryBudget(queries), recording.rows
         search = PromptSearch(
             self._evaluator(budget),
             InRandomOrder(recording, rng),
@@ -192,9 +224,9 @@ class Replay:
         rows, gains, queries = recording.rows, [], []
         for draw in range(draws):
             rng = np.random.default_rng([SEED, draw])
-            order = rng.permutation(len(recording.examples))
-            own, others = order[: TRAIN + PUBLIC], order[TRAIN + PUBLIC :]
-            result, asked = self.search(recording, own, rng, differs)
+            own, others = np.split(rng.permutation(len(recording.examples)), [self.batch])
+            limit = self._config.queries_per_round
+            result, asked = self.search(recording, own, rng, differs, limit)
             accuracy = recording.correct[:, others].mean(1)
             gains.append(accuracy[rows[result.tokens]] - accuracy[0] if result.accepted else np.nan)
             queries.append(asked)
@@ -206,43 +238,36 @@ class Replay:
             "queries": round(float(np.mean(queries))),
         }
 
-    def federation(
-        self, recording: Recording, draws: int, comparisons: Sequence[int]
-    ) -> dict[str, dict[str, float]]:
+    def federation(self, recording: Recording, draws: int, plan: Plan) -> dict[str, float]:
         """Return what a round is worth: ``gain`` in accuracy and ``queries``.
 
         The clients' examples are drawn from three fifths of all, the accuracy is that on the rest.
-
-        Parameters
-        ----------
-        comparisons : Sequence[int]
-            On how many examples of all clients together each candidate is tried; 0 takes the upload
-            that gained most by its own client's count.
         """
-        gains: dict[int, list[float]] = {number: [] for number in comparisons}
-        queries: dict[int, list[int]] = {number: [] for number in comparisons}
+        rows, gains, queries = recording.rows, [], []
         for draw in range(draws):
             rng = np.random.default_rng([SEED, draw])
             order = rng.permutation(len(recording.examples))
             theirs, held_out = np.split(order, [3 * len(order) // 5])
-            public, private = theirs[:PUBLIC], theirs[PUBLIC:]
+            public, private = theirs[: plan.examples - plan.private], theirs[PUBLIC:]
             own = [rng.permutation(private)[: TRAIN + VALIDATION] for _ in range(NUM_CLIENTS)]
             found = [
-                self.search(recording, np.concatenate([mine[:TRAIN], public]), rng, {})
+                self.search(
+                    recording,
+                    np.concatenate([mine[: plan.private], public]),
+                    rng,
+                    {},
+                    plan.queries,
+                )
                 for mine in own
             ]
+            results = [result for result, _ in found]
+            tokens, asked = _compare(recording, own, results, plan, self._config.race_candidates)
             accuracy = recording.correct[:, held_out].mean(1)
-            for number in comparisons:
-                results = [result for result, _ in found]
-                row, asked = _compare(recording, own, results, number, self._config.race_candidates)
-                gains[number].append(accuracy[row] - accuracy[0])
-                queries[number].append(asked + sum(used for _, used in found))
+            gains.append(accuracy[rows[tokens]] - accuracy[0])
+            queries.append(asked + sum(used for _, used in found))
         return {
-            str(number): {
-                "gain": round(float(np.mean(gains[number])), 4),
-                "queries": round(float(np.mean(queries[number]))),
-            }
-            for number in comparisons
+            "gain": round(float(np.mean(gains)), 4),
+            "queries": round(float(np.mean(queries))),
         }
 
     def _evaluator(self, budget: QueryBudget) -> Evaluator:
@@ -253,17 +278,17 @@ def _compare(
     recording: Recording,
     own: Sequence[NDArray[np.int64]],
     found: Sequence[SearchResult],
-    number: int,
+    plan: Plan,
     candidates: int,
-) -> tuple[int, int]:
-    """Return the row of the prompt that is chosen, and the questions that are new to a client."""
+) -> tuple[Tokens, int]:
+    """Return the prompt that is chosen, and the questions that are new to a client."""
     rows = recording.rows
     uploads = [
         LocalPrompt(str(k), result.tokens, result.accuracy - result.start_accuracy)
         for k, result in enumerate(found)
     ]
-    if not number:
-        return rows[max(uploads, key=lambda upload: upload.gain).tokens], 0
+    if not plan.compared:
+        return max(uploads, key=lambda upload: upload.gain).tokens, 0
     compared = propose_candidates(
         recording.parent,
         uploads,
@@ -272,7 +297,9 @@ def _compare(
         max_tokens=10**6,
         admissible=rows.__contains__,  # there are no answers about merges
     )
-    share = min(-(-number // len(own)), TRAIN + VALIDATION)
+    if len(compared) == 1:
+        return recording.parent, 0
+    share = min(-(-plan.compared // len(own)), TRAIN + VALIDATION)
     counts, asked = [], 0
     for mine, result in zip(own, found, strict=True):
         scored = mine[:share]
@@ -280,7 +307,8 @@ def _compare(
         counts.append({tokens: Score(correct, share) for tokens, correct in right.items()})
         known = {recording.parent, result.tokens}
         asked += sum(
-            max(0, share - TRAIN) if candidate.tokens in known else share for candidate in compared
+            max(0, share - plan.private) if candidate.tokens in known else share
+            for candidate in compared
         )
     said = compared_by([Count("", count) for count in counts], "mean")
-    return rows[choose(compared, said, tally(counts))[0].tokens], asked
+    return choose(compared, said, tally(counts))[0].tokens, asked

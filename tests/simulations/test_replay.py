@@ -37,6 +37,7 @@ def test_rules_and_their_tables(embedded_assets: None, monkeypatch: pytest.Monke
     for name, number in {"PUBLIC": 2, "TRAIN": 4, "VALIDATION": 2}.items():
         monkeypatch.setattr(replay, name, number)
     monkeypatch.setattr(bench_races, "SEARCHES", {"as it is": {}, "races of 1": {"width": 1}})
+    monkeypatch.setattr(bench_races, "BATCHES", ((30, 6), (30, 3)))
     result = bench_races.run(num_examples=20, num_changes=8, draws=10)
     assert len(result["prompts"]) == 3
     for prompt in result["prompts"]:
@@ -48,4 +49,5 @@ def test_rules_and_their_tables(embedded_assets: None, monkeypatch: pytest.Monke
         assert costs == sorted(costs), "more examples cost more"
     table = bench_races.markdown(result)
     assert "| races of 1 |" in table
-    assert "| 256 |" in table
+    assert "| 200 |" in table
+    assert "| 30 queries, 3 examples |" in table

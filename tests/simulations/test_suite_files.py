@@ -158,8 +158,8 @@ def test_a_group_may_have_fewer_seeds(tmp_path: Path) -> None:
         (("feedback = false", "seed = 4"), "one/blind/seed0: seed: the suite's to set"),
         (('"tweet_sentiment"', '"tweets"'), "two/full/seed0: unknown task 'tweets'; tasks: "),
         (
-            ("feedback = false", "queries-per-round = 95"),
-            "one/blind/seed0: queries-per-round = 95: 96 or more are needed for a search on 48 ex",
+            ("feedback = false", "queries-per-round = 15"),
+            "one/blind/seed0: queries-per-round = 15: 16 or more are needed for a search on 8 exa",
         ),
         (
             ("feedback = false", "baseline = 'fedbpt'\nqueries-per-round = 239"),
