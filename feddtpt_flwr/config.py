@@ -120,7 +120,8 @@ class RunConfig(BaseModel):
     generator_price_per_million_input, generator_price_per_million_output : float
         With a ``generator_endpoint``: its prices, in the currency of the black box's.
     queries_per_round : int
-        Most LLM queries of one client's search in one round.
+        Most LLM queries of one client's search in one round. It judges prompts by a quarter as many
+        of its examples, by at least eight, and by all where there are no more.
     tokens_per_round, cost_per_round, seconds_per_round : int, float, float
         Most tokens (read and written), money (in the currency of the prices) and time of one
         client's search in one round; 0 for no limit.
@@ -148,7 +149,8 @@ class RunConfig(BaseModel):
         Most prompts in that comparison, the incumbent not counted.
     race_examples : int
         On how many private examples each of them is tried, all clients together; each client takes
-        its share of them. 0 for all that there are, as ``privacy = "exponential"`` always takes.
+        its share of them, others in each round. 0 for all that there are, as
+        ``privacy = "exponential"`` always takes.
     fraction_fit : float
         Share of the clients that search in a round, in (0, 1].
     fraction_evaluate : float
@@ -183,7 +185,7 @@ class RunConfig(BaseModel):
         frozen=True, extra="forbid", strict=True, alias_generator=kebab, populate_by_name=True
     )
 
-    num_server_rounds: int = Field(3, ge=1)
+    num_server_rounds: int = Field(6, ge=1)
     seed: int = Field(0, ge=0)
     task: str = DEFAULT_TASK
     data_source: Literal["default", "embedded", "hub", "files"] = "default"
@@ -225,7 +227,7 @@ class RunConfig(BaseModel):
     generator_key_env: str = ""
     generator_price_per_million_input: float = Field(0.0, ge=0, allow_inf_nan=False)
     generator_price_per_million_output: float = Field(0.0, ge=0, allow_inf_nan=False)
-    queries_per_round: int = Field(250, ge=1)
+    queries_per_round: int = Field(100, ge=1)
     tokens_per_round: int = Field(0, ge=0)
     cost_per_round: float = Field(0.0, ge=0, allow_inf_nan=False)
     seconds_per_round: float = Field(0.0, ge=0, allow_inf_nan=False)
@@ -240,7 +242,7 @@ class RunConfig(BaseModel):
     min_samples: int = Field(0, ge=0)
     guard: bool = True
     race_candidates: int = Field(4, ge=1)
-    race_examples: int = Field(256, ge=0)
+    race_examples: int = Field(100, ge=0)
     fraction_fit: float = Field(1.0, gt=0, le=1)
     fraction_evaluate: float = Field(1.0, gt=0, le=1)
     min_available_clients: int = Field(2, ge=1)
