@@ -185,7 +185,7 @@ class RunConfig(BaseModel):
         frozen=True, extra="forbid", strict=True, alias_generator=kebab, populate_by_name=True
     )
 
-    num_server_rounds: int = Field(6, ge=1)
+    num_server_rounds: int = Field(3, ge=1)
     seed: int = Field(0, ge=0)
     task: str = DEFAULT_TASK
     data_source: Literal["default", "embedded", "hub", "files"] = "default"
@@ -227,7 +227,7 @@ class RunConfig(BaseModel):
     generator_key_env: str = ""
     generator_price_per_million_input: float = Field(0.0, ge=0, allow_inf_nan=False)
     generator_price_per_million_output: float = Field(0.0, ge=0, allow_inf_nan=False)
-    queries_per_round: int = Field(100, ge=1)
+    queries_per_round: int = Field(250, ge=1)
     tokens_per_round: int = Field(0, ge=0)
     cost_per_round: float = Field(0.0, ge=0, allow_inf_nan=False)
     seconds_per_round: float = Field(0.0, ge=0, allow_inf_nan=False)
@@ -242,7 +242,7 @@ class RunConfig(BaseModel):
     min_samples: int = Field(0, ge=0)
     guard: bool = True
     race_candidates: int = Field(4, ge=1)
-    race_examples: int = Field(100, ge=0)
+    race_examples: int = Field(256, ge=0)
     fraction_fit: float = Field(1.0, gt=0, le=1)
     fraction_evaluate: float = Field(1.0, gt=0, le=1)
     min_available_clients: int = Field(2, ge=1)

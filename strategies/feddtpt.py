@@ -117,7 +117,7 @@ class FedDTPT(FedAvg):
         Most candidates besides the incumbent. Defaults to 4.
     race_examples : int, optional
         On how many examples each candidate is tried, all clients together: each is told its share,
-        as ``race-examples``. 0 for all that there are. Defaults to 100.
+        as ``race-examples``. 0 for all that there are. Defaults to 256.
     admissible : Callable[[Tokens], bool], optional
         Prompts for which it is false are no candidates; for example, unreadable ones.
     on_round : Callable[[RoundResult], None], optional
@@ -165,7 +165,7 @@ class FedDTPT(FedAvg):
         guard: bool = True,
         choose_for: ChooseFor = "mean",
         race_candidates: int = 4,
-        race_examples: int = 100,
+        race_examples: int = 256,
         admissible: Callable[[Tokens], bool] = lambda _: True,
         on_round: Callable[[RoundResult], None] | None = None,
         fraction_fit: float = 1.0,

@@ -83,7 +83,7 @@ class FedDTPT(FedAvg):
         answers of the black box that a candidate serves worst. Nodes name theirs as ``model``.
     race_candidates : int (default: 4)
         Most candidates besides the incumbent.
-    race_examples : int (default: 100)
+    race_examples : int (default: 256)
         On how many examples each candidate is tried, all nodes together: each is told its share, as
         ``race-examples``. 0 for all that there are.
     admissible : Optional[Callable[[Tokens], bool]] (default: None)
@@ -144,7 +144,7 @@ class FedDTPT(FedAvg):
         guard: bool = True,
         choose_for: ChooseFor = "mean",
         race_candidates: int = 4,
-        race_examples: int = 100,
+        race_examples: int = 256,
         admissible: Callable[[Tokens], bool] | None = None,
         on_round: Callable[[RoundResult], None] | None = None,
         fraction_train: float = 1.0,

@@ -43,7 +43,7 @@ class RoundSettings:
     guard: bool = True
     choose_for: ChooseFor = "mean"
     race_candidates: int = 4
-    race_examples: int = 100
+    race_examples: int = 256
     admissible: Callable[[Tokens], bool] = lambda _: True
     min_uploads: int = 1
     min_scores: int = 1

@@ -92,7 +92,7 @@ def test_a_node_with_embedded_models_is_ready(
     assert "4 to search on, 4 to validate on, 2 in the public set" in text
     assert "answers a second" in text
     assert "18 questions were asked" in text
-    assert f"at most {6 * (100 + 5 * 8)} questions in 6 rounds" in text
+    assert f"at most {3 * (250 + 5 * 8)} questions in 3 rounds" in text
     assert "Nothing to fix." in text
     assert "secretword" not in result.output
 

@@ -401,7 +401,7 @@ def test_what_a_generator_used_and_what_limits_ended(
     table = recorder.close()
     assert "3 requests, 3 + 3 tokens read + written, cost 3.0000" in table
     assert "3 times the masked LM proposed in its place" in table
-    assert "after 0 of 6 rounds: every client has used up" in table
+    assert "after 0 of 3 rounds: every client has used up" in table
 
 
 def test_prompts_and_names_are_not_markup() -> None:

@@ -191,9 +191,8 @@ def test_queries_are_bounded_by_what_clients_may_ask(tmp_path: Path) -> None:
         "queries-per-round = 50\n"
     )
     job = write_suite(tmp_path, SUITE + settings).jobs(["one", "full"])[0]
-    # Ten clients search; together they count 5 prompts on 100 examples.
-    assert most_queries(job) == 2 * 10 * (50 + 5 * 10)
-    # All that they have are 4 + 4 of each of 2 classes.
+    # Ten clients search; all count 5 prompts on 4 + 4 examples of each of 2 classes.
+    assert most_queries(job) == 2 * 10 * (50 + 5 * 16)
     for wanted, share in ((0, 16), (30, 3)):
         of_all = f"{settings}race-examples = {wanted}\n"
         job = write_suite(tmp_path, SUITE + of_all).jobs(["one", "full"])[0]

@@ -531,10 +531,10 @@ def test_configuration_of_ones_own_reaches_the_clients(door: str) -> None:
             assert config == {
                 "temperature": 0.5 * in_round,
                 ROUND_KEY: number,
-                RACE_EXAMPLES_KEY: 100 // 4,
+                RACE_EXAMPLES_KEY: 256 // 4,
             }
         for config in federation.told["evaluate", number]:
-            assert config == {"batch": in_round, ROUND_KEY: number, RACE_EXAMPLES_KEY: 100 // 4}
+            assert config == {"batch": in_round, ROUND_KEY: number, RACE_EXAMPLES_KEY: 256 // 4}
 
 
 @both_doors

@@ -364,7 +364,7 @@ def test_the_candidates_are_sent_to_be_counted() -> None:
     sent = ndarrays_to_parameters([np.array(tokens) for tokens in candidates])
     for _, instruction in server.strategy.configure_evaluate(1, sent, manager()):
         assert prompts_in(instruction.parameters) == candidates
-        told = {ROUND_KEY: 1, VOCABULARY_KEY: "abc", RACE_EXAMPLES_KEY: 34}
+        told = {ROUND_KEY: 1, VOCABULARY_KEY: "abc", RACE_EXAMPLES_KEY: 86}
         assert instruction.config == {"extra": 1, **told}
 
 
@@ -510,7 +510,7 @@ def test_repr_names_the_settings() -> None:
     assert text == (
         "FedDTPT(aggregation='kmeans', min_samples=None, elbow_method='split', noise='drop', "
         "client_weights='equal', guard=False, choose_for='mean', race_candidates=7, "
-        "race_examples=100, max_tokens=6, fraction_fit=1.0, fraction_evaluate=1.0)"
+        "race_examples=256, max_tokens=6, fraction_fit=1.0, fraction_evaluate=1.0)"
     )
 
 

@@ -440,7 +440,7 @@ def test_what_is_sent() -> None:
             "extra": 3,
             ROUND_KEY: 1,
             VOCABULARY_KEY: "abc",
-            RACE_EXAMPLES_KEY: 17,  # of six nodes that compare
+            RACE_EXAMPLES_KEY: 43,  # of six nodes that compare
         }
 
 
@@ -493,7 +493,7 @@ def test_summary_logs_the_settings(caplog: pytest.LogCaptureFixture) -> None:
         "Clusters of k-means: as many as tokens",
         "Minds how prompts read: True",
         "Minds how prompts read: False",
-        "Examples each is tried on: 100",
+        "Examples each is tried on: 256",
         "Chosen for: worst",
         "Chosen for: mean",
         "Longest prompt: 6 tokens",
