@@ -130,21 +130,25 @@ class PromptTuningClient(NumPyClient):
         self._log_progress(server_round, evaluator, result.accuracy, done)
         budget.tell()
         before = result.start_accuracy if known is None else known
+        local, gain = result.tokens, result.accuracy - before
+        if self._config.guard and result.hunch and gain <= 0:
+            # Its examples tell too little; those of all clients that compare may tell more.
+            local, gain = result.hunch.tokens, result.hunch.gain
         metrics = {
             **self._counted(config, evaluator, result.failure),
             **self._written(writer),
             **vocabulary,
-            GAIN_KEY: result.accuracy - before,
-            **({"accuracy": result.accuracy} if result.measured else {}),
+            GAIN_KEY: gain,
+            **({"accuracy": before + gain} if result.measured else {}),
             "trials": result.num_trials,
             "accepted": described(result.accepted, self._vocabulary),
         }
         if budget.left < len(examples) and budget.tightest:
             metrics[LIMIT_KEY] = budget.tightest
-        kept = Kept((tokens,), result.tokens, num_examples, metrics)
+        kept = Kept((tokens,), local, num_examples, metrics)
         # One that was cut short goes on if its message comes again.
         state.end(evaluator.cache, None if result.failure else kept)
-        return [np.array(result.tokens, dtype=np.int64)], num_examples, metrics
+        return [np.array(local, dtype=np.int64)], num_examples, metrics
 
     def evaluate(
         self, parameters: NDArrays, config: Mapping[str, Scalar]

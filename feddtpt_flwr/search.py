@@ -27,6 +27,26 @@ MOST_EVIDENCE = 3.0  # log-odds, as of a change that helps with a probability of
 
 
 @dataclass(frozen=True)
+class Hunch:
+    """A change that more likely helps than hurts, and has not convinced.
+
+    Parameters
+    ----------
+    tokens : Tokens
+        The changed prompt.
+    helps : float
+        How likely it helps, in (0.5, 1).
+    gain : float
+        What it gained in accuracy on the examples that it was tried on, as a share of all, in
+        [-1, 1]: as if it changed no other answer.
+    """
+
+    tokens: Tokens
+    helps: float
+    gain: float
+
+
+@dataclass(frozen=True)
 class SearchResult:
     """What a search found.
 
@@ -45,6 +65,8 @@ class SearchResult:
         What ended the search before its budget was used up.
     measured : bool
         Whether the accuracies are known.
+    hunch : Hunch, optional
+        Where no change was accepted, the likeliest of those that were tried.
     """
 
     tokens: Tokens
@@ -54,6 +76,7 @@ class SearchResult:
     num_trials: int
     failure: ModelError | None = None
     measured: bool = True
+    hunch: Hunch | None = None
 
 
 class PromptSearch:
@@ -152,6 +175,7 @@ class PromptSearch:
         accepted: list[Trial] = []
         num_trials, tried, waiting = 0, {start}, list[Edit]()
         failure: ModelError | None = None
+        hunch: Hunch | None = None
         try:
             # With every answer right there is nothing to win: the examples are used up.
             while not best.correct.all() and (
@@ -169,6 +193,7 @@ class PromptSearch:
                         accepted.append(trial)
                         self._on_accept(trial)
                 num_trials += len(raced)
+                hunch = None if accepted else self._likeliest(raced, best.tokens, hunch)
                 if winner:
                     waiting = _still_fitting(waiting, winner.edit, len(best.tokens))
                     best = Measured(winner.edit.apply(best.tokens), winner.in_order)
@@ -177,7 +202,9 @@ class PromptSearch:
         except ModelError as error:
             failure = error
         before, after = (accuracy(prompt.correct, self._weights) for prompt in (first, best))
-        return SearchResult(best.tokens, after, before, tuple(accepted), num_trials, failure)
+        return SearchResult(
+            best.tokens, after, before, tuple(accepted), num_trials, failure, hunch=hunch
+        )
 
     def _propose(
         self, tokens: Tokens, waiting: Sequence[Edit], tried: set[Tokens], feedback: Feedback
@@ -282,6 +309,16 @@ class PromptSearch:
         ranked = zip(convincing, fluency, strict=False)
         best = max(ranked, key=lambda pair: (pair[0].helps, pair[1]), default=(None, 0.0))
         return best[0], None
+
+    def _likeliest(
+        self, raced: Sequence[Runner], before: Tokens, hunch: Hunch | None
+    ) -> Hunch | None:
+        """Return the change that most likely helps, of those in a race and the one before it."""
+        best = max(raced, key=lambda runner: runner.helps, default=None)
+        if best is None or best.helps <= max(0.5, hunch.helps if hunch else 0.0):
+            return hunch
+        gain = best.net_gain / len(self._examples)
+        return Hunch(best.edit.apply(before), best.helps, gain)
 
     def _convinces(self, runner: Runner, before: Tokens) -> bool:
         """Weigh the evidence of the answers against what the change does to the prompt's language.

@@ -1,4 +1,5 @@
 import json
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from feddtpt_flwr.config import RunConfig
 from feddtpt_flwr.data import ClientData, Example, Task
 from feddtpt_flwr.evaluation import Evaluator
 from feddtpt_flwr.language_model.local import LocalLanguageModel
+from feddtpt_flwr.search import Hunch, SearchResult
 from feddtpt_flwr.vocabulary import Vocabulary
 from strategies.wire import (
     CLIENT_KEY,
@@ -124,6 +126,30 @@ def test_a_search_uploads_tokens_and_counts(
     words = {w for e in [*examples, *node.data.validation] for w in e.input.split() if len(w) > 5}
     assert words
     assert not [word for word in words if word in told], "no private text leaves the client"
+
+
+@pytest.mark.parametrize("guard", [True, False])
+@pytest.mark.parametrize("accuracy", [0.5, 0.625])
+def test_a_hunch_is_uploaded_where_it_is_compared(
+    guard: bool,
+    accuracy: float,
+    data: ClientData,
+    public: tuple[Example, ...],
+    start: NDArray[np.int64],
+    language_model: LocalLanguageModel,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Where nothing better was found; the search's result is given."""
+    found = SearchResult((5, 6), accuracy, 0.5, (), 4, hunch=Hunch((7,), 0.6, 0.125))
+    search = SimpleNamespace(run=lambda *_: found)
+    monkeypatch.setattr(PromptTuningClient, "_build_search", lambda *_: search)
+    config = CONFIG.model_copy(update={"guard": guard})
+    client = PromptTuningClient("0", data, public, config, RecordDict())
+    (tokens,), _, metrics = client.fit([start], {ROUND_KEY: 1})
+    hunch = guard and accuracy == 0.5
+    assert tokens.tolist() == ([7] if hunch else [5, 6])
+    assert metrics[GAIN_KEY] == (0.125 if hunch else accuracy - 0.5)
+    assert metrics["accuracy"] == (0.625 if hunch else accuracy)
 
 
 @pytest.mark.slow

@@ -96,6 +96,7 @@ def raced(
     *,
     fails_after: float = inf,
     feedback: Feedback | None = None,
+    likelihood: Mapping[Tokens, float] | None = None,
 ) -> tuple[SearchResult, list[int], Given]:
     """Search from a prompt that has half the answers; return how often each change was asked."""
     prompts: list[Tokens] = [(number,) for number in range(1, len(changes) + 1)]
@@ -104,7 +105,7 @@ def raced(
     search = PromptSearch(
         evaluator,  # type: ignore[arg-type]
         GivenChanges(prompts),
-        language({}),
+        language(likelihood or {}),
         EXAMPLES,
         np.random.default_rng(0),
         max_tokens=1,
@@ -162,6 +163,24 @@ def test_what_hurts_or_does_nothing_costs_the_first_batch_only(
     assert asked == [8, 8, 8]
     assert result.tokens == START
     assert evaluator.budget.used == NUMBER + 3 * 8, "the prompt itself is asked about once"
+
+
+def test_what_has_not_convinced_is_a_hunch() -> None:
+    """The likeliest of all races, unless one was accepted."""
+    nothing = [HALF] * WIDTH
+    unreadable: dict[Tokens, float] = {(WIDTH + 1,): -9.0}
+    result, _, _ = raced([*nothing, better_by(16), *nothing], likelihood=unreadable)
+    assert (result.tokens, result.accuracy, result.accepted) == (START, 0.5, ())
+    assert result.hunch is not None
+    assert result.hunch.tokens == (WIDTH + 1,)
+    assert result.hunch.helps > 0.99
+    assert result.hunch.gain == 0.5
+    result, _, _ = raced(
+        [*nothing, better_by(16), *nothing[1:], better_by(16)], likelihood=unreadable
+    )
+    assert (result.tokens, result.hunch) == ((2 * WIDTH + 1,), None)
+    result, _, _ = raced(nothing)
+    assert result.hunch is None
 
 
 def test_as_many_race_as_the_budget_lets_one_of_them_finish() -> None:
