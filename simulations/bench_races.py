@@ -25,12 +25,19 @@ SEARCHES: Mapping[str, Mapping[str, Any]] = {
 }
 """What differs from the search's defaults."""
 
-COMPARISONS = (0, 50, 100, 200, 400, 640)
+COMPARISONS = (0, 64, 128, 256, 512, 640)
 """On how many examples of all clients together each candidate is tried."""
 
-BATCHES = ((250, 48), (250, 24), (100, 48), (100, 24), (100, 12), (50, 24), (50, 12))
-"""Queries of a search, and by how many examples it judges; candidates are tried on the default's
-number of examples."""
+PLANS = (
+    Plan(250, 48, 256),
+    Plan(250, 24, 256),
+    Plan(100, 48, 100),
+    Plan(100, 24, 100),
+    Plan(100, 12, 100),
+    Plan(50, 24, 100),
+    Plan(50, 12, 100),
+)
+"""Rounds of more and of fewer queries."""
 
 
 def run(num_examples: int, num_changes: int, draws: int) -> dict[str, Any]:
@@ -51,10 +58,10 @@ def run(num_examples: int, num_changes: int, draws: int) -> dict[str, Any]:
     """
     config = RunConfig.from_run_config({})
     replay = Replay(num_examples, config)
-    limit, compared = config.queries_per_round, config.race_examples
+    limit = config.queries_per_round
     rounds: dict[str, dict[object, Plan]] = {
         "comparisons": {n: Plan(limit, replay.batch, n) for n in COMPARISONS},
-        "batches": {f"{q} queries, {n} examples": Plan(q, n, compared) for q, n in BATCHES},
+        "plans": {f"{p.queries}, {p.examples}, {p.compared}": p for p in PLANS},
     }
     parents = []
     first = replay.record(replay.seed_prompt, num_changes, replay.first)
@@ -93,7 +100,6 @@ def run(num_examples: int, num_changes: int, draws: int) -> dict[str, Any]:
         "draws": draws,
         "queries": limit,
         "batch": replay.batch,
-        "compared": compared,
         "prompts": parents,
     }
 
@@ -131,12 +137,12 @@ def markdown(result: Mapping[str, Any]) -> str:
         "",
         *_table(prompts, "comparisons", _round_cell),
         "",
-        f"## {NUM_CLIENTS} clients: gain and queries, by the queries of each and the examples that "
-        "it judges by",
+        f"## {NUM_CLIENTS} clients: gain and queries, by the size of a round",
         "",
-        f"Candidates are tried on {result['compared']} examples of all together.",
+        "Queries of a search, by how many examples it judges, and on how many of all clients "
+        "together each candidate is tried.",
         "",
-        *_table(prompts, "batches", _round_cell),
+        *_table(prompts, "plans", _round_cell),
     ]
     return "\n".join([*lines, ""])
 

@@ -284,7 +284,9 @@ def _compare(
     """Return the prompt that is chosen, and the questions that are new to a client."""
     rows = recording.rows
     uploads = [
-        LocalPrompt(str(k), result.tokens, result.accuracy - result.start_accuracy)
+        LocalPrompt(str(k), result.hunch.tokens, result.hunch.gain)
+        if result.hunch and plan.compared
+        else LocalPrompt(str(k), result.tokens, result.accuracy - result.start_accuracy)
         for k, result in enumerate(found)
     ]
     if not plan.compared:
@@ -305,7 +307,7 @@ def _compare(
         scored = mine[:share]
         right = {c.tokens: int(recording.correct[rows[c.tokens], scored].sum()) for c in compared}
         counts.append({tokens: Score(correct, share) for tokens, correct in right.items()})
-        known = {recording.parent, result.tokens}
+        known = {recording.parent, result.tokens}  # a hunch is known on some examples only
         asked += sum(
             max(0, share - plan.private) if candidate.tokens in known else share
             for candidate in compared

@@ -5,7 +5,7 @@ import pytest
 
 from feddtpt_flwr.config import RunConfig
 from simulations import bench_races, replay
-from simulations.replay import InRandomOrder, Recording
+from simulations.replay import InRandomOrder, Plan, Recording
 from strategies.edits import Edit
 
 RECORDING = Recording(
@@ -37,7 +37,7 @@ def test_rules_and_their_tables(embedded_assets: None, monkeypatch: pytest.Monke
     for name, number in {"PUBLIC": 2, "TRAIN": 4, "VALIDATION": 2}.items():
         monkeypatch.setattr(replay, name, number)
     monkeypatch.setattr(bench_races, "SEARCHES", {"as it is": {}, "races of 1": {"width": 1}})
-    monkeypatch.setattr(bench_races, "BATCHES", ((30, 6), (30, 3)))
+    monkeypatch.setattr(bench_races, "PLANS", (Plan(30, 6, 20), Plan(30, 3, 20)))
     result = bench_races.run(num_examples=20, num_changes=8, draws=10)
     assert len(result["prompts"]) == 3
     for prompt in result["prompts"]:
@@ -49,5 +49,5 @@ def test_rules_and_their_tables(embedded_assets: None, monkeypatch: pytest.Monke
         assert costs == sorted(costs), "more examples cost more"
     table = bench_races.markdown(result)
     assert "| races of 1 |" in table
-    assert "| 200 |" in table
-    assert "| 30 queries, 3 examples |" in table
+    assert "| 256 |" in table
+    assert "| 30, 3, 20 |" in table
