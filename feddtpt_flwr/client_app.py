@@ -11,10 +11,8 @@ from flwr.common import Context, NDArrays, RecordDict, Scalar, log
 
 from feddtpt_flwr import logs, models
 from feddtpt_flwr.assets import cache_folder
-from feddtpt_flwr.attempts import Attempt
 from feddtpt_flwr.budget import BudgetExhaustedError, ClientBudget
 from feddtpt_flwr.client_limits import (
-    batch_size,
     scoring_budget,
     search_budget,
     too_few_to_search,
@@ -23,14 +21,14 @@ from feddtpt_flwr.client_report import counted, described, mismatch, refusal, un
 from feddtpt_flwr.client_state import RUN_KEY, ClientState, Kept, Phase, state_file, step
 from feddtpt_flwr.config import RunConfig
 from feddtpt_flwr.data import ClientData, Example
-from feddtpt_flwr.evaluation import Evaluator, mixed_order
+from feddtpt_flwr.evaluation import Evaluator
 from feddtpt_flwr.experiment import load_task
 from feddtpt_flwr.generator import Writer
-from feddtpt_flwr.label_weights import accuracy, label_weights
 from feddtpt_flwr.language_model import ModelError
 from feddtpt_flwr.node import Node, NodeConfig, load_node
 from feddtpt_flwr.privacy.clients import protected
-from feddtpt_flwr.search import SearchResult
+from feddtpt_flwr.recovery import Recovery
+from feddtpt_flwr.round_examples import RoundExamples, stream
 from feddtpt_flwr.searches import Search, SearchParts, build_search
 from strategies.candidates import Tokens
 from strategies.wire import (
@@ -91,7 +89,7 @@ class PromptTuningClient(NumPyClient):
         """
         server_round = int(config[ROUND_KEY])
         logs.add(round=server_round)
-        examples = self._batch(server_round)
+        examples = self._examples(server_round).batch
         num_examples = len(self._data.train) + len(self._public)
         if reason := mismatch(config, self._config) or self._too_few(len(examples)):
             return [], 0, refusal(self._name, config, reason)
@@ -104,8 +102,10 @@ class PromptTuningClient(NumPyClient):
         self._load()
         budget = search_budget(self._config, state, len(self._to_score(config)))
         evaluator = self._evaluator(budget, state)
+        recovery = Recovery(tokens, evaluator, self._vocabulary, examples)
+        killed = (state.found, state.interrupted)
         used_up = budget.left < len(examples) and budget.tightest.endswith("-per-run")
-        if used_up and not self._recovered(tokens, state, evaluator, examples):
+        if used_up and not recovery.found(killed):
             log(INFO, "client %s: %s is used up", self._name, budget.tightest)
             state.end(evaluator.cache)
             metrics = self._counted(config, evaluator) | unchanged(budget.tightest)
@@ -114,14 +114,14 @@ class PromptTuningClient(NumPyClient):
         writer = self._writer(evaluator)
         search = self._build_search(server_round, evaluator, examples, writer)
         try:
-            start, known = self._start(tokens, state.interrupted, evaluator, examples)
+            start, known = recovery.start(state.interrupted)
             state.begin(start)
             result = search.run(start, state.feedback)
         except ModelError as error:
             budget.tell()
             state.end(evaluator.cache)
             return [], 0, self._counted(config, evaluator, error) | self._written(writer)
-        recovered = self._recovered(tokens, state, evaluator, examples)
+        recovered = recovery.found(killed)
         if recovered and recovered.accuracy > result.accuracy:
             # A limit or a failure ended this one before it came as far as the one that was killed.
             num_trials, failure = result.num_trials, result.failure
@@ -201,25 +201,6 @@ class PromptTuningClient(NumPyClient):
         enough = self._config.queries_per_round >= num_examples
         return "" if enough else too_few_to_search(self._config, num_examples)
 
-    def _batch(self, server_round: int) -> list[Example]:
-        """Return the examples that judge the prompts of a round's search: private and public."""
-        train, _, public = self._mixed(server_round)
-        size = batch_size(self._config, len(train) + len(public))
-        private = round(size * len(train) / max(1, len(train) + len(public)))
-        return [*train[:private], *public[: size - private]]
-
-    def _mixed(self, server_round: int) -> list[list[Example]]:
-        """Return training, validation and public examples in the order in which a round uses them.
-
-        Where it does not use them all, rounds use different ones: a prompt that owes its place to
-        some examples has to defend it on others.
-        """
-        rng = np.random.default_rng([self._config.seed, _stream(self._name), server_round])
-        return [
-            [part[index] for index in mixed_order([example.label for example in part], rng)]
-            for part in (self._data.train, self._data.validation, self._public)
-        ]
-
     def _build_search(
         self,
         server_round: int,
@@ -234,7 +215,7 @@ class PromptTuningClient(NumPyClient):
             masked_lm=self._masked_lm,
             evaluator=evaluator,
             examples=examples,
-            rng=np.random.default_rng([self._config.seed, server_round, _stream(self._name)]),
+            rng=np.random.default_rng([self._config.seed, server_round, stream(self._name)]),
             on_accept=lambda trial: self._log_progress(
                 server_round, evaluator, trial.accuracy, trial.operator
             ),
@@ -256,10 +237,13 @@ class PromptTuningClient(NumPyClient):
             what,
         )
 
+    def _examples(self, server_round: int) -> RoundExamples:
+        return RoundExamples(self._name, self._data, self._public, self._config, server_round)
+
     def _to_score(self, config: Mapping[str, Scalar]) -> list[Example]:
-        train, validation, _ = self._mixed(int(config[ROUND_KEY]))
-        examples = [*train, *validation]
-        return examples[: int(config.get(RACE_EXAMPLES_KEY, len(examples)))]
+        wanted = config.get(RACE_EXAMPLES_KEY)
+        examples = self._examples(int(config[ROUND_KEY]))
+        return examples.to_score(None if wanted is None else int(wanted))
 
     def _counted(
         self,
@@ -282,51 +266,6 @@ class PromptTuningClient(NumPyClient):
             for array in parameters
         ]
 
-    def _start(
-        self,
-        tokens: Tokens,
-        interrupted: Attempt | None,
-        evaluator: Evaluator,
-        examples: Sequence[Example],
-    ) -> tuple[Tokens, float | None]:
-        """Return what to search from, and the accuracy of the global prompt if that is known.
-
-        A search that was killed is not lost: what it had found competes with the global prompt.
-        """
-        if interrupted is None or evaluator.budget.left < 2 * len(examples):
-            return tokens, None
-        texts = [self._vocabulary.decode(prompt) for prompt in (tokens, interrupted.tokens)]
-        try:
-            answers = evaluator.correct_all(texts, examples)
-        except BudgetExhaustedError:
-            return tokens, None
-        weights = label_weights(examples)
-        global_accuracy, other = (accuracy(correct, weights) for correct in answers)
-        return (interrupted.tokens if other > global_accuracy else tokens), global_accuracy
-
-    def _recovered(
-        self,
-        tokens: Tokens,
-        state: ClientState,
-        evaluator: Evaluator,
-        examples: Sequence[Example],
-    ) -> SearchResult | None:
-        """Return what a killed search had found, if that is known to beat the global prompt.
-
-        Nothing is asked: all of it is paid for.
-        """
-        first = evaluator.known(self._vocabulary.decode(tokens), examples)
-        weights, best = label_weights(examples), None
-        for attempt in (state.found, state.interrupted):
-            if first is None or attempt is None:
-                continue
-            before = accuracy(first, weights)
-            correct = evaluator.known(self._vocabulary.decode(attempt.tokens), examples)
-            after = 0.0 if correct is None else accuracy(correct, weights)
-            if after > (best.accuracy if best else before):
-                best = SearchResult(attempt.tokens, after, before, attempt.accepted, 0)
-        return best
-
     def _recall(
         self, config: Mapping[str, Scalar], phase: Phase, sent: tuple[Tokens, ...] = ()
     ) -> ClientState:
@@ -348,11 +287,6 @@ class PromptTuningClient(NumPyClient):
         settings = models.generator_settings(self._config)
         model, tariff = models.writing_model(self._config), models.tariff(settings)
         return Writer(model, tariff, evaluator.budget, evaluator.cache, chat=settings.chat)
-
-
-def _stream(name: str) -> int:
-    """Return a number that gives every client its own stream of randomness."""
-    return int.from_bytes(name.encode(), "big")
 
 
 def plain_client(node: Node, state: RecordDict) -> PromptTuningClient:

@@ -238,7 +238,11 @@ def test_evaluate_takes_as_many_examples_as_are_wanted(
     for server_round in range(1, 9):
         scored = client._to_score({ROUND_KEY: server_round, RACE_EXAMPLES_KEY: 4})
         assert sorted(example.label for example in scored) == [0, 0, 1, 1]
-        assert set(scored) <= set(client._batch(server_round)) <= {*node.data.train, *node.public}
+        assert (
+            set(scored)
+            <= set(client._examples(server_round).batch)
+            <= {*node.data.train, *node.public}
+        )
         chosen |= set(scored)
     assert chosen == set(node.data.train), "other rounds, other examples"
     everything = client._to_score({ROUND_KEY: 1, RACE_EXAMPLES_KEY: 1000})
@@ -257,13 +261,13 @@ def test_a_search_takes_as_many_examples_as_its_queries_are_good_for(
     for queries, size in ((8, 8), (32, 8), (40, 10), (100, 24), (1000, 24)):
         config = CONFIG.model_copy(update={"queries_per_round": queries})
         client = PromptTuningClient("0", data, public, config, RecordDict())
-        batch = client._batch(1)
+        batch = client._examples(1).batch
         assert len(set(batch)) == len(batch) == size
         assert abs(len(set(batch) & set(train)) - size * 18 / 24) < 1
         labels = [example.label for example in batch]
         assert abs(labels.count(0) - labels.count(1)) <= 2
-        assert batch == client._batch(1)
-        assert (set(batch) == set(client._batch(2))) == (size == 24)
+        assert batch == client._examples(1).batch
+        assert (set(batch) == set(client._examples(2).batch)) == (size == 24)
 
 
 def test_evaluate_keeps_the_feedback(node: Node, start: NDArray[np.int64]) -> None:
