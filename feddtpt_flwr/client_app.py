@@ -13,6 +13,7 @@ from feddtpt_flwr import logs, models
 from feddtpt_flwr.assets import cache_folder
 from feddtpt_flwr.budget import BudgetExhaustedError, ClientBudget
 from feddtpt_flwr.client_limits import (
+    batch_size,
     scoring_budget,
     search_budget,
     too_few_to_search,
@@ -32,6 +33,7 @@ from feddtpt_flwr.round_examples import RoundExamples, stream
 from feddtpt_flwr.searches import Search, SearchParts, build_search
 from strategies.candidates import Tokens
 from strategies.wire import (
+    COMPARED_KEY,
     GAIN_KEY,
     LIMIT_KEY,
     RACE_EXAMPLES_KEY,
@@ -91,7 +93,7 @@ class PromptTuningClient(NumPyClient):
         logs.add(round=server_round)
         examples = self._examples(server_round).batch
         num_examples = len(self._data.train) + len(self._public)
-        if reason := mismatch(config, self._config) or self._too_few(len(examples)):
+        if reason := mismatch(config, self._config) or self._too_few(num_examples):
             return [], 0, refusal(self._name, config, reason)
         tokens = self._read(parameters)[0]
         state = self._recall(config, "search", (tokens,))
@@ -130,18 +132,21 @@ class PromptTuningClient(NumPyClient):
         self._log_progress(server_round, evaluator, result.accuracy, done)
         budget.tell()
         before = result.start_accuracy if known is None else known
-        local, gain = result.tokens, result.accuracy - before
-        if self._config.guard and result.hunch and gain <= 0:
+        local, accuracy, gain = result.tokens, result.accuracy, result.accuracy - before
+        told_apart: dict[str, Scalar] = {}
+        if config.get(COMPARED_KEY) and (hunch := result.hunch) and gain <= 0:
             # Its examples tell too little; those of all clients that compare may tell more.
-            local, gain = result.hunch.tokens, result.hunch.gain
+            local, accuracy, gain = hunch.tokens, min(1.0, before + hunch.gain), hunch.gain
+            told_apart = {"hunch": described([hunch.trial], self._vocabulary)}
         metrics = {
             **self._counted(config, evaluator, result.failure),
             **self._written(writer),
             **vocabulary,
             GAIN_KEY: gain,
-            **({"accuracy": before + gain} if result.measured else {}),
+            **({"accuracy": accuracy} if result.measured else {}),
             "trials": result.num_trials,
             "accepted": described(result.accepted, self._vocabulary),
+            **told_apart,
         }
         if budget.left < len(examples) and budget.tightest:
             metrics[LIMIT_KEY] = budget.tightest
@@ -198,7 +203,7 @@ class PromptTuningClient(NumPyClient):
             models.writing_model(self._config)
 
     def _too_few(self, num_examples: int) -> str:
-        enough = self._config.queries_per_round >= num_examples
+        enough = self._config.queries_per_round >= batch_size(self._config, num_examples)
         return "" if enough else too_few_to_search(self._config, num_examples)
 
     def _build_search(

@@ -9,12 +9,12 @@ from feddtpt_flwr.client_state import ClientState
 from feddtpt_flwr.config import RunConfig
 from feddtpt_flwr.data import ClientData
 
-LARGEST_SHARE = 4
-"""A search's prompts are judged by at most one example for so many of its queries: on recorded
-answers it finds more when it tries more changes on fewer examples, down to this."""
+QUERIES_PER_EXAMPLE = 4
+"""A search has at least so many queries for each example that it judges prompts by: on recorded
+answers (``python -m simulations bench races``) few queries find more with fewer examples."""
 
 FEWEST_EXAMPLES = 8
-"""By fewer, where there are as many, no change can show that it helps."""
+"""But it judges by so many examples, if there are as many: a batch of a race."""
 
 
 def search_budget(config: RunConfig, state: ClientState, num_scored: int) -> ClientBudget:
@@ -55,7 +55,7 @@ def scoring_budget(config: RunConfig, state: ClientState, queries: int) -> Clien
 
 def batch_size(config: RunConfig, num_examples: int) -> int:
     """Return by how many of a client's ``num_examples`` a round's search judges prompts."""
-    affordable = config.queries_per_round // LARGEST_SHARE
+    affordable = config.queries_per_round // QUERIES_PER_EXAMPLE
     return min(num_examples, max(FEWEST_EXAMPLES, affordable))
 
 

@@ -142,7 +142,7 @@ def refusal(name: str, told: Mapping[str, Scalar], reason: str) -> dict[str, Sca
 
 
 def described(trials: Sequence[Trial], vocabulary: Vocabulary) -> str:
-    """Return accepted changes as JSON, tokens as text."""
+    """Return changes as JSON, tokens as text."""
     return json.dumps(
         [
             {

@@ -81,8 +81,9 @@ class ClientTotals:
                 measured = "accuracy" in values or (self._tells_accuracy and not cut)
                 accuracy = float(values["accuracy"]) if measured else 0.0
                 sums = {key: _amount(values.get(key, 0)) for key in self.sums}
-                if "accepted" in values:
-                    values["accepted"] = json.loads(values["accepted"])
+                for changes in ("accepted", "hunch"):
+                    if changes in values:
+                        values[changes] = json.loads(values[changes])
                 server_round = values.pop(ROUND_KEY)
                 self._folder.append(phase, round=server_round, num_examples=num_examples, **values)
             # Brackets within brackets are a RecursionError.

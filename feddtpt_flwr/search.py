@@ -28,22 +28,25 @@ MOST_EVIDENCE = 3.0  # log-odds, as of a change that helps with a probability of
 
 @dataclass(frozen=True)
 class Hunch:
-    """A change that more likely helps than hurts, and has not convinced.
+    """A change that answers and language speak for, but not enough to convince.
 
     Parameters
     ----------
     tokens : Tokens
         The changed prompt.
-    helps : float
-        How likely it helps, in (0.5, 1).
+    log_odds : float
+        What answers and language say together, above 0.
     gain : float
-        What it gained in accuracy on the examples that it was tried on, as a share of all, in
-        [-1, 1]: as if it changed no other answer.
+        What it gained in accuracy, in (0, 1], if it changes no answer about examples that it was
+        not tried on.
+    trial : Trial
+        How it was tried.
     """
 
     tokens: Tokens
-    helps: float
+    log_odds: float
     gain: float
+    trial: Trial
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,7 @@ class SearchResult:
     measured : bool
         Whether the accuracies are known.
     hunch : Hunch, optional
-        Where no change was accepted, the likeliest of those that were tried.
+        Where no change was accepted, the likeliest of those that were tried, if one is likely.
     """
 
     tokens: Tokens
@@ -193,7 +196,7 @@ class PromptSearch:
                         accepted.append(trial)
                         self._on_accept(trial)
                 num_trials += len(raced)
-                hunch = None if accepted else self._likeliest(raced, best.tokens, hunch)
+                hunch = None if accepted else self._likelier(hunch, raced, best.tokens)
                 if winner:
                     waiting = _still_fitting(waiting, winner.edit, len(best.tokens))
                     best = Measured(winner.edit.apply(best.tokens), winner.in_order)
@@ -310,28 +313,34 @@ class PromptSearch:
         best = max(ranked, key=lambda pair: (pair[0].helps, pair[1]), default=(None, 0.0))
         return best[0], None
 
-    def _likeliest(
-        self, raced: Sequence[Runner], before: Tokens, hunch: Hunch | None
+    def _likelier(
+        self, hunch: Hunch | None, raced: Sequence[Runner], before: Tokens
     ) -> Hunch | None:
-        """Return the change that most likely helps, of those in a race and the one before it."""
-        best = max(raced, key=lambda runner: runner.helps, default=None)
-        if best is None or best.helps <= max(0.5, hunch.helps if hunch else 0.0):
-            return hunch
-        gain = best.net_gain / len(self._examples)
-        return Hunch(best.edit.apply(before), best.helps, gain)
+        """Return the hunch so far, or a change in a race for which more speaks."""
+        for runner in raced:
+            if runner.helps <= 0.5 or (odds := self._log_odds(runner, before)) <= 0:
+                continue
+            if hunch is None or odds > hunch.log_odds:
+                gain = runner.net_gain / len(self._examples)
+                trial = runner.trial(before, accepted=False)
+                hunch = Hunch(runner.edit.apply(before), odds, gain, trial)
+        return hunch
 
     def _convinces(self, runner: Runner, before: Tokens) -> bool:
-        """Weigh the evidence of the answers against what the change does to the prompt's language.
+        """Return whether enough speaks for a change, all examples asked."""
+        if runner.helps <= 0.5 or len(runner.correct) < len(self._examples):
+            return False
+        return self._log_odds(runner, before) >= log_odds(self._confidence)
+
+    def _log_odds(self, runner: Runner, before: Tokens) -> float:
+        """Weigh the evidence of the answers and what the change does to the prompt's language.
 
         Both count as log-odds: a change that makes the prompt less likely as language needs more
         evidence, one that makes it read better a little less, but always some. The evidence counts
         up to `MOST_EVIDENCE`: no number of answers buys a prompt that nobody can read.
         """
-        if runner.helps <= 0.5 or len(runner.correct) < len(self._examples):
-            return False
         old, new = per_token(self._masked_lm, [before, runner.edit.apply(before)])
-        evidence = min(log_odds(runner.helps), MOST_EVIDENCE)
-        return bool(evidence + self._fluency * (new - old) >= log_odds(self._confidence))
+        return float(min(log_odds(runner.helps), MOST_EVIDENCE) + self._fluency * (new - old))
 
     def _batches(self) -> Iterator[int]:
         """Yield how many examples have been asked after each batch; batches double."""

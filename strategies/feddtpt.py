@@ -274,9 +274,8 @@ class FedDTPT(FedAvg):
             # Flower draws as many as were connected before it waited, not as many as are then.
             client_manager.wait_for(needed, LONGEST_WAIT)
         instructions = super().configure_fit(number, chosen, client_manager)
-        # Where the run's queries are limited, a search leaves those for the comparison after it.
         num_scoring, _ = self.num_evaluation_clients(client_manager.num_available())
-        told = {**self._rounds.scoring_config(num_scoring), ROUND_KEY: number}
+        told = {**self._rounds.search_config(num_scoring), ROUND_KEY: number}
         for _, instruction in instructions:
             instruction.config = {**instruction.config, **told}
             self._rounds.count_bytes(payload_bytes(chosen.tensors, instruction.config))

@@ -316,8 +316,7 @@ class FedDTPT(FedAvg):
         if self.fraction_train:
             # Flower draws as many as were connected before it waited, not as many as are then.
             sample_nodes(grid, self.min_available_nodes, 0)
-        # Where the run's queries are limited, a search leaves those for the comparison after it.
-        config.update(self._rounds.scoring_config(self._num_evaluating(grid)))
+        config.update(self._rounds.search_config(self._num_evaluating(grid)))
         return self._sent(super().configure_train(number, self.arrays, config, grid))
 
     def aggregate_train(

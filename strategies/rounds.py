@@ -29,6 +29,7 @@ from strategies.edits import apply_edits
 from strategies.settings import RoundSettings
 from strategies.shared_edits import shared_edits
 from strategies.wire import (
+    COMPARED_KEY,
     RACE_EXAMPLES_KEY,
     VOCABULARY_KEY,
     Reply,
@@ -180,6 +181,15 @@ class Rounds:
         """
         share = -(-self.settings.race_examples // max(num_clients, 1))
         return {**self.config(), RACE_EXAMPLES_KEY: share} if share else {**self.config()}
+
+    def search_config(self, num_scoring: int) -> dict[str, str | int]:
+        """Return what is told besides before a search; ``num_scoring`` clients compare afterwards.
+
+        Where the run's queries are limited, a search leaves those for the comparison after it.
+        """
+        if not self.settings.guard:
+            return {**self.config()}
+        return {**self.scoring_config(num_scoring), COMPARED_KEY: True}
 
     def count_bytes(self, num_bytes: int) -> None:
         """Add the content of messages that are sent."""

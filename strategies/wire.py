@@ -38,6 +38,7 @@ ACCURACY_KEY = "accuracy"
 QUERIES_KEY = "queries"
 SCORED_KEY = "num-scored"
 RACE_EXAMPLES_KEY = "race-examples"
+COMPARED_KEY = "compared"  # in the message of a search after which clients compare
 CLIENT_KEY = "client"
 UNPARSED_KEY = "unparsed"
 FROM_ARCHIVE_KEY = "from-archive"

@@ -14,11 +14,13 @@ from feddtpt_flwr.client_state import STATE_KEY, STATE_VERSION
 from feddtpt_flwr.config import RunConfig
 from feddtpt_flwr.data import ClientData, Example, Task
 from feddtpt_flwr.evaluation import Evaluator
+from feddtpt_flwr.feedback import Trial
 from feddtpt_flwr.language_model.local import LocalLanguageModel
 from feddtpt_flwr.search import Hunch, SearchResult
 from feddtpt_flwr.vocabulary import Vocabulary
 from strategies.wire import (
     CLIENT_KEY,
+    COMPARED_KEY,
     GAIN_KEY,
     QUERIES_KEY,
     RACE_EXAMPLES_KEY,
@@ -128,28 +130,30 @@ def test_a_search_uploads_tokens_and_counts(
     assert not [word for word in words if word in told], "no private text leaves the client"
 
 
-@pytest.mark.parametrize("guard", [True, False])
-@pytest.mark.parametrize("accuracy", [0.5, 0.625])
+@pytest.mark.parametrize("told", [{COMPARED_KEY: True}, {}])
+@pytest.mark.parametrize("accuracy", [0.5, 0.9])
 def test_a_hunch_is_uploaded_where_it_is_compared(
-    guard: bool,
+    told: dict[str, Scalar],
     accuracy: float,
-    data: ClientData,
-    public: tuple[Example, ...],
+    node: Node,
     start: NDArray[np.int64],
-    language_model: LocalLanguageModel,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Where nothing better was found; the search's result is given."""
-    found = SearchResult((5, 6), accuracy, 0.5, (), 4, hunch=Hunch((7,), 0.6, 0.125))
+    trial = Trial(0, (4,), (7,), "replace", 0.25, 4, 0.75, accepted=False)
+    found = SearchResult((5, 6), accuracy, 0.5, (), 4, hunch=Hunch((7,), 0.1, 0.125, trial))
     search = SimpleNamespace(run=lambda *_: found)
     monkeypatch.setattr(PromptTuningClient, "_build_search", lambda *_: search)
-    config = CONFIG.model_copy(update={"guard": guard})
-    client = PromptTuningClient("0", data, public, config, RecordDict())
-    (tokens,), _, metrics = client.fit([start], {ROUND_KEY: 1})
-    hunch = guard and accuracy == 0.5
-    assert tokens.tolist() == ([7] if hunch else [5, 6])
-    assert metrics[GAIN_KEY] == (0.125 if hunch else accuracy - 0.5)
-    assert metrics["accuracy"] == (0.625 if hunch else accuracy)
+    (tokens,), _, metrics = node.client().fit([start], {ROUND_KEY: 1, **told})
+    assert metrics["accepted"] == "[]"
+    if told and accuracy == 0.5:
+        assert tokens.tolist() == [7]
+        assert (metrics[GAIN_KEY], metrics["accuracy"]) == (0.125, 0.625)
+        assert json.loads(str(metrics["hunch"]))[0]["operator"] == "replace"
+    else:
+        assert tokens.tolist() == [5, 6]
+        assert (metrics[GAIN_KEY], metrics["accuracy"]) == (accuracy - 0.5, accuracy)
+        assert "hunch" not in metrics
 
 
 @pytest.mark.slow
@@ -234,40 +238,11 @@ def test_evaluate_takes_as_many_examples_as_are_wanted(
     evaluator = Evaluator(language_model, task, QueryBudget(100))
     right = evaluator.correct(START, node.data.train).sum()
     client = node.client()
-    chosen = set()
-    for server_round in range(1, 9):
-        scored = client._to_score({ROUND_KEY: server_round, RACE_EXAMPLES_KEY: 4})
-        assert sorted(example.label for example in scored) == [0, 0, 1, 1]
-        assert (
-            set(scored)
-            <= set(client._examples(server_round).batch)
-            <= {*node.data.train, *node.public}
-        )
-        chosen |= set(scored)
-    assert chosen == set(node.data.train), "other rounds, other examples"
     everything = client._to_score({ROUND_KEY: 1, RACE_EXAMPLES_KEY: 1000})
     assert set(everything) == {*node.data.train, *node.data.validation}
     _, number, metrics = node.evaluate(start, **{RACE_EXAMPLES_KEY: 6})
     assert number == metrics[SCORED_KEY] == metrics[QUERIES_KEY] == 6
     assert metrics[correct_key(0)] == right
-
-
-def test_a_search_takes_as_many_examples_as_its_queries_are_good_for(
-    short_reviews: tuple[Example, ...], language_model: LocalLanguageModel
-) -> None:
-    """Private and public ones in proportion, of every label, and others in another round."""
-    train, public = short_reviews[:18], short_reviews[18:24]
-    data = ClientData(train=train, validation=())
-    for queries, size in ((8, 8), (32, 8), (40, 10), (100, 24), (1000, 24)):
-        config = CONFIG.model_copy(update={"queries_per_round": queries})
-        client = PromptTuningClient("0", data, public, config, RecordDict())
-        batch = client._examples(1).batch
-        assert len(set(batch)) == len(batch) == size
-        assert abs(len(set(batch) & set(train)) - size * 18 / 24) < 1
-        labels = [example.label for example in batch]
-        assert abs(labels.count(0) - labels.count(1)) <= 2
-        assert batch == client._examples(1).batch
-        assert (set(batch) == set(client._examples(2).batch)) == (size == 24)
 
 
 def test_evaluate_keeps_the_feedback(node: Node, start: NDArray[np.int64]) -> None:

@@ -166,17 +166,22 @@ def test_what_hurts_or_does_nothing_costs_the_first_batch_only(
 
 
 def test_what_has_not_convinced_is_a_hunch() -> None:
-    """The likeliest of all races, unless one was accepted."""
+    """The likeliest of all races, by answers and language, unless one was accepted."""
     nothing = [HALF] * WIDTH
     unreadable: dict[Tokens, float] = {(WIDTH + 1,): -9.0}
+    reads_worse: dict[Tokens, float] = {**unreadable, (WIDTH + 2,): -2.5, (WIDTH + 3,): -2.4}
     result, _, _ = raced([*nothing, better_by(16), *nothing], likelihood=unreadable)
+    assert (result.tokens, result.hunch) == (START, None), "no answers buy a prompt like this"
+    some = [*nothing, better_by(16), HALF, better_by(16), HALF]
+    result, _, _ = raced([*some, *nothing], likelihood=reads_worse)
     assert (result.tokens, result.accuracy, result.accepted) == (START, 0.5, ())
     assert result.hunch is not None
-    assert result.hunch.tokens == (WIDTH + 1,)
-    assert result.hunch.helps > 0.99
-    assert result.hunch.gain == 0.5
+    assert result.hunch.tokens == (WIDTH + 3,)
+    assert 0 < result.hunch.log_odds < 0.84
+    assert result.hunch.gain in {4 / NUMBER, 8 / NUMBER, 0.5}, "on as many as it was tried on"
+    assert not result.hunch.trial.accepted
     result, _, _ = raced(
-        [*nothing, better_by(16), *nothing[1:], better_by(16)], likelihood=unreadable
+        [*nothing, better_by(16), *nothing[1:], better_by(16)], likelihood=reads_worse
     )
     assert (result.tokens, result.hunch) == ((2 * WIDTH + 1,), None)
     result, _, _ = raced(nothing)

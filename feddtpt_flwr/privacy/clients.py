@@ -29,6 +29,7 @@ from feddtpt_flwr.privacy.synthetic import write_examples
 from feddtpt_flwr.proposer import MaskedLMProposer
 from strategies.wire import (
     CLIENT_KEY,
+    COMPARED_KEY,
     COMPLETION_TOKENS_KEY,
     COST_KEY,
     FAILURE_KEY,
@@ -110,7 +111,8 @@ class PublicTokensClient(NumPyClient):
         log(
             ERROR, "client %s: a prompt with tokens that are not public stays here", self._node.name
         )
-        kept = {key: value for key, value in metrics.items() if key != "accepted"}
+        told = {"accepted", "hunch"}
+        kept = {key: value for key, value in metrics.items() if key not in told}
         return [parameters[0]], num_examples, kept | {GAIN_KEY: 0.0, "accepted": "[]"}
 
     def evaluate(self, parameters: NDArrays, config: Metrics) -> tuple[float, int, Metrics]:
@@ -202,8 +204,6 @@ class SyntheticClient(NumPyClient):
         # Under another name: nothing of this search may be taken up by the one that uploads.
         name = search_name(self._node.name)
         node = self._part(data, queries - len(data.validation), name)
-        # Nobody else compares this prompt: only what its examples say counts.
-        node = replace(node, config=node.config.model_copy(update={"guard": False}))
         state = RecordDict(
             {
                 key.removeprefix(_OWN): record
@@ -212,7 +212,9 @@ class SyntheticClient(NumPyClient):
             }
         )
         client = self._make(node, state)
-        arrays, _, metrics = client.fit(parameters, config)
+        # Nobody else compares this prompt: only what its own examples say counts.
+        alone = {key: value for key, value in config.items() if key != COMPARED_KEY}
+        arrays, _, metrics = client.fit(parameters, alone)
         told = {key: metrics[key] for key in _SUMMED if key in metrics}
         if arrays:
             validation = replace(node, data=replace(data, train=()))
