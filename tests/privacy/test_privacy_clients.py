@@ -27,11 +27,12 @@ from feddtpt_flwr.privacy.clients import (
     protected,
 )
 from feddtpt_flwr.privacy.ledger import LEDGER_KEY, Ledger
-from feddtpt_flwr.privacy.own_prompts import OwnPrompt, kept
+from feddtpt_flwr.privacy.own_prompts import OwnPrompt, kept, search_name
 from feddtpt_flwr.privacy.public_tokens import public_texts, public_tokens
 from feddtpt_flwr.vocabulary import Vocabulary
 from strategies.wire import (
     CLIENT_KEY,
+    COMPARED_KEY,
     FAILURE_KEY,
     GAIN_KEY,
     MODEL_KEY,
@@ -138,10 +139,19 @@ def test_what_is_uploaded_was_tuned_on_synthetic_examples(
         given.append((inner.name, inner.data, inner.config.queries_per_round))
         return plain_client(inner, state)
 
+    compared: dict[str, bool] = {}
+
+    def fit(client: PromptTuningClient, prompts: NDArrays, config: dict[str, Scalar]) -> Any:
+        compared[client._name] = COMPARED_KEY in config
+        return search(client, prompts, config)
+
+    search = PromptTuningClient.fit
+    monkeypatch.setattr(PromptTuningClient, "fit", fit)
     state = RecordDict()
     (prompt,), _, metrics = protected(here, state, watched).fit(
-        [start], {ROUND_KEY: 1, RUN_KEY: "a run"}
+        [start], {ROUND_KEY: 1, RUN_KEY: "a run", COMPARED_KEY: True}
     )
+    assert compared == {"north": True, search_name("north"): False}, "what stays has to convince"
     assert metrics[CLIENT_KEY] == "north"
     assert 0 < int(metrics[QUERIES_KEY]) <= 40
     assert 0 <= float(metrics[OWN_ACCURACY_KEY]) <= 1

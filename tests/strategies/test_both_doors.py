@@ -39,7 +39,14 @@ from strategies import Aggregate, aggregate, feddtpt, message
 from strategies import rounds as rounds_module
 from strategies.candidates import Tokens
 from strategies.rounds import RoundResult
-from strategies.wire import GAIN_KEY, RACE_EXAMPLES_KEY, ROUND_KEY, SCORED_KEY, correct_key
+from strategies.wire import (
+    COMPARED_KEY,
+    GAIN_KEY,
+    RACE_EXAMPLES_KEY,
+    ROUND_KEY,
+    SCORED_KEY,
+    correct_key,
+)
 
 SEED, HIDDEN = (1, 2, 3, 4, 5, 6), (11, 12, 13, 14, 15, 16)
 VOCABULARY_SIZE = 20
@@ -532,9 +539,17 @@ def test_configuration_of_ones_own_reaches_the_clients(door: str) -> None:
                 "temperature": 0.5 * in_round,
                 ROUND_KEY: number,
                 RACE_EXAMPLES_KEY: 256 // 4,
+                COMPARED_KEY: True,
             }
         for config in federation.told["evaluate", number]:
             assert config == {"batch": in_round, ROUND_KEY: number, RACE_EXAMPLES_KEY: 256 // 4}
+
+
+@both_doors
+def test_without_a_guard_no_search_hears_of_a_comparison(door: str) -> None:
+    federation = Federation(door, four)
+    federation.run_rounds(make(door, guard=False), 1)
+    assert [config.keys() for config in federation.told["train", 1]] == [{ROUND_KEY}] * 4
 
 
 @both_doors

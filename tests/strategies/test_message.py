@@ -16,6 +16,7 @@ from strategies.rounds import RoundResult
 from strategies.wire import (
     ACCURACY_KEY,
     CLIENT_KEY,
+    COMPARED_KEY,
     COST_KEY,
     GAIN_KEY,
     QUERIES_KEY,
@@ -441,6 +442,7 @@ def test_what_is_sent() -> None:
             ROUND_KEY: 1,
             VOCABULARY_KEY: "abc",
             RACE_EXAMPLES_KEY: 43,  # of six nodes that compare
+            COMPARED_KEY: True,
         }
 
 
