@@ -224,6 +224,7 @@ class PromptTuningClient(NumPyClient):
             on_accept=lambda trial: self._log_progress(
                 server_round, evaluator, trial.accuracy, trial.operator
             ),
+            pool=[*self._data.train, *self._public],
             writer=writer,
         )
         return build_search(parts)

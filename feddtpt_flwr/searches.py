@@ -51,11 +51,13 @@ class SearchParts:
     evaluator : Evaluator
         The single way to the black box; its budget ends the search.
     examples : Sequence[Example]
-        Private batch and public set.
+        The round's, by which prompts are judged: private and public ones.
     rng : numpy.random.Generator
         Source of all randomness.
     on_accept : Callable[[Trial], None]
         Called after every accepted change, where a search has such.
+    pool : Sequence[Example], optional
+        All that the client has for searches, with the public set; by default ``examples``.
     writer : Writer, optional
         The language model of ``proposer = "prompt-generator"``.
     width : int
@@ -70,6 +72,7 @@ class SearchParts:
     examples: Sequence[Example]
     rng: np.random.Generator
     on_accept: Callable[[Trial], None]
+    pool: Sequence[Example] | None = None
     writer: Writer | None = None
     width: int = WIDTH
 
@@ -124,6 +127,7 @@ def _bdpl(parts: SearchParts) -> Search:
         parts.rng,
         max_tokens=parts.config.max_prompt_tokens,
         excluded_words=parts.excluded_words,
+        corpus=parts.pool,
     )
 
 

@@ -63,13 +63,12 @@ class LocalPrompt:
     tokens
         Its local prompt.
     gain
-        Accuracy of the local prompt minus that of the prompt sent, on the client's own examples,
-        in [-1, 1].
+        Accuracy of the local prompt minus that of the prompt sent, on the client's own examples
+        or, where the client did not try it on all of them, as far as it knows; in [-1, 1].
     weight
         How much its tokens count in the aggregation, at least 0.
     accuracy
-        Accuracy of the local prompt on the client's own examples, in [0, 1]; ``None`` if it does
-        not say.
+        Accuracy of the local prompt on the same examples, in [0, 1]; ``None`` if it does not say.
     """
 
     client: str

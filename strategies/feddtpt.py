@@ -104,8 +104,8 @@ class FedDTPT(FedAvg):
     client_weights : str, optional
         What a client's tokens count by in the aggregation: ``"equal"``, ``"examples"`` (its number
         of examples, at most the median client's) or ``"accuracy"`` (what it reports under that
-        name; the app's clients, that on their private and the public examples). Both are the
-        client's own word. Defaults to ``"equal"``, as in the paper.
+        name; the app's clients, that on their search's examples). Both are the client's own
+        word. Defaults to ``"equal"``, as in the paper.
     guard : bool, optional
         Whether clients compare candidates before the global prompt changes. Off is the paper's
         behaviour. Defaults to True.

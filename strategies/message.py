@@ -73,8 +73,8 @@ class FedDTPT(FedAvg):
     client_weights : str (default: "equal")
         What a client's tokens count by in the aggregation: ``"equal"``, as in the paper;
         ``"examples"``, its value of `weighted_by_key`, at most the median client's; or
-        ``"accuracy"``, what it reports under that name (the app's clients, that on their private
-        and the public examples). The last two are the client's own word.
+        ``"accuracy"``, what it reports under that name (the app's clients, that on their
+        search's examples). The last two are the client's own word.
     guard : bool (default: True)
         Whether clients compare candidates before the global prompt changes. Off is the paper's
         behaviour.

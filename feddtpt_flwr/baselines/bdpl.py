@@ -68,6 +68,8 @@ class PolicyGradientSearch:
         Longest prompt, in tokens.
     excluded_words : tuple[str, ...]
         Words that are not in the vocabulary; the answer words, for instance.
+    corpus : Sequence[Example], optional
+        Where the vocabulary comes from; by default ``examples``.
     num_ngrams : int
         Size of the vocabulary, at least 1.
     samples, batch : int
@@ -88,6 +90,7 @@ class PolicyGradientSearch:
         *,
         max_tokens: int,
         excluded_words: tuple[str, ...] = (),
+        corpus: Sequence[Example] | None = None,
         num_ngrams: int = 100,
         samples: int = 8,
         batch: int = 8,
@@ -113,7 +116,8 @@ class PolicyGradientSearch:
         self._batch = min(batch, len(examples))
         self._step_size = step_size
         self._start_probability = start_probability
-        self._ngrams = ngram_vocabulary(examples, vocabulary, num_ngrams, excluded_words)
+        texts = examples if corpus is None else corpus
+        self._ngrams = ngram_vocabulary(texts, vocabulary, num_ngrams, excluded_words)
 
     def run(self, start: Tokens, feedback: Feedback) -> SearchResult:
         """Search from ``start`` until the budget is used up; ``feedback`` stays as it is.
