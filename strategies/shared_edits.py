@@ -2,9 +2,9 @@
 
 A client's gain is counted on few examples, and the best of many clients' gains flatters: it was
 chosen for being the best. Two clients that come to the same edit have each found it on private
-examples that the other has not seen, if in part on the same public ones. What "the same" is the paper's
-clusters say: two edits of one place are alike if the tokens they put in are, one by one, in the
-same clusters.
+examples that the other has not seen, if in part on the same public ones. What "the same" is the
+paper's clusters say: two edits of one place are alike if the tokens they put in are, one by one, in
+the same clusters.
 """
 
 from collections import defaultdict
