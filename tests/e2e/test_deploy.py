@@ -151,8 +151,12 @@ def test_the_document_shows_an_upload_as_it_is(deployed: Deployed) -> None:
     shown = UPLOAD.search(text)
     assert shown
     first_column = re.compile(r"^\| ([^|]+) \|", re.MULTILINE)
-    # The values differ with the machine's arithmetic.
-    assert first_column.findall(shown.group()) == first_column.findall(table)
+    # The values differ with the machine's arithmetic, and so does what a search finds.
+    shown_parts, parts = (
+        [part for part in first_column.findall(text) if part != "`hunch`"]
+        for text in (shown.group(), table)
+    )
+    assert shown_parts == parts
 
 
 def flat(message: Recorded) -> dict[str, Any]:
