@@ -30,6 +30,8 @@ MOST_EVIDENCE = 3.0  # log-odds, as of a change that helps with a probability of
 class Hunch:
     """A change that answers and language speak for, but not enough to convince.
 
+    It was tried on half of the examples at least.
+
     Parameters
     ----------
     tokens : Tokens
@@ -316,9 +318,13 @@ class PromptSearch:
     def _likelier(
         self, hunch: Hunch | None, raced: Sequence[Runner], before: Tokens
     ) -> Hunch | None:
-        """Return the hunch so far, or a change in a race for which more speaks."""
+        """Return the hunch so far, or a change in a race for which more speaks.
+
+        Of many changes that were dropped after a few of many examples, one always looks good.
+        """
         for runner in raced:
-            if runner.helps <= 0.5 or (odds := self._log_odds(runner, before)) <= 0:
+            tried = 2 * len(runner.correct) >= len(self._examples)
+            if not tried or runner.helps <= 0.5 or (odds := self._log_odds(runner, before)) <= 0:
                 continue
             if hunch is None or odds > hunch.log_odds:
                 gain = runner.net_gain / len(self._examples)

@@ -188,6 +188,17 @@ def test_what_has_not_convinced_is_a_hunch() -> None:
     assert result.hunch is None
 
 
+def test_what_was_dropped_early_is_no_hunch() -> None:
+    """Of four that answer alike, two are asked about half of the examples, and one about all."""
+    likelihood: dict[Tokens, float] = {(1,): -9.0, (2,): -9.0, (3,): -2.4, (4,): -2.4}
+    result, asked, _ = raced([better_by(16)] * WIDTH, likelihood=likelihood)
+    assert asked == [32, 16, 8, 8]
+    assert result.hunch is None
+    result, _, _ = raced([better_by(16)] * WIDTH, likelihood={**likelihood, (2,): -2.4})
+    assert result.hunch is not None
+    assert result.hunch.tokens == (2,)
+
+
 def test_as_many_race_as_the_budget_lets_one_of_them_finish() -> None:
     _, asked, evaluator = raced([better_by(16)] * WIDTH, limit=2 * NUMBER + 8)
     assert sorted(asked) == [0] * (WIDTH - 2) + [8, 32]
