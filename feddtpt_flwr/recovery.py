@@ -8,7 +8,7 @@ from feddtpt_flwr.budget import BudgetExhaustedError
 from feddtpt_flwr.data import Example
 from feddtpt_flwr.evaluation import Evaluator
 from feddtpt_flwr.label_weights import accuracy, label_weights
-from feddtpt_flwr.search import SearchResult
+from feddtpt_flwr.search_result import SearchResult
 from feddtpt_flwr.vocabulary import Vocabulary
 from strategies.candidates import Tokens
 

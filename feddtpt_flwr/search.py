@@ -1,7 +1,6 @@
 """The client's search (paper, Algorithm 1): propose, ask, remember, keep what is better."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +15,7 @@ from feddtpt_flwr.language_model import ModelError
 from feddtpt_flwr.masked_lm import MaskedLM
 from feddtpt_flwr.proposer import NothingBetterError, Proposer
 from feddtpt_flwr.readability import per_token
+from feddtpt_flwr.search_result import Hunch, SearchResult
 from strategies.candidates import Tokens
 from strategies.edits import Edit
 
@@ -24,64 +24,6 @@ FIRST_BATCH = 8  # examples that every change is tried on
 MAX_ATTEMPTS = 50  # to find enough new prompts, before the search ends
 RACES_AHEAD = 2  # proposals are made for so many races at once
 MOST_EVIDENCE = 3.0  # log-odds, as of a change that helps with a probability of 0.95
-
-
-@dataclass(frozen=True)
-class Hunch:
-    """A change that answers and language speak for, but not enough to convince.
-
-    It was tried on half of the examples at least.
-
-    Parameters
-    ----------
-    tokens : Tokens
-        The changed prompt.
-    log_odds : float
-        What answers and language say together, above 0.
-    gain : float
-        What it gained in accuracy, in (0, 1], if it changes no answer about examples that it was
-        not tried on.
-    trial : Trial
-        How it was tried.
-    """
-
-    tokens: Tokens
-    log_odds: float
-    gain: float
-    trial: Trial
-
-
-@dataclass(frozen=True)
-class SearchResult:
-    """What a search found.
-
-    Parameters
-    ----------
-    tokens : Tokens
-        The best prompt; the one it was given if nothing better was found.
-    accuracy, start_accuracy : float
-        Accuracy of this prompt and of the one it was given, on the same examples, in [0, 1], as
-        the search counts it; zero if the budget did not even cover the first (see `measured`).
-    accepted : tuple[Trial, ...]
-        The changes that led there, in order.
-    num_trials : int
-        Changes that were tried.
-    failure : ModelError, optional
-        What ended the search before its budget was used up.
-    measured : bool
-        Whether the accuracies are known.
-    hunch : Hunch, optional
-        Where no change was accepted, the likeliest of those that were tried, if one is likely.
-    """
-
-    tokens: Tokens
-    accuracy: float
-    start_accuracy: float
-    accepted: tuple[Trial, ...]
-    num_trials: int
-    failure: ModelError | None = None
-    measured: bool = True
-    hunch: Hunch | None = None
 
 
 class PromptSearch:

@@ -22,7 +22,8 @@ from feddtpt_flwr.generator import PromptGenerator, Writer
 from feddtpt_flwr.masked_lm import MaskedLM
 from feddtpt_flwr.privacy.public_tokens import PublicTokensProposer, allowed_tokens
 from feddtpt_flwr.proposer import MaskedLMProposer, Proposer
-from feddtpt_flwr.search import WIDTH, PromptSearch, SearchResult
+from feddtpt_flwr.search import WIDTH, PromptSearch
+from feddtpt_flwr.search_result import SearchResult
 from strategies.candidates import Tokens
 
 

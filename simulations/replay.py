@@ -23,7 +23,8 @@ from feddtpt_flwr.feedback import Feedback
 from feddtpt_flwr.language_model import LanguageModel
 from feddtpt_flwr.masked_lm import MaskedLM
 from feddtpt_flwr.proposer import MaskedLMProposer
-from feddtpt_flwr.search import PromptSearch, SearchResult
+from feddtpt_flwr.search import PromptSearch
+from feddtpt_flwr.search_result import SearchResult
 from strategies.by_model import Count, compared_by
 from strategies.candidates import LocalPrompt, Score, Tokens, choose, propose_candidates, tally
 from strategies.edits import Edit

@@ -22,7 +22,7 @@ from feddtpt_flwr.feedback import Feedback, change
 from feddtpt_flwr.language_model import ModelUnavailableError
 from feddtpt_flwr.language_model.local import LocalLanguageModel
 from feddtpt_flwr.masked_lm.causal import CausalInfiller
-from feddtpt_flwr.search import SearchResult
+from feddtpt_flwr.search_result import SearchResult
 from feddtpt_flwr.searches import PROPOSERS, SEARCHES, Search, SearchParts, build_search
 from feddtpt_flwr.vocabulary import Vocabulary
 from strategies.edits import Edit

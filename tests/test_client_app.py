@@ -16,7 +16,7 @@ from feddtpt_flwr.data import ClientData, Example, Task
 from feddtpt_flwr.evaluation import Evaluator
 from feddtpt_flwr.feedback import Trial
 from feddtpt_flwr.language_model.local import LocalLanguageModel
-from feddtpt_flwr.search import Hunch, SearchResult
+from feddtpt_flwr.search_result import Hunch, SearchResult
 from feddtpt_flwr.vocabulary import Vocabulary
 from strategies.wire import (
     CLIENT_KEY,

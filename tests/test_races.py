@@ -15,7 +15,8 @@ from feddtpt_flwr.data import Example
 from feddtpt_flwr.evidence import Runner
 from feddtpt_flwr.feedback import Feedback
 from feddtpt_flwr.language_model import ModelUnavailableError
-from feddtpt_flwr.search import WIDTH, PromptSearch, SearchResult, _still_fitting
+from feddtpt_flwr.search import WIDTH, PromptSearch, _still_fitting
+from feddtpt_flwr.search_result import SearchResult
 from strategies.candidates import Tokens
 from strategies.edits import Edit
 

@@ -12,7 +12,8 @@ from feddtpt_flwr.language_model import FatalModelError, ModelError, ModelUnavai
 from feddtpt_flwr.language_model.local import LocalLanguageModel
 from feddtpt_flwr.masked_lm.causal import CausalInfiller
 from feddtpt_flwr.proposer import MaskedLMProposer
-from feddtpt_flwr.search import PromptSearch, SearchResult
+from feddtpt_flwr.search import PromptSearch
+from feddtpt_flwr.search_result import SearchResult
 from feddtpt_flwr.vocabulary import Vocabulary
 from strategies.candidates import Tokens
 from strategies.edits import Edit

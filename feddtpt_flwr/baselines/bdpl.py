@@ -18,7 +18,8 @@ from feddtpt_flwr.evaluation import Evaluator
 from feddtpt_flwr.evidence import Measured
 from feddtpt_flwr.feedback import Feedback
 from feddtpt_flwr.language_model import ModelError
-from feddtpt_flwr.search import SearchResult, require
+from feddtpt_flwr.search import require
+from feddtpt_flwr.search_result import SearchResult
 from feddtpt_flwr.vocabulary import Vocabulary
 from strategies.candidates import Tokens
 

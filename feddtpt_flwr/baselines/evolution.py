@@ -11,7 +11,8 @@ from feddtpt_flwr.evidence import Measured
 from feddtpt_flwr.feedback import Feedback
 from feddtpt_flwr.language_model import ModelError
 from feddtpt_flwr.proposer import Proposer
-from feddtpt_flwr.search import MAX_ATTEMPTS, SearchResult
+from feddtpt_flwr.search import MAX_ATTEMPTS
+from feddtpt_flwr.search_result import SearchResult
 from feddtpt_flwr.vocabulary import Vocabulary
 from strategies.candidates import Tokens
 
