@@ -10,8 +10,8 @@ from feddtpt_flwr.config import RunConfig
 from feddtpt_flwr.data import ClientData
 
 QUERIES_PER_EXAMPLE = 4
-"""A search has at least so many queries for each example that it judges prompts by: on recorded
-answers (``python -m simulations bench races``) few queries find more with fewer examples."""
+"""A search has at least so many queries for each example that it judges prompts by: to measure the
+prompt that it starts from takes a quarter of them at most, unless they are very few."""
 
 FEWEST_EXAMPLES = 8
 """But it judges by so many examples, if there are as many: a batch of a race."""
