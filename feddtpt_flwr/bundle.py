@@ -1,4 +1,4 @@
-"""The project's further Flower apps, written as folders of their own.
+"""The project's Flower apps, written as folders of their own.
 
 A Flower app is a folder with a ``pyproject.toml`` that names one server and one client, and Flower
 packs just what lies in it. The checkout's own file describes the main app. Another app is a file
@@ -6,12 +6,16 @@ packs just what lies in it. The checkout's own file describes the main app. Anot
 dependencies, so that both apps run the same code.
 """
 
+import os
 import shutil
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import tomli_w
+from flwr.common.constant import FAB_EXCLUDE_PATTERNS, FAB_INCLUDE_PATTERNS
+from pathspec import GitIgnoreSpec
 
 PACKAGES = ("feddtpt_flwr", "strategies")
 DOCUMENTS = ("README.md", "LICENSE")
@@ -19,6 +23,47 @@ DOCUMENTS = ("README.md", "LICENSE")
 
 class BundleError(ValueError):
     """There is no such app, or its folder cannot be written."""
+
+
+def copy_app(source: Path, target: Path) -> None:
+    """Copy what Flower packs of an app's folder, to be packed from there.
+
+    Packing a folder, Flower looks at each file in it, however deep and whatever is ignored: with a
+    virtual environment beside the app that took 6 s of processor time, without it nothing to speak
+    of. Folders that are not packed are not looked into here.
+
+    Parameters
+    ----------
+    source : Path
+        The app's folder.
+    target : Path
+        A folder that does not exist yet.
+    """
+    for path in _packed(source):
+        (target / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source / path, target / path)
+
+
+def _packed(folder: Path) -> Iterator[Path]:
+    """Yield the files that Flower may pack, within the folder, and what tells it which to."""
+    file = folder / ".gitignore"
+    lines = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
+    ignored = GitIgnoreSpec.from_lines(lines.splitlines())
+    # Flower leaves out some files by these patterns as well, but reads its own first.
+    left_out = GitIgnoreSpec.from_lines([".git/", *FAB_EXCLUDE_PATTERNS])
+    packed = GitIgnoreSpec.from_lines([*FAB_INCLUDE_PATTERNS, "/.gitignore"])
+    for place, folders, files in os.walk(folder):
+        within = Path(place).relative_to(folder)
+        paths = {name: f"{(within / name).as_posix()}/" for name in folders}
+        folders[:] = [
+            name
+            for name, path in paths.items()
+            if not left_out.match_file(path) and not ignored.match_file(path)
+        ]
+        for path in (within / name for name in files):
+            linked = (folder / path).is_symlink()  # Flower does not pack these
+            if packed.match_file(path) and not ignored.match_file(path) and not linked:
+                yield path
 
 
 def read_app(checkout: Path, name: str) -> dict[str, Any]:

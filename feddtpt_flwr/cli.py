@@ -12,7 +12,7 @@ import typer
 from click import ClickException
 from flwr.common.config import parse_config_args
 
-from feddtpt_flwr.bundle import BundleError, read_app, write_app
+from feddtpt_flwr.bundle import BundleError, copy_app, read_app, write_app
 from feddtpt_flwr.config import ConfigError, RunConfig
 from feddtpt_flwr.fedpit.config import FedPITConfig
 from feddtpt_flwr.private_flower import FlowerError, private_flower
@@ -74,13 +74,14 @@ def simulate(
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with ExitStack() as stack:
+            app_folder = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "app"
             if app_name:
-                temporary = stack.enter_context(tempfile.TemporaryDirectory())
-                write_app(folder, app_name, Path(temporary) / app_name)
-                folder = Path(temporary) / app_name
+                write_app(folder, app_name, app_folder)
+            else:
+                copy_app(folder, app_folder)
             flower = stack.enter_context(private_flower())
             run_id = flower.start_run(
-                folder.resolve(),
+                app_folder,
                 run_config or [],
                 num_clients=num_clients,
                 cpus_per_client=cpus_per_client,

@@ -8,7 +8,7 @@ from flwr.common.config import validate_config
 from typer.testing import CliRunner
 
 from feddtpt_flwr import cli
-from feddtpt_flwr.bundle import BundleError, read_app, write_app
+from feddtpt_flwr.bundle import BundleError, copy_app, read_app, write_app
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -43,6 +43,43 @@ def test_the_code_is_the_checkouts(app: Path) -> None:
     for package in ("feddtpt_flwr", "strategies"):
         ours = {p.relative_to(REPOSITORY) for p in (REPOSITORY / package).rglob("*.py")}
         assert ours == {p.relative_to(app) for p in (app / package).rglob("*.py")}
+
+
+def test_a_copy_is_packed_like_the_folder_and_has_nothing_else(tmp_path: Path) -> None:
+    app = tmp_path / "app"
+    files = {
+        "pyproject.toml": (REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"),
+        "LICENSE": "of this app",
+        "README.md": "",
+        ".gitignore": "runs/\n*.secret.json\n!kept.secret.json\n/private.py\n",
+        "feddtpt_flwr/server_app.py": "app = None",
+        "feddtpt_flwr/client_app.py": "app = None",
+        "feddtpt_flwr/private.py": "",
+        "tasks/tickets.jsonl": "{}",
+        ".hidden/settings.yaml": "",
+        "private.py": "",
+        "key.secret.json": "{}",
+        "kept.secret.json": "{}",
+    }
+    not_packed = {
+        "runs/a/prompt.md": "",
+        ".git/config": "",
+        ".venv/lib/site-packages/flwr/a.py": "",
+        "feddtpt_flwr/__pycache__/x.py": "",
+        "reviews.csv": "text",
+    }
+    for name, text in {**files, **not_packed}.items():
+        (app / name).parent.mkdir(parents=True, exist_ok=True)
+        (app / name).write_text(text, encoding="utf-8")
+    (app / "elsewhere.py").symlink_to(REPOSITORY / "strategies/wire.py")
+    copy_app(app, tmp_path / "copy")
+    copied = {
+        path.relative_to(tmp_path / "copy").as_posix()
+        for path in (tmp_path / "copy").rglob("*")
+        if path.is_file()
+    }
+    assert copied == set(files) - {"private.py", "key.secret.json"}
+    assert build_fab_from_disk(tmp_path / "copy") == build_fab_from_disk(app)
 
 
 def test_what_cannot_be_written(tmp_path: Path) -> None:

@@ -149,7 +149,8 @@ def test_the_exit_status_is_the_runs(
             told["closed"] = True
 
         def start_run(self, app: Path, overrides: list[str], **options: int) -> str:
-            told.update(app=app, overrides=overrides, **options)
+            packed = (app / "pyproject.toml").read_bytes()
+            told.update(packed=packed, overrides=overrides, **options)
             return "77"
 
         def stream(self, run_id: str) -> None:
@@ -163,7 +164,7 @@ def test_the_exit_status_is_the_runs(
     assert result.exit_code == exit_code
     assert ("the run ended as failed" in result.output) == bool(exit_code)
     assert told == {
-        "app": app_folder.resolve(),
+        "packed": (app_folder / "pyproject.toml").read_bytes(),
         "overrides": ["seed=1"],
         "num_clients": 3,
         "cpus_per_client": 2,
