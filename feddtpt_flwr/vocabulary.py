@@ -102,18 +102,26 @@ class Vocabulary:
         """
         excluded = {word.casefold() for word in excluded_words}
         allowed = np.zeros(len(self), dtype=bool)
+        allowed[[token for token, word in self._words if word not in excluded]] = True
+        return allowed
+
+    @cached_property
+    def _words(self) -> list[tuple[int, str]]:
+        """Tokens that are whole words of letters or simple punctuation, and the casefolded word."""
+        found = []
         for token, piece in enumerate(self._pieces):
             if token in self._special or not self.starts_word(token):
                 continue
             marked = self._wordpiece or piece.startswith(_WORD_MARKS)
             word = piece.lstrip("".join(_WORD_MARKS))
-            if marked and word.isascii() and word.isalpha():
-                allowed[token] = word.casefold() not in excluded and (
-                    len(word) > 1 or word in {"a", "I"}
-                )
-            elif word in {",", ".", ":", "?", ";", "!"}:
-                allowed[token] = not marked or self._wordpiece
-        return allowed
+            if word in {",", ".", ":", "?", ";", "!"}:
+                fits = not marked or self._wordpiece
+            else:
+                letters = word.isascii() and word.isalpha()
+                fits = marked and letters and (len(word) > 1 or word in {"a", "I"})
+            if fits:
+                found.append((token, word.casefold()))
+        return found
 
 
 def _plain_copy(tokenizer: Any) -> Any:
