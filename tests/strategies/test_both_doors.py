@@ -348,9 +348,9 @@ def test_a_stopped_run_goes_on_as_if_it_had_not(door: str, options: dict[str, An
     assert second.state_dict()["round"] == 4
 
 
-def test_the_readmes_code_goes_on_from_a_file(tmp_path: Path) -> None:
-    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-    code = readme.split("# my_app/going_on.py\n")[1].split("```")[0]
+def test_the_documents_code_goes_on_from_a_file(tmp_path: Path) -> None:
+    document = Path(__file__).parents[2] / "docs/strategy.md"
+    code = document.read_text(encoding="utf-8").split("# my_app/going_on.py\n")[1].split("```")[0]
     names: dict[str, Any] = {}
     exec(code, names)
     file = tmp_path / "state.json"

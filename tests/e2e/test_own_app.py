@@ -1,4 +1,4 @@
-"""The README's app of one's own, as it stands there, in real simulations with both interfaces."""
+"""The app of docs/strategy.md, as it stands there, in real simulations with both interfaces."""
 
 import os
 import re
@@ -27,8 +27,8 @@ pytestmark = pytest.mark.slow
 
 
 def blocks(language: str) -> dict[str, str]:
-    """The README's blocks that begin with a file's name, by that name."""
-    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    """The document's blocks that begin with a file's name, by that name."""
+    text = (REPOSITORY / "docs/strategy.md").read_text(encoding="utf-8")
     found = re.findall(rf"```{language}\n# ([\w/]+\.\w+)\n(.*?)```", text, re.DOTALL)
     return dict(found)
 
@@ -58,7 +58,7 @@ def output(request: pytest.FixtureRequest, tmp_path: Path, embedded_assets: None
     return str(request.param) + done.stdout + done.stderr
 
 
-def test_the_readmes_app_learns_a_prompt(output: str) -> None:
+def test_the_documents_app_learns_a_prompt(output: str) -> None:
     assert re.search(r"learned: \w+", output), output
     assert re.search(rf"round 1, client 0: \d+ of {QUERIES} queries", output)
     assert re.search(r"round 1: the .* is the global prompt", output)
