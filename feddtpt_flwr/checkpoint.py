@@ -60,6 +60,8 @@ class Checkpoint:
         What their ``state_dict`` returned.
     history_lines : int
         Lines of ``history.jsonl`` at that time.
+    num_clients : int
+        Clients that were connected when the run began or went on; 0 if that is not known.
     app_version : str
         Version of this app.
     version : int
@@ -72,6 +74,7 @@ class Checkpoint:
     strategy: Mapping[str, Any]
     recorder: Mapping[str, Any]
     history_lines: int
+    num_clients: int = 0
     app_version: str = __version__
     version: int = CHECKPOINT_VERSION
 
@@ -105,8 +108,10 @@ class Checkpoint:
             reason = f"{file} is no checkpoint that this app can read ({error})"
         raise ConfigError(f"resume = {str(folder)!r}: {reason}")
 
-    def check(self, config: RunConfig, task: Task, held_out: Sequence[Example]) -> None:
-        """Compare with the run that is to go on.
+    def check(
+        self, config: RunConfig, task: Task, held_out: Sequence[Example], num_clients: int
+    ) -> None:
+        """Compare with the run that is to go on; ``num_clients`` are connected.
 
         Raises
         ------
@@ -140,6 +145,15 @@ class Checkpoint:
             ]
         if differing:
             raise ConfigError("\n".join(differing))
+        if config.clients == "simulated" and self.num_clients not in (0, num_clients):
+            # No error: in a deployment a node may only be late.
+            log(
+                WARNING,
+                "the run had %d clients and goes on with %d: simulated clients share the data "
+                "among all that there are, so each has other examples now",
+                self.num_clients,
+                num_clients,
+            )
         if self.app_version != __version__:
             log(
                 WARNING,

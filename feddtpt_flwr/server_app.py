@@ -66,6 +66,8 @@ class Run:
         Its task.
     held_out : tuple[Example, ...]
         Its held-out examples.
+    num_clients : int
+        Clients that were connected when it was built.
     strategy : FedDTPT
         At the last completed round.
     recorder : Recorder
@@ -77,6 +79,7 @@ class Run:
     config: RunConfig
     task: Task
     held_out: tuple[Example, ...]
+    num_clients: int
     strategy: FedDTPT
     recorder: Recorder
     folder: RunFolder
@@ -95,6 +98,7 @@ class Run:
             strategy=self.strategy.state_dict(),
             recorder=self.recorder.state_dict(),
             history_lines=self.folder.num_events,
+            num_clients=self.num_clients,
         )
         self.folder.write_checkpoint(checkpoint.to_json())
 
@@ -159,7 +163,7 @@ def build(config: RunConfig, num_clients: int, saved: Checkpoint | None = None) 
         if mistake := too_few_queries(config, own, len(data.public)):
             raise ConfigError(mistake)
     if saved:
-        saved.check(config, task, data.test)
+        saved.check(config, task, data.test, num_clients)
     masked_lm = models.masked_lm(config, task)
     vocabulary = masked_lm.vocabulary
     first = seed_tokens(config, task, vocabulary)
@@ -224,7 +228,7 @@ def build(config: RunConfig, num_clients: int, saved: Checkpoint | None = None) 
         fit_metrics_aggregation_fn=recorder.fit_metrics,
         evaluate_metrics_aggregation_fn=recorder.evaluate_metrics,
     )
-    run = Run(config, task, data.test, strategy, recorder, folder)
+    run = Run(config, task, data.test, num_clients, strategy, recorder, folder)
     if saved:
         _restore(run, saved)
     return run

@@ -80,7 +80,7 @@ def test_settings_that_contradict_are_named(
     change: dict[str, Any], line: str, checkpoint: Checkpoint, task: Task
 ) -> None:
     with pytest.raises(ConfigError) as caught:
-        checkpoint.check(config(**change), task, HELD_OUT)
+        checkpoint.check(config(**change), task, HELD_OUT, 4)
     assert line in str(caught.value)
     assert "num-server-rounds" in str(caught.value)
 
@@ -88,23 +88,49 @@ def test_settings_that_contradict_are_named(
 def test_settings_that_decide_nothing_may_change(checkpoint: Checkpoint, task: Task) -> None:
     changes = {"num-server-rounds": 9, "timeout": 5.0, "round-timeout": 60.0, "concurrency": 1}
     assert changes.keys() <= FREE_SETTINGS
-    checkpoint.check(config(**changes), task, HELD_OUT)
+    checkpoint.check(config(**changes), task, HELD_OUT, 4)
     assert {name.replace("-", "_") for name in FREE_SETTINGS} <= RunConfig.model_fields.keys()
 
 
 def test_a_task_or_a_file_that_has_changed(checkpoint: Checkpoint, task: Task) -> None:
     with pytest.raises(ConfigError, match="task = 'rotten_tomatoes': it is not as it was"):
-        checkpoint.check(config(), replace(task, seed_prompt="Another?"), HELD_OUT)
+        checkpoint.check(config(), replace(task, seed_prompt="Another?"), HELD_OUT, 4)
     with pytest.raises(ConfigError, match="the held-out examples are not those"):
-        checkpoint.check(config(), task, HELD_OUT[:1])
+        checkpoint.check(config(), task, HELD_OUT[:1], 4)
 
 
 def test_another_version_of_the_app_is_warned_of(
     checkpoint: Checkpoint, task: Task, warned: list[str]
 ) -> None:
-    replace(checkpoint, app_version="0.0.1").check(config(), task, HELD_OUT)
+    replace(checkpoint, app_version="0.0.1").check(config(), task, HELD_OUT, 4)
     (warning,) = warned
     assert "0.0.1" in warning
+
+
+@pytest.mark.parametrize(
+    ("clients", "before", "now", "warns"),
+    [
+        ("simulated", 4, 2, True),
+        ("simulated", 4, 4, False),
+        ("simulated", 0, 4, False),  # written before the number was
+        ("own-data", 4, 3, False),
+    ],
+)
+def test_another_number_of_simulated_clients_is_warned_of(
+    clients: str,
+    before: int,
+    now: int,
+    warns: bool,
+    checkpoint: Checkpoint,
+    task: Task,
+    warned: list[str],
+) -> None:
+    settings = config(clients=clients)
+    saved = replace(checkpoint, settings=settings.to_run_config(), num_clients=before)
+    saved.check(settings, task, HELD_OUT, now)
+    assert [f"had {before} clients and goes on with {now}" in line for line in warned] == (
+        [True] if warns else []
+    )
 
 
 def test_two_runs_never_write_into_one_folder(tmp_path: Path) -> None:
