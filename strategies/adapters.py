@@ -83,9 +83,11 @@ def from_record(record: ArrayRecord, dtype: WireDtype) -> Adapter:
     """
     adapter = {}
     for name, array in record.items():
-        if array.dtype != str(_NUMPY_DTYPES[dtype]):
-            raise ValueError(f"{name!r} is of type {array.dtype}, {dtype} is needed")
-        adapter[name] = _decode(array.numpy(), dtype)
+        # Of what it holds: what an array says of itself need not be true.
+        values = array.numpy()
+        if values.dtype != _NUMPY_DTYPES[dtype]:
+            raise ValueError(f"{name!r} is of type {values.dtype}, {dtype} is needed")
+        adapter[name] = _decode(values, dtype)
         if not np.isfinite(adapter[name]).all():
             raise ValueError(f"{name!r} holds numbers that are not finite")
     return adapter

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from strategies.candidates import Score, Tokens, damping, tally
-from strategies.wire import MODEL_KEY
+from strategies.wire import LONGEST_NAME, MODEL_KEY, short_line
 
 ChooseFor = Literal["mean", "worst"]
 """What the global prompt is chosen for: all answers alike, or the model that it serves worst."""
@@ -33,7 +33,7 @@ class Count:
 
 def model_name(metrics: Mapping[str, Any]) -> str:
     """Return the black box that a client names, in one short line; empty if it names none."""
-    return " ".join(str(metrics.get(MODEL_KEY, "")).split())[:64]
+    return short_line(metrics.get(MODEL_KEY, ""), LONGEST_NAME)
 
 
 def by_model(counts: Sequence[Count]) -> dict[str, dict[Tokens, Score]]:

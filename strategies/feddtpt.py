@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from logging import INFO, WARNING
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from flwr.common import (
@@ -31,19 +31,26 @@ from strategies.metrics import round_metrics
 from strategies.rounds import RoundResult, Rounds
 from strategies.selection import FluencyFn, Noise
 from strategies.settings import EmbedFn, RoundSettings
-from strategies.wire import ROUND_KEY, ClientWeights, Reply, payload_bytes
+from strategies.wire import ROUND_KEY, ClientWeights, Reply, payload_bytes, short_line
 
 LONGEST_WAIT = 86_400
 """Seconds that a round waits for clients: as long as Flower does."""
 
+DRAWS = 3
+"""How often clients are drawn: Flower looks who is there twice, and draws none if one has left in
+between."""
+
 EvaluateFn = Callable[[int, NDArrays, dict[str, Scalar]], tuple[float, dict[str, Scalar]] | None]
 
+_Failure = tuple[ClientProxy, FitRes] | tuple[ClientProxy, EvaluateRes] | BaseException
+_Instructions = TypeVar("_Instructions", bound=Sequence[object])
 
 SHOWN = (
     "aggregation",
     "min_samples",
     "elbow_method",
     "noise",
+    "n_clusters",
     "client_weights",
     "guard",
     "choose_for",
@@ -112,14 +119,16 @@ class FedDTPT(FedAvg):
     choose_for : str, optional
         What the guard's comparison decides by: ``"mean"``, all clients' answers, or ``"worst"``,
         the answers of the black box that a candidate serves worst. Clients name theirs as
-        ``model``. Defaults to ``"mean"``.
+        ``model``, which is their own word: one that makes up a name decides ``"worst"`` alone.
+        Defaults to ``"mean"``.
     race_candidates : int, optional
         Most candidates besides the incumbent. Defaults to 4.
     race_examples : int, optional
         On how many examples each candidate is tried, all clients together: each is told its share,
         as ``race-examples``. 0 for all that there are. Defaults to 256.
     admissible : Callable[[Tokens], bool], optional
-        Prompts for which it is false are no candidates; for example, unreadable ones.
+        Prompts for which it is false are no candidates; for example, unreadable ones. Without a
+        guard it is not asked.
     on_round : Callable[[RoundResult], None], optional
         Called when a round's global prompt is settled.
     fraction_fit : float, optional
@@ -134,12 +143,14 @@ class FedDTPT(FedAvg):
     evaluate_fn : EvaluateFn, optional
         Central evaluation of the global prompt, called for round 0 and for every settled prompt.
     on_fit_config_fn, on_evaluate_config_fn : Callable[[int], dict[str, Scalar]], optional
-        Further configuration for the clients.
+        Further configuration for the clients; they are given the round's number over all runs that
+        a saved state connects.
     accept_failures : bool, optional
         Whether a round with failures counts; malformed answers are failures too. Defaults to True.
     fit_metrics_aggregation_fn, evaluate_metrics_aggregation_fn : MetricsAggregationFn, optional
-        As in `FedAvg`; usable answers reach them, and those that report a ``failure``. To what the
-        second returns, without a guard the first, `strategies.metrics.round_metrics` are added.
+        As in `FedAvg`; usable answers reach them, and those that report a ``failure`` or what is
+        ``used-up``. To what the second returns, without a guard the first,
+        `strategies.metrics.round_metrics` are added.
 
     Raises
     ------
@@ -217,11 +228,7 @@ class FedDTPT(FedAvg):
             accept_failures=accept_failures,
         )
         prompt = settings.read_initial([initial_prompt])
-        self._rounds = Rounds(
-            settings, prompt, central=self._evaluate_centrally, on_round=self._settled
-        )
-        self._on_round = on_round
-        self._round_metrics: dict[str, int | float] = {}
+        self._rounds = Rounds(settings, prompt, central=self._evaluate_centrally, on_round=on_round)
         self._central: tuple[float, dict[str, Scalar]] | None = None
 
     @property
@@ -264,7 +271,6 @@ class FedDTPT(FedAvg):
         """Send the global prompt to the clients that search in this round."""
         self._rounds.expect(parameters_to_ndarrays(parameters))
         number = self._rounds.begin_round(server_round)
-        self._round_metrics = {}
         # Flower's server still holds the candidates of the round before, not the settled prompt.
         chosen = _to_parameters([self.prompt])
         if (connected := client_manager.num_available()) < self.min_available_clients:
@@ -273,7 +279,11 @@ class FedDTPT(FedAvg):
             log(INFO, "round %d waits: %d of %d clients connected", number, connected, needed)
             # Flower draws as many as were connected before it waited, not as many as are then.
             client_manager.wait_for(needed, LONGEST_WAIT)
-        instructions = super().configure_fit(number, chosen, client_manager)
+        configure = super().configure_fit
+        instructions = _drawn(lambda: configure(number, chosen, client_manager))
+        if not instructions:
+            # Flower goes on to the comparison, of what is here then.
+            self._rounds.skip_round()
         num_scoring, _ = self.num_evaluation_clients(client_manager.num_available())
         told = {**self._rounds.search_config(num_scoring), ROUND_KEY: number}
         for _, instruction in instructions:
@@ -317,11 +327,14 @@ class FedDTPT(FedAvg):
         """Send the candidates to the clients that score them."""
         self._rounds.expect(parameters_to_ndarrays(parameters))
         number = self._rounds.number(server_round)
-        instructions = super().configure_evaluate(number, parameters, client_manager)
+        # After a round in which nobody searched, Flower still holds the candidates before it.
+        compared = _to_parameters([c.tokens for c in self._rounds.candidates])
+        configure = super().configure_evaluate
+        instructions = _drawn(lambda: configure(number, compared, client_manager))
         told = self._rounds.scoring_config(len(instructions))
         for _, instruction in instructions:
             instruction.config = {**instruction.config, **told, ROUND_KEY: number}
-            self._rounds.count_bytes(payload_bytes(parameters.tensors, instruction.config))
+            self._rounds.count_bytes(payload_bytes(compared.tensors, instruction.config))
         return instructions
 
     def aggregate_evaluate(
@@ -342,11 +355,11 @@ class FedDTPT(FedAvg):
             )
         score = self._rounds.decide()
         metrics = {**metrics, **self._take_round_metrics()}
+        if self._central:
+            metrics |= {f"central-{key}": value for key, value in self._central[1].items()}
         if score is None:
             return None, metrics
         metrics["accuracy"] = score.accuracy
-        if self._central:
-            metrics |= {f"central-{key}": value for key, value in self._central[1].items()}
         return 1.0 - score.accuracy, metrics
 
     def evaluate(
@@ -361,23 +374,18 @@ class FedDTPT(FedAvg):
             self._evaluate_centrally(self._rounds.number(0), self.prompt)
         return None if len(self._rounds.candidates) > 1 else self._central
 
-    def _tell(self, server_round: int, failures: Sequence[object]) -> None:
+    def _tell(self, server_round: int, failures: Sequence[_Failure]) -> None:
         """Log why clients gave no answer: Flower only counts them."""
         for failure in failures:
-            if isinstance(failure, BaseException):
-                reason = " ".join(str(failure).split())[:300]
-                number = self._rounds.number(server_round)
-                log(WARNING, "round %d: no answer of a client: %s", number, reason)
-
-    def _settled(self, result: RoundResult) -> None:
-        self._round_metrics = round_metrics(result)
-        if self._on_round:
-            self._on_round(result)
+            # A client may also answer that it cannot: without `evaluate`, for instance.
+            reason = failure if isinstance(failure, BaseException) else failure[1].status.message
+            number = self._rounds.number(server_round)
+            log(WARNING, "round %d: no answer of a client: %s", number, short_line(reason))
 
     def _take_round_metrics(self) -> dict[str, int | float]:
         """Return the numbers of the round, if it is settled, once."""
-        metrics, self._round_metrics = self._round_metrics, {}
-        return metrics
+        result = self._rounds.take_result()
+        return round_metrics(result) if result else {}
 
     def _evaluate_centrally(self, server_round: int, tokens: Tokens) -> dict[str, Scalar] | None:
         self._central = None
@@ -385,6 +393,14 @@ class FedDTPT(FedAvg):
             arrays = [np.array(tokens, dtype=np.int64)]
             self._central = self.evaluate_fn(server_round, arrays, {})
         return self._central[1] if self._central else None
+
+
+def _drawn(configure: Callable[[], _Instructions]) -> _Instructions:
+    """Return the instructions of drawn clients; none if there is none to draw (see `DRAWS`)."""
+    for _ in range(DRAWS - 1):
+        if instructions := configure():
+            return instructions
+    return configure()
 
 
 def _to_parameters(prompts: Sequence[Tokens]) -> Parameters:

@@ -14,6 +14,7 @@ from flwr.serverapp.strategy import FedAvg
 from flwr.serverapp.strategy.strategy_utils import aggregate_arrayrecords
 
 from strategies.adapters import Adapter, WireDtype, num_bytes, read_upload, to_record
+from strategies.wire import MOST_EXAMPLES
 
 MetricsAggrFn = Callable[[list[RecordDict], str], MetricRecord]
 PROXIMAL_MU_KEY = "proximal-mu"
@@ -229,8 +230,10 @@ class FedPIT(FedAvg):
             if not isinstance(value, (int, float)) or not math.isfinite(value):
                 raise ValueError(f"metric {key!r} is no finite number")
         weight = metrics.get(self.weighted_by_key)
-        if not isinstance(weight, (int, float)) or weight <= 0:
-            raise ValueError(f"{self.weighted_by_key!r} is {weight!r}, a number above 0 is needed")
+        if not isinstance(weight, (int, float)) or not 0 < weight < MOST_EXAMPLES:
+            raise ValueError(
+                f"{self.weighted_by_key!r} is {weight!r}, a number in (0, 2**53) is needed"
+            )
         checked = RecordDict()
         checked.config_records.update(content.config_records)
         # Under names of ours: a node's could be that of another record.

@@ -1,5 +1,6 @@
 """FedDTPT for Flower's message API, ``flwr.serverapp``: ``train`` and ``evaluate``."""
 
+import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from logging import INFO, WARNING
 from typing import Any
@@ -80,14 +81,16 @@ class FedDTPT(FedAvg):
         behaviour.
     choose_for : str (default: "mean")
         What the guard's comparison decides by: ``"mean"``, all nodes' answers, or ``"worst"``, the
-        answers of the black box that a candidate serves worst. Nodes name theirs as ``model``.
+        answers of the black box that a candidate serves worst. Nodes name theirs as ``model``,
+        which is their own word: one that makes up a name decides ``"worst"`` alone.
     race_candidates : int (default: 4)
         Most candidates besides the incumbent.
     race_examples : int (default: 256)
         On how many examples each candidate is tried, all nodes together: each is told its share, as
         ``race-examples``. 0 for all that there are.
     admissible : Optional[Callable[[Tokens], bool]] (default: None)
-        Prompts for which it is false are no candidates; for example, unreadable ones.
+        Prompts for which it is false are no candidates; for example, unreadable ones. Without a
+        guard it is not asked.
     on_round : Optional[Callable[[RoundResult], None]] (default: None)
         Called when a round's global prompt is settled.
     fraction_train : float (default: 1.0)
@@ -192,11 +195,7 @@ class FedDTPT(FedAvg):
             min_uploads=min_train_nodes,
             min_scores=min_evaluate_nodes,
         )
-        self._rounds = Rounds(
-            settings, (), central=self._evaluate_centrally, on_round=self._settled
-        )
-        self._on_round = on_round
-        self._round_metrics: dict[str, int | float] = {}
+        self._rounds = Rounds(settings, (), central=self._evaluate_centrally, on_round=on_round)
         self._evaluate_fn: EvaluateFn | None = None
         self._asked = 0
 
@@ -207,7 +206,7 @@ class FedDTPT(FedAvg):
 
     @property
     def arrays(self) -> ArrayRecord:
-        """The global prompt as Flower's record, as `start` takes it."""
+        """The global prompt as Flower's record, as `start` takes it; before, an empty prompt."""
         return _to_record([self.prompt])
 
     def summary(self) -> None:
@@ -312,11 +311,11 @@ class FedDTPT(FedAvg):
             self._rounds.begin_run(self._rounds.settings.read_initial(_to_arrays(arrays)))
         self._rounds.expect(_to_arrays(arrays))
         number = self._rounds.begin_round(server_round)
-        self._round_metrics = {}
         if self.fraction_train:
             # Flower draws as many as were connected before it waited, not as many as are then.
             sample_nodes(grid, self.min_available_nodes, 0)
-        config.update(self._rounds.search_config(self._num_evaluating(grid)))
+        num_evaluating = self._num_evaluating(len(list(grid.get_node_ids())))
+        config.update(self._rounds.search_config(num_evaluating))
         return self._sent(super().configure_train(number, self.arrays, config, grid))
 
     def aggregate_train(
@@ -340,18 +339,18 @@ class FedDTPT(FedAvg):
         self._rounds.expect(_to_arrays(arrays))
         if self.fraction_evaluate == 0:
             return []
-        # As `FedAvg.configure_evaluate`, which waits for `min_available_nodes`.
-        sample_size = self._num_evaluating(grid)
-        nodes, connected = sample_nodes(grid, self.min_evaluate_nodes, sample_size)
+        # As `FedAvg.configure_evaluate`, which waits for `min_available_nodes`; and who is there is
+        # looked up once, or a node that leaves in between would be waited for.
+        _, connected = sample_nodes(grid, self.min_evaluate_nodes, 0)
+        nodes = random.sample(connected, self._num_evaluating(len(connected)))
         log(INFO, "configure_evaluate: Sampled %s nodes (out of %s)", len(nodes), len(connected))
         config.update(self._rounds.scoring_config(len(nodes)))
         config["server-round"] = self._rounds.number(server_round)
         record = RecordDict({self.arrayrecord_key: arrays, self.configrecord_key: config})
         return self._sent(self._construct_messages(record, nodes, MessageType.EVALUATE))
 
-    def _num_evaluating(self, grid: Grid) -> int:
-        share = int(len(list(grid.get_node_ids())) * self.fraction_evaluate)
-        return max(share, self.min_evaluate_nodes)
+    def _num_evaluating(self, num_connected: int) -> int:
+        return max(int(num_connected * self.fraction_evaluate), self.min_evaluate_nodes)
 
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]
@@ -370,15 +369,10 @@ class FedDTPT(FedAvg):
         metrics[ACCURACY_KEY] = score.accuracy
         return metrics
 
-    def _settled(self, result: RoundResult) -> None:
-        self._round_metrics = round_metrics(result)
-        if self._on_round:
-            self._on_round(result)
-
     def _with_round_metrics(self, metrics: MetricRecord | None) -> MetricRecord | None:
         """Add the numbers of the round, if it is settled, once."""
-        added, self._round_metrics = self._round_metrics, {}
-        return MetricRecord({**(metrics or {}), **added}) if added else metrics
+        result = self._rounds.take_result()
+        return MetricRecord({**(metrics or {}), **round_metrics(result)}) if result else metrics
 
     def _evaluate_centrally(self, server_round: int, tokens: Tokens) -> MetricRecord | None:
         if self._evaluate_fn is None:

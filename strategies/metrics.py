@@ -13,12 +13,22 @@ from strategies.rounds import RoundResult
 from strategies.wire import (
     COMPLETION_TOKENS_KEY,
     COST_KEY,
+    FROM_ARCHIVE_KEY,
+    GENERATOR_KEYS,
     PROMPT_TOKENS_KEY,
     QUERIES_KEY,
     UNPARSED_KEY,
 )
 
-SUMMED = (QUERIES_KEY, UNPARSED_KEY, PROMPT_TOKENS_KEY, COMPLETION_TOKENS_KEY, COST_KEY)
+SUMMED = (
+    QUERIES_KEY,
+    FROM_ARCHIVE_KEY,
+    UNPARSED_KEY,
+    PROMPT_TOKENS_KEY,
+    COMPLETION_TOKENS_KEY,
+    COST_KEY,
+    *GENERATOR_KEYS,
+)
 """What clients count: a mean of these over the clients would say nothing."""
 
 

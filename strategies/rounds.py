@@ -12,22 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from strategies.aggregation import Aggregate, aggregate
 from strategies.by_model import Count, by_model, compared_by, model_name
-from strategies.candidates import (
-    Candidate,
-    LocalPrompt,
-    Score,
-    Tokens,
-    choose,
-    low_median,
-    propose_candidates,
-    tally,
-)
-from strategies.clustering import min_samples_for
-from strategies.edits import apply_edits
+from strategies.candidates import Candidate, LocalPrompt, Score, Tokens, choose, tally
 from strategies.settings import RoundSettings
-from strategies.shared_edits import shared_edits
+from strategies.step import next_candidates
 from strategies.wire import (
     COMPARED_KEY,
     RACE_EXAMPLES_KEY,
@@ -62,11 +50,12 @@ class RoundResult:
     candidates
         All prompts that were compared, the incumbent first; just the chosen one without a guard.
     scores
-        Correct answers of each candidate over all clients; empty without a guard.
+        Correct answers of each candidate over all clients; empty where nothing was compared.
     failures
-        Clients whose answer was missing or malformed, in both phases.
+        Clients whose answer was missing or malformed until the round was settled: in both phases,
+        if there was something to compare.
     num_bytes
-        Content of all messages of the round, in both directions, without framing.
+        Content of all messages until then, in both directions, without framing.
     central
         Metrics of the central evaluation, or ``None`` without one.
     scores_by_model
@@ -103,12 +92,16 @@ class Rounds:
 
     Attributes
     ----------
+    settings : RoundSettings
+        What does not change.
     prompt : Tokens
         The global prompt.
     round : int
         The last settled round; 0 before the first.
     candidates : tuple[Candidate, ...]
         What the clients compare; the global prompt alone when the round is settled.
+    central : Mapping[str, Any] or None
+        Metrics of the last settled prompt's central evaluation.
     """
 
     def __init__(
@@ -137,6 +130,7 @@ class Rounds:
         self._num_bytes = 0
         self._uploads: list[LocalPrompt] = []
         self._counts: list[Count] = []
+        self._result: RoundResult | None = None
 
     def begin_run(self, prompt: Tokens) -> None:
         """Start a run of Flower's from ``prompt``; its round 1 is the one after the last settled.
@@ -165,7 +159,18 @@ class Rounds:
         self._number = self.number(server_round)
         self._failures = 0
         self._num_bytes = 0
+        self._result = None
         return self._number
+
+    def skip_round(self) -> None:
+        """Settle an open round in which nobody searches: the prompt stays."""
+        self._warn("nobody searches; the prompt stays")
+        self._settle(Candidate(self.prompt, "incumbent"), {})
+
+    def take_result(self) -> RoundResult | None:
+        """Return how the open round was settled, once; None if it is not, or was taken."""
+        result, self._result = self._result, None
+        return result
 
     def config(self) -> dict[str, str]:
         """Return what clients are told in every message besides Flower's own."""
@@ -269,27 +274,7 @@ class Rounds:
         incumbent = Candidate(self.prompt, "incumbent")
         self.candidates = (incumbent,)
         if self._enough(len(self._uploads), self.settings.min_uploads, self._failures, "uploads"):
-            result = self._aggregate()
-            aggregated = tuple(result.tokens.tolist())
-            if self.settings.guard:
-                shared = shared_edits(
-                    self.prompt,
-                    self._uploads,
-                    result.labels,
-                    result.log_weights,
-                    min_clients=min_samples_for(len(self._uploads)),
-                )
-                self.candidates = propose_candidates(
-                    self.prompt,
-                    self._uploads,
-                    aggregated,
-                    apply_edits(self.prompt, shared),
-                    limit=self.settings.race_candidates,
-                    max_tokens=self.settings.max_tokens,
-                    admissible=self.settings.admissible,
-                )
-            else:
-                self.candidates = (Candidate(aggregated, "aggregate"),)
+            self.candidates = next_candidates(self.prompt, self._uploads, self.settings)
         self._handed_out = tuple(candidate.tokens for candidate in self.candidates)
         if len(self.candidates) == 1:
             self._settle(self.candidates[0], {})
@@ -386,47 +371,21 @@ class Rounds:
     def _warn(self, text: str, *values: object) -> None:
         _logger.warning("round %d: " + text, self._number, *values)
 
-    def _aggregate(self) -> Aggregate:
-        prompts = [np.array(upload.tokens, dtype=np.int64) for upload in self._uploads]
-        weights = [upload.weight for upload in self._uploads]
-        if self.settings.client_weights == "examples":
-            # Their number is the client's own word: see `tally`.
-            limit = low_median(weights)
-            weights = [min(weight, limit) for weight in weights]
-        return aggregate(
-            prompts,
-            self.settings.embed_fn(prompts),
-            method=self.settings.aggregation,
-            min_samples=self.settings.min_samples,
-            elbow_method=self.settings.elbow_method,
-            noise=self.settings.noise,
-            n_clusters=self.settings.n_clusters,
-            fluency_fn=self.settings.fluency_fn,
-            max_tokens=self.settings.max_tokens,
-            # Behind all that report an accuracy, in [0, 1], those that do not, by their gain.
-            accuracies=[
-                upload.gain - 2 if upload.accuracy is None else upload.accuracy
-                for upload in self._uploads
-            ],
-            client_weights=weights if any(weights) else None,
-        )
-
     def _settle(self, chosen: Candidate, scores: dict[Tokens, Score]) -> None:
         _logger.info("round %d: the %s is the global prompt", self._number, chosen.origin)
         self.prompt = chosen.tokens
         self.round = self._number
         candidates, self.candidates = self.candidates, (chosen,)
         self.central = self._central_fn(self._number, self.prompt)
+        self._result = RoundResult(
+            self._number,
+            chosen,
+            candidates,
+            scores,
+            self._failures,
+            self._num_bytes,
+            self.central,
+            by_model(self._counts) if scores else {},
+        )
         if self._on_round:
-            self._on_round(
-                RoundResult(
-                    self._number,
-                    chosen,
-                    candidates,
-                    scores,
-                    self._failures,
-                    self._num_bytes,
-                    self.central,
-                    by_model(self._counts) if scores else {},
-                )
-            )
+            self._on_round(self._result)

@@ -4,7 +4,8 @@ The contract between strategy and client, whichever of Flower's two interfaces c
 
 - *search* (``fit``, ``train``): the client receives one array, the global prompt's token ids, and
   the configuration ``server-round`` and ``vocabulary``; ``race-examples`` says on how many examples
-  the candidates will be scored, if that is limited. It answers with one array, its local
+  the candidates will be scored, if that is limited, and ``compared`` that they will be at all: then
+  a prompt may be uploaded that is only likely to be better. It answers with one array, its local
   prompt's token ids, and may report ``gain``, ``accuracy``, ``vocabulary`` and ``client``; and, if
   its black box failed, what happened as ``failure``, with what it had found until then or no
   array. A client that may ask nothing more in this run sends the prompt back and says why as
@@ -75,6 +76,9 @@ NUMBER_KEYS = (
 )
 """What is averaged or added up over clients: one number each."""
 
+LONGEST_NAME = 64
+"""Characters of a client's or a black box's name that are kept."""
+
 MOST_EXAMPLES = 2**53
 """A number of examples is below; up to here whole numbers are exact as floats."""
 
@@ -110,7 +114,7 @@ class Reply:
     @property
     def client(self) -> str:
         """The name the client gives itself, else Flower's for it."""
-        return str(self.metrics.get(CLIENT_KEY, self.sender))[:64]
+        return short_line(self.metrics.get(CLIENT_KEY, self.sender), LONGEST_NAME)
 
     @property
     def num_bytes(self) -> int:
@@ -138,17 +142,22 @@ def payload_bytes(tensors: Sequence[bytes], values: Mapping[str, Any]) -> int:
 
 def failure(metrics: Mapping[str, Any]) -> str:
     """Return what a client says went wrong, in one short line; empty if nothing did."""
-    return _line(metrics.get(FAILURE_KEY, ""))
+    return short_line(metrics.get(FAILURE_KEY, ""))
 
 
 def used_up(metrics: Mapping[str, Any]) -> str:
     """Return the limit that a client says it has used up, in one short line; empty if none."""
-    return _line(metrics.get(USED_UP_KEY, ""))
+    return short_line(metrics.get(USED_UP_KEY, ""))
 
 
-def _line(value: Any) -> str:
-    # Clients may send anything, and this goes into logs.
-    return " ".join(str(value).split())[:300]
+def short_line(value: Any, longest: int = 300) -> str:
+    """Return the beginning of a value's text in one line: clients may send anything into a log."""
+    text = " ".join(str(value).split())[:longest]
+    return "".join(character for character in text if character.isprintable())
+
+
+def _shown(value: Any) -> str:
+    return short_line(repr(value))
 
 
 def check_numbers(reply: Reply) -> None:
@@ -168,13 +177,13 @@ def check_numbers(reply: Reply) -> None:
     if examples is not None and not (
         isinstance(examples, (int, float)) and lowest <= examples < MOST_EXAMPLES
     ):
-        shown = _line(repr(examples))
+        shown = _shown(examples)
         raise UploadError(f"the number of examples must be a number above 0, got {shown}")
     for key, value in reply.metrics.items():
         items = value if isinstance(value, list) and key not in NUMBER_KEYS else [value]
         numbers = [item for item in items if isinstance(item, (int, float))]
         if not all(map(_finite, numbers)) or (key in NUMBER_KEYS and not numbers):
-            raise UploadError(f"{key} must be a number that is finite, got {_line(repr(value))}")
+            raise UploadError(f"{key} must be a number that is finite, got {_shown(value)}")
 
 
 def _finite(number: float) -> bool:
@@ -239,13 +248,13 @@ def read_upload(
     theirs = reply.metrics.get(VOCABULARY_KEY, vocabulary)
     if theirs != vocabulary:
         raise UploadError(
-            f"the client's vocabulary {theirs!r} is not the server's {vocabulary!r}: "
+            f"the client's vocabulary {_shown(theirs)} is not the server's {vocabulary!r}: "
             "all nodes need the same masked-lm"
         )
     tokens = read_prompt(array, vocabulary_size=vocabulary_size, max_tokens=max_tokens)
     gain = reply.metrics.get(GAIN_KEY, 0.0)
     if not isinstance(gain, (int, float)) or not -1 <= gain <= 1:
-        raise UploadError(f"{GAIN_KEY} must be a number in [-1, 1], got {gain!r}")
+        raise UploadError(f"{GAIN_KEY} must be a number in [-1, 1], got {_shown(gain)}")
     weight = _weight(reply, client_weights)
     return LocalPrompt(reply.client, tokens, float(gain), weight, _accuracy(reply))
 
@@ -261,13 +270,13 @@ def read_scores(metrics: Mapping[str, Any], candidates: Sequence[Tokens]) -> dic
     """
     total = metrics.get(SCORED_KEY)
     if not isinstance(total, int) or total < 1:
-        raise UploadError(f"{SCORED_KEY} must be a positive count, got {total!r}")
+        raise UploadError(f"{SCORED_KEY} must be a positive count, got {_shown(total)}")
     scores: dict[Tokens, Score] = {}
     for index, tokens in enumerate(candidates):
         correct = metrics.get(correct_key(index))
         if not isinstance(correct, int) or not 0 <= correct <= total:
             raise UploadError(
-                f"{correct_key(index)} must be a count in [0, {total}], got {correct!r}"
+                f"{correct_key(index)} must be a count in [0, {total}], got {_shown(correct)}"
             )
         scores[tokens] = Score(correct, total)
     return scores
@@ -291,12 +300,14 @@ def _weight(reply: Reply, client_weights: ClientWeights) -> float:
     if client_weights == "examples":
         number = reply.num_examples
         if not isinstance(number, int) or not 1 <= number < MOST_EXAMPLES:
-            raise UploadError(f"the number of examples must be a positive count, got {number!r}")
+            raise UploadError(
+                f"the number of examples must be a positive count, got {_shown(number)}"
+            )
         return float(number)
     accuracy = _accuracy(reply)
     if accuracy is None:
         told = reply.metrics.get(ACCURACY_KEY)
-        raise UploadError(f"{ACCURACY_KEY} must be a number in [0, 1], got {told!r}")
+        raise UploadError(f"{ACCURACY_KEY} must be a number in [0, 1], got {_shown(told)}")
     return accuracy
 
 

@@ -64,6 +64,14 @@ def test_what_does_not_fit_is_refused(record: dict[str, np.ndarray], words: str)
         read_upload(arrays, "bfloat16", ADAPTER)
 
 
+def test_a_type_that_is_not_what_it_says_is_refused() -> None:
+    arrays = to_record(ADAPTER, "bfloat16")
+    other = Array(np.zeros(3, dtype=np.float64))
+    arrays["b"] = Array("uint16", (3,), other.stype, other.data)
+    with pytest.raises(ValueError, match="'b' is of type float64, bfloat16 is needed"):
+        from_record(arrays, "bfloat16")
+
+
 def test_an_array_that_is_not_what_it_says_is_refused() -> None:
     arrays = to_record(ADAPTER, "float32")
     other = Array(np.zeros(5, dtype=np.float32))

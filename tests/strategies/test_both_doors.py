@@ -35,8 +35,7 @@ from flwr.serverapp import strategy as message_strategies
 from flwr.supercore.task_identity import TaskIdentity
 from numpy.typing import NDArray
 
-from strategies import Aggregate, aggregate, feddtpt, message
-from strategies import rounds as rounds_module
+from strategies import Aggregate, aggregate, feddtpt, message, step
 from strategies.candidates import Tokens
 from strategies.rounds import RoundResult
 from strategies.wire import (
@@ -423,7 +422,7 @@ def test_the_papers_step_is_set_up_by_the_strategys_options(
         asked.append(told)
         return aggregate(*prompts, **told)
 
-    monkeypatch.setattr(rounds_module, "aggregate", watched)
+    monkeypatch.setattr(step, "aggregate", watched)
     defaults = {
         "method": "feddtpt",
         "elbow_method": "split",

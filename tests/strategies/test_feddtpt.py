@@ -67,7 +67,8 @@ class Clients:
         return len(self.proxies)
 
     def sample(self, num_clients: int, min_num_clients: int) -> list[Proxy]:
-        return self.proxies[:num_clients] if len(self.proxies) >= min_num_clients else []
+        enough = len(self.proxies) >= max(num_clients, min_num_clients)
+        return self.proxies[:num_clients] if enough else []
 
 
 def manager(number: int = 3) -> ClientManager:
@@ -312,7 +313,12 @@ def test_without_any_count_the_prompt_stays(failures: int) -> None:
     assert result.failures == 1 + failures
     assert (loss, metrics) == (
         None,
-        {"bytes": result.num_bytes, "failures": 1 + failures, "chosen": 0},
+        {
+            "bytes": result.num_bytes,
+            "failures": 1 + failures,
+            "chosen": 0,
+            "central-accuracy": 0.75,
+        },
     )
 
 
@@ -509,8 +515,9 @@ def test_repr_names_the_settings() -> None:
     text = repr(Server(aggregation="kmeans", guard=False, race_candidates=7).strategy)
     assert text == (
         "FedDTPT(aggregation='kmeans', min_samples=None, elbow_method='split', noise='drop', "
-        "client_weights='equal', guard=False, choose_for='mean', race_candidates=7, "
-        "race_examples=256, max_tokens=6, fraction_fit=1.0, fraction_evaluate=1.0)"
+        "n_clusters=None, client_weights='equal', guard=False, choose_for='mean', "
+        "race_candidates=7, race_examples=256, max_tokens=6, fraction_fit=1.0, "
+        "fraction_evaluate=1.0)"
     )
 
 
@@ -595,6 +602,53 @@ def test_when_nobody_is_left_to_count_the_prompt_stays_and_the_round_is_recorded
     server.strategy.configure_fit(2, stale, manager(2))
     assert server.strategy.prompt == SEED
     assert [(record.server_round, record.chosen.tokens) for record in server.rounds] == [(1, SEED)]
+
+
+def test_a_round_in_which_nobody_searches_scores_the_prompt_so_far() -> None:
+    server = Server(min_fit_clients=4)
+    sent = server.start()
+    server.strategy.configure_fit(1, sent, manager(4))
+    candidates = server.fit(*uploads(A, B, A, B))
+    server.score(scores(candidates, {B: 9}))
+    stale = ndarrays_to_parameters([np.array(tokens) for tokens in candidates])
+    # Enough clients are there for the run, but too few to search.
+    assert server.strategy.configure_fit(2, stale, manager(3)) == []
+    instructions = server.strategy.configure_evaluate(2, stale, manager(3))
+    assert [prompts_in(told.parameters) for _, told in instructions] == [(B,)] * 3
+    loss, metrics = server.score(scores((B,), {B: 7}))
+    assert loss == pytest.approx(0.3)
+    assert metrics["accuracy"] == 0.7
+    assert [(r.server_round, r.chosen.tokens) for r in server.rounds] == [(1, B), (2, B)]
+
+
+class Leaving(Clients):
+    """A double of a client manager that one client leaves between two looks at who is there."""
+
+    def num_available(self) -> int:
+        there = super().num_available()
+        self.proxies = self.proxies[:4]
+        return there
+
+
+def test_who_leaves_while_clients_are_drawn_costs_no_round() -> None:
+    server = Server()
+    sent = server.start()
+    leaving = cast(ClientManager, Leaving(5))
+    assert len(server.strategy.configure_fit(1, sent, leaving)) == 4
+    candidates = server.fit(*uploads(A, B))
+    compared = ndarrays_to_parameters([np.array(tokens) for tokens in candidates])
+    leaving = cast(ClientManager, Leaving(5))
+    assert len(server.strategy.configure_evaluate(1, compared, leaving)) == 4
+
+
+def test_a_client_that_cannot_says_why(caplog: pytest.LogCaptureFixture) -> None:
+    server = Server()
+    server.fit(*uploads(A, B))
+    cannot = Status(Code.EVALUATE_NOT_IMPLEMENTED, "Client does not implement `evaluate`")
+    answer = cast(ClientProxy, Proxy("0")), EvaluateRes(cannot, 0.0, 0, {})
+    server.strategy.aggregate_evaluate(1, [], [answer, RuntimeError("lost\n\x1b[2Jon the way")])
+    assert "no answer of a client: Client does not implement `evaluate`" in caplog.text
+    assert "no answer of a client: lost [2Jon the way" in caplog.text
 
 
 def test_a_search_cut_short_is_an_upload_like_any_other() -> None:

@@ -145,6 +145,7 @@ MALFORMED: dict[str, Callable[[], Message]] = {
     "no weight": lambda: reply(to_record(adapter(1.0), "bfloat16"), {"loss": 1.0}),
     "weight zero": lambda: upload(1.0, examples=0),
     "weight below zero": lambda: upload(1.0, examples=-3),
+    "weight beyond all bounds": lambda: upload(1.0, examples=2**53),
     "metric not a number": lambda: reply(
         to_record(adapter(1.0), "bfloat16"), {"num-examples": 4, "loss": float("nan")}
     ),

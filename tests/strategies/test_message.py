@@ -1,6 +1,6 @@
 import re
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import numpy as np
 import pytest
@@ -19,6 +19,7 @@ from strategies.wire import (
     COMPARED_KEY,
     COST_KEY,
     GAIN_KEY,
+    GENERATOR_COST_KEY,
     QUERIES_KEY,
     RACE_EXAMPLES_KEY,
     ROUND_KEY,
@@ -274,6 +275,28 @@ def test_a_round_that_waited_asks_those_who_came_meanwhile(
     assert len(list(server.strategy.configure_train(1, record(SEED), ConfigRecord(), grid))) == 4
 
 
+def test_a_node_that_leaves_while_nodes_are_drawn_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Shrinking(Nodes):
+        """A double of a grid that a node leaves whenever it is looked at."""
+
+        def get_node_ids(self) -> list[int]:
+            there = super().get_node_ids()
+            self.number -= 1
+            return there
+
+    def wait(_: float) -> NoReturn:
+        raise AssertionError("it waits")
+
+    monkeypatch.setattr("flwr.serverapp.strategy.strategy_utils.sleep", wait)
+    server = Server()
+    candidates = server.train(*uploads(A, B), nodes=5)
+    grid = cast(Grid, Shrinking(5))
+    sent = server.strategy.configure_evaluate(1, record(*candidates), ConfigRecord(), grid)
+    assert len(list(sent)) == 5
+
+
 @pytest.mark.parametrize("replies", [0, 1, 2])
 def test_without_enough_counts_the_prompt_stays(replies: int) -> None:
     server = Server(min_evaluate_nodes=3)
@@ -385,10 +408,15 @@ def test_lists_of_unequal_length_cost_the_metrics_and_no_prompt(
 def test_what_nodes_count_is_added_up_and_the_rest_averaged() -> None:
     server = Server()
     candidates = server.train(
-        upload(A, numbers={QUERIES_KEY: 30, COST_KEY: 0.5}),
-        upload(B, gain=0.3, numbers={QUERIES_KEY: 12, COST_KEY: 0.25}),
+        upload(A, numbers={QUERIES_KEY: 30, COST_KEY: 0.5, GENERATOR_COST_KEY: 0.25}),
+        upload(B, gain=0.3, numbers={QUERIES_KEY: 12, COST_KEY: 0.25, GENERATOR_COST_KEY: 1.0}),
     )
-    assert server.metrics == {QUERIES_KEY: 42, COST_KEY: 0.75, GAIN_KEY: pytest.approx(0.2)}
+    assert server.metrics == {
+        QUERIES_KEY: 42,
+        COST_KEY: 0.75,
+        GENERATOR_COST_KEY: 1.25,
+        GAIN_KEY: pytest.approx(0.2),
+    }
     metrics = server.score(scores(candidates, {A: 9, SEED: 5}), scores(candidates, {A: 6}))
     assert metrics is not None
     incumbent, chosen = metrics["candidate-0-accuracy"], candidates.index(A)

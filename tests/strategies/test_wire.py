@@ -226,6 +226,38 @@ def test_a_long_value_is_told_in_a_short_line() -> None:
     assert len(str(error.value)) < 400
 
 
+LONG = "x" * 10**6
+
+
+@pytest.mark.parametrize(
+    ("metrics", "weights"),
+    [
+        ({VOCABULARY_KEY: LONG}, "equal"),
+        ({GAIN_KEY: LONG}, "equal"),
+        ({ACCURACY_KEY: LONG}, "accuracy"),
+    ],
+)
+def test_a_long_value_of_an_upload_is_told_in_a_short_line(
+    metrics: dict[str, Any], weights: str
+) -> None:
+    with pytest.raises(UploadError) as error:
+        read(ndarrays_to_parameters([of(1, 2)]), metrics, client_weights=weights)
+    assert len(str(error.value)) < 450
+
+
+@pytest.mark.parametrize("metrics", [{SCORED_KEY: LONG}, {SCORED_KEY: 3, correct_key(0): LONG}])
+def test_a_long_count_is_told_in_a_short_line(metrics: dict[str, Any]) -> None:
+    with pytest.raises(UploadError) as error:
+        read_scores(metrics, [(1, 2)])
+    assert len(str(error.value)) < 400
+
+
+def test_a_name_is_one_short_line_that_no_terminal_obeys() -> None:
+    reply = Reply("7", (), {CLIENT_KEY: "x\n\x1b[2Jround 3: hello" + LONG})
+    assert reply.client.startswith("x [2Jround 3: hello")
+    assert len(reply.client) < 65
+
+
 @pytest.mark.parametrize("number", [0, 0.0, -1, float("nan"), float("inf"), 2**53, "9", [1]])
 def test_a_bad_number_of_examples_to_average_by_is_named(number: Any) -> None:
     with pytest.raises(UploadError, match="number of examples must be a number above 0, got"):
