@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from feddtpt_flwr.data.errors import DataError
+
 _APP = Path(__file__).parents[1]
 
 
@@ -9,6 +11,14 @@ def find_file(name: str) -> Path:
     """Return the full path of a file, which may also lie in the app's folder.
 
     What Flower packs there (``.toml`` and ``.jsonl`` files among others) is on every node.
+
+    Raises
+    ------
+    DataError
+        If its folder may not be looked into.
     """
     path, packed = Path(name), _APP / name
-    return (packed if packed.exists() and not path.exists() else path).resolve()
+    try:
+        return (packed if packed.exists() and not path.exists() else path).resolve()
+    except OSError as error:
+        raise DataError(f"{name}: {error.strerror}") from None

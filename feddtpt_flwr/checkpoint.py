@@ -43,7 +43,7 @@ FREE_SETTINGS = frozenset(
         "trackers",
     }
 )
-"""Settings that a run may change when it goes on: none decides what prompt a round finds."""
+"""Settings that a run may change when it goes on: limits of the run, waiting, services' access."""
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,6 @@ from feddtpt_flwr import logs, models
 from feddtpt_flwr.assets import cache_folder
 from feddtpt_flwr.budget import BudgetExhaustedError, ClientBudget
 from feddtpt_flwr.client_limits import (
-    batch_size,
     scoring_budget,
     search_budget,
     too_few_to_search,
@@ -93,7 +92,9 @@ class PromptTuningClient(NumPyClient):
         logs.add(round=server_round)
         examples = self._examples(server_round).batch
         num_examples = len(self._data.train) + len(self._public)
-        if reason := mismatch(config, self._config) or self._too_few(num_examples):
+        if reason := mismatch(config, self._config) or too_few_to_search(
+            self._config, num_examples
+        ):
             return [], 0, refusal(self._name, config, reason)
         tokens = self._read(parameters)[0]
         state = self._recall(config, "search", (tokens,))
@@ -175,6 +176,7 @@ class PromptTuningClient(NumPyClient):
         if kept := state.reply:
             log(INFO, "client %s: these prompts are scored already", self._name)
             return 1.0 - float(kept.metrics["accuracy"]), kept.num_examples, dict(kept.metrics)
+        models.language_model(self._config)  # before its seconds are counted
         budget = scoring_budget(self._config, state, len(prompts) * len(examples))
         evaluator = self._evaluator(budget, state)
         texts = [self._vocabulary.decode(tokens) for tokens in prompts]
@@ -201,10 +203,6 @@ class PromptTuningClient(NumPyClient):
         models.language_model(self._config)
         if self._config.proposer == "prompt-generator":
             models.writing_model(self._config)
-
-    def _too_few(self, num_examples: int) -> str:
-        enough = self._config.queries_per_round >= batch_size(self._config, num_examples)
-        return "" if enough else too_few_to_search(self._config, num_examples)
 
     def _build_search(
         self,

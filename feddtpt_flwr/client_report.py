@@ -1,8 +1,10 @@
 """What a client tells the server besides its prompt: numbers, reasons, and the changes it made."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from logging import ERROR
+from urllib.parse import urlsplit
 
 from flwr.common import Scalar, log
 
@@ -86,6 +88,9 @@ def without_addresses(text: str, config: RunConfig) -> str:
     for key in ("generator_endpoint", "masked_lm_endpoint", "endpoint"):
         if address := getattr(config, key):
             text = text.replace(address, kebab(key))
+            # Errors of the connection name the host alone.
+            host = re.escape(urlsplit(address).hostname or address)
+            text = re.sub(rf"(?<![\w.-]){host}(?![\w-])", kebab(key), text, flags=re.IGNORECASE)
     return text
 
 

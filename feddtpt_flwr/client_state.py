@@ -14,7 +14,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from logging import WARNING
@@ -148,9 +148,10 @@ class ClientState:
             return step_of(entry) < now or (self.reply is not None and step_of(entry) == now)
 
         past = [entry for entry in there if stands(entry)]
-        # Flower's state has more than the file where the disk is another one than before.
+        # Flower's state has more than the file where the disk is another one than before, or was
+        # full before the end.
         flowers = self._read_flowers()
-        if flowers and (not past or step_of(flowers[-1]) > max(map(step_of, past))):
+        if flowers and (not past or step_of(flowers[-1]) >= _first_not_ended(past)):
             past = flowers
         other = [aside for entry in there if not stands(entry) for aside in put_aside(entry)]
         kept = there if self.reply else past + other
@@ -179,7 +180,7 @@ class ClientState:
         """
         self._most = CAPACITY + room
         capacity = len(self._known) + self._most
-        return AnswerCache.from_json(json.dumps(self._known), capacity, (self, *archives))
+        return AnswerCache(capacity, (self, *archives), known=self._known)
 
     def get(self, digest: str) -> str | None:
         """Return the answer that another attempt has got to the question with this hash."""
@@ -267,6 +268,8 @@ class ClientState:
             temporary.write_text("\n".join([*lines, ""]), encoding="utf-8")
             temporary.replace(self._file)
         except OSError as error:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
             self._give_up(error)
 
     def _append(self, **entry: Any) -> None:
@@ -293,6 +296,13 @@ def _entries(lines: Iterable[str]) -> Iterable[dict[str, Any]]:
         except (ValueError, TypeError, KeyError):
             return  # what follows half a line cannot be trusted
         yield entry
+
+
+def _first_not_ended(past: Sequence[Mapping[str, Any]]) -> Step:
+    """Return the step of the last entries, or the one after it if they tell of its end."""
+    last = max(map(step_of, past))
+    ended = any("end" in entry for entry in past if step_of(entry) == last)
+    return (last[0], last[1] + 1) if ended else last
 
 
 def _answers(entries: Iterable[Mapping[str, Any]]) -> dict[str, str]:

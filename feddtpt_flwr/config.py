@@ -70,7 +70,8 @@ class RunConfig(BaseModel):
     max_answer_tokens : int
         With an endpoint: longest answer, in tokens; models that think first need many.
     temperature : float
-        With an endpoint: sampling temperature, 0 to 2; above 0 no answers are kept on disk.
+        With an endpoint: sampling temperature, 0 to 2; above 0 no answers are kept for other
+        runs.
     constrain : {"auto", "json-schema", "grammar", "choice", "none"}
         How the endpoint is to confine answers to the answer words; ``"auto"`` finds out.
     concurrency : int
@@ -282,5 +283,6 @@ def _explain(error: Any) -> str:
     key, value = ".".join(map(str, error["loc"])), error["input"]
     if error["type"] == "extra_forbidden":
         known = ", ".join(kebab(name) for name in RunConfig.model_fields)
-        return f"unknown configuration key {key!r} (= {value!r}); keys: {known}"
+        # Without the value: it may be a key of another kind.
+        return f"unknown configuration key {key!r}; keys: {known}"
     return f"{key} = {value!r}: {error['msg'][0].lower()}{error['msg'][1:]}"

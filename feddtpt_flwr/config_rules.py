@@ -22,7 +22,9 @@ LIMITS = (
 )
 """What a client may use besides ``queries_per_round``; 0 stands for no limit in each."""
 
-_VARIABLE = re.compile(r"(?!(hf|gsk|sk|xai|r8)_[A-Za-z0-9]{16})[A-Za-z_][A-Za-z0-9_]*")
+_VARIABLE = re.compile(
+    r"(?!(hf|gsk|sk|xai|r8)_[A-Za-z0-9]{16})(?!(?=\D*\d)[A-Za-z0-9]{24})[A-Za-z_][A-Za-z0-9_]*"
+)
 """The name of an environment variable, and not what keys of well-known services look like."""
 
 
@@ -55,6 +57,13 @@ def _data_mistakes(config: "RunConfig") -> list[str]:
     mistakes = []
     if config.data_source == "files" and not config.train_file:
         mistakes.append('train-file = "": data-source = "files" needs a file')
+    if config.data_source != "files":
+        mistakes += [
+            f"{kebab(name)} = {file!r}: data-source = {config.data_source!r} would not use it; "
+            "'files' does"
+            for name in ("train_file", "test_file")
+            if (file := getattr(config, name))
+        ]
     if config.privacy == "synthetic" and not config.public_per_class:
         mistakes.append(
             "privacy = 'synthetic': public-per-class of 1 or more is needed; the public examples "
@@ -219,6 +228,11 @@ def _url_mistakes(key: str, url: str, key_setting: str) -> list[str]:
         usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
     except ValueError:  # a port above 65535, for instance
         usable = False
+    if not usable and "@" in url:  # what stands before it may be a password
+        return [
+            f"{key}: a URL that begins with http:// or https:// is needed, with scheme, host, port "
+            f"and path only; a key belongs into the environment variable that {key_setting} names"
+        ]
     if not usable:
         return [
             f"{key} = {url!r}: a URL that begins with http:// or https:// is needed, such as "

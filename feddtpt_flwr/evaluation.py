@@ -49,12 +49,20 @@ class AnswerCache:
         Most answers kept, at least 1.
     archives : Sequence[AnswerArchive]
         Where answers may be that are not here, and where new ones go as well.
+    known : Mapping[str, str], optional
+        What `to_json` wrote, the last used ones last.
     """
 
-    def __init__(self, capacity: int = CAPACITY, archives: Sequence[AnswerArchive] = ()) -> None:
+    def __init__(
+        self,
+        capacity: int = CAPACITY,
+        archives: Sequence[AnswerArchive] = (),
+        known: Mapping[str, str] | None = None,
+    ) -> None:
         self._capacity = capacity
         self._archives = archives
-        self._answers: dict[str, str] = {}  # last used last
+        self._answers = _last(known or {}, capacity)  # last used last
+        self._passing: set[str] = set()
 
     def __len__(self) -> int:
         """Return the number of answers kept."""
@@ -75,8 +83,9 @@ class AnswerCache:
         return next((answer for answer in found if answer is not None), None)
 
     def update(self, answers: Iterable[tuple[str, str]], *, keep: bool = True) -> None:
-        """Know ``(question, answer)`` pairs from now on, and ``keep`` them in the archives."""
+        """Know ``(question, answer)`` pairs from now on, and ``keep`` them for later."""
         new = {_digest(question): answer for question, answer in answers}
+        self._passing = self._passing - new.keys() if keep else self._passing | new.keys()
         for archive in self._archives if keep else ():
             archive.put(new)
         for digest, answer in new.items():
@@ -86,17 +95,13 @@ class AnswerCache:
             del self._answers[old]
 
     def to_json(self, most: int | None = None) -> str:
-        """Return the hashes and answers as JSON text; of more than ``most`` the last used ones."""
-        return json.dumps(self._answers if most is None else _last(self._answers, most))
-
-    @classmethod
-    def from_json(
-        cls, text: str, capacity: int = CAPACITY, archives: Sequence[AnswerArchive] = ()
-    ) -> "AnswerCache":
-        """Read what `to_json` wrote."""
-        cache = cls(capacity, archives)
-        cache._answers = _last(json.loads(text), capacity)
-        return cache
+        """Return kept hashes and answers as JSON text; of more than ``most`` the last used ones."""
+        kept = {
+            digest: answer
+            for digest, answer in self._answers.items()
+            if digest not in self._passing
+        }
+        return json.dumps(kept if most is None else _last(kept, most))
 
 
 class Evaluator:

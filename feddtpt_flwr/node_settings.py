@@ -8,6 +8,7 @@ from typing import Any, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from feddtpt_flwr.config import ConfigError
+from feddtpt_flwr.config_rules import kebab
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class NodeSettings(BaseModel):
         frozen=True,
         extra="forbid",
         strict=True,
-        alias_generator=lambda name: name.replace("_", "-"),
+        alias_generator=kebab,
         populate_by_name=True,
     )
 
@@ -57,7 +58,7 @@ class NodeSettings(BaseModel):
         try:
             return cls.model_validate(own)
         except ValidationError as error:
-            known = [*(name.replace("_", "-") for name in cls.model_fields), *overrides]
+            known = [*(kebab(name) for name in cls.model_fields), *overrides]
             raise ConfigError("\n".join(_explain(e, known) for e in error.errors())) from None
 
     def part(self) -> Part:
@@ -71,7 +72,7 @@ class NodeSettings(BaseModel):
         for key in type(self).model_fields:
             if key.startswith("data_") and (value := getattr(self, key)):
                 raise ConfigError(
-                    f"node config: {key.replace('_', '-')} = {value!r}: this run has clients = "
+                    f"node config: {kebab(key)} = {value!r}: this run has clients = "
                     "'simulated' and would not use it; data of the nodes' own need clients = "
                     "'own-data'"
                 )

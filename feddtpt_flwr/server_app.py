@@ -44,6 +44,7 @@ def main(grid: Grid, context: Context) -> None:
     grid = make_patient(grid)
     config = RunConfig.from_run_config(context.run_config)
     saved = Checkpoint.read(Path(config.resume)) if config.resume else None
+    _look_ahead(config)
     run = build(config, _wait_for_clients(grid, config), saved)
 
     def drive(server: RoundServer, num_rounds: int) -> None:
@@ -276,6 +277,15 @@ def _or_all_alike(fluency_fn: FluencyFn) -> FluencyFn:
         return np.zeros(len(prompts))
 
     return judged
+
+
+def _look_ahead(config: RunConfig) -> None:
+    """Find the likeliest mistakes before the last client has come, which may take hours."""
+    trackers.require(config.trackers)
+    load_task(config)
+    if config.clients == "own-data":
+        load_data(config, 0)
+    models.ready_language_model(config)
 
 
 def _wait_for_clients(grid: Grid, config: RunConfig) -> int:

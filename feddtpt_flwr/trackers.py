@@ -11,7 +11,6 @@ from typing import Any, Protocol
 from feddtpt_flwr.config import ConfigError, RunConfig
 from feddtpt_flwr.config_rules import tracker_names
 
-_PACKAGES = {"tensorboard": "tensorboard", "mlflow": "mlflow"}
 _log = getLogger("flwr")
 
 
@@ -34,7 +33,7 @@ def require(trackers: str) -> None:
         If it is not; the message says how to install it.
     """
     for name in tracker_names(trackers):
-        if find_spec(_PACKAGES[name]) is None:
+        if find_spec(name) is None:
             raise ConfigError(
                 f"trackers = {trackers!r}: {name} is not installed here; install it with: "
                 f"pip install 'feddtpt-flwr[{name}]'"

@@ -250,6 +250,27 @@ def test_a_full_disk_gives_one_warning_and_nothing_stops(file: Path, warned: lis
     assert len(ClientState(flower, None, SEARCH_2).feedback.trials) == 3
 
 
+def test_after_a_full_disk_what_flower_keeps_counts(file: Path, warned: list[str]) -> None:
+    flower = RecordDict()
+    state = ClientState(flower, file, SEARCH_1)
+    state.use(Amounts(tokens=50))
+    state.feedback.record(trial(0))
+    half = file.read_text()
+    file.unlink()
+    file.symlink_to("/dev/full")
+    state.use(Amounts(tokens=1000))
+    state.feedback.record(trial(1))
+    state.end(answer(state, "a"))
+    file.unlink()
+    file.write_text(half)
+    later = ClientState(flower, file, SEARCH_2)
+    assert len(warned) == 1
+    assert later.used_in_run.tokens == 1050
+    assert len(later.feedback.trials) == 2
+    assert later.interrupted is None
+    assert later.cache().get("a") == "yes"
+
+
 def test_a_folder_that_cannot_be_made_gives_one_warning(tmp_path: Path, warned: list[str]) -> None:
     (tmp_path / "clients").write_text("a file")
     search(state_file(tmp_path, "run", "north"))

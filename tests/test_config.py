@@ -140,6 +140,34 @@ def test_files_need_a_file() -> None:
     RunConfig.from_run_config({"data-source": "files", "train-file": "a.csv"})
 
 
+@pytest.mark.parametrize("key", ["train-file", "test-file"])
+def test_a_file_that_nothing_would_read_is_refused(key: str) -> None:
+    with pytest.raises(ConfigError, match=f"{key} = 'a.csv': data-source = 'default' would not"):
+        RunConfig.from_run_config({key: "a.csv"})
+
+
+def test_no_value_of_an_unknown_key_is_repeated() -> None:
+    with pytest.raises(ConfigError) as caught:
+        RunConfig.from_run_config({"api-key": "sk-secret"})
+    assert "'api-key'" in str(caught.value)
+    assert "sk-secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["me:secret@host/v1", "https://me:top/secret@host", "//a:secret@b"])
+def test_no_password_of_a_url_is_repeated(url: str) -> None:
+    with pytest.raises(ConfigError, match=r"endpoint: .* is needed|allowed") as caught:
+        RunConfig.from_run_config({"endpoint": url, "language-model": "m"})
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["a1b2c3d4e5f6a7b8c9d0e1f2a3b4c5d6", "A" * 24 + "7"])
+def test_what_looks_like_a_key_names_no_variable(key: str) -> None:
+    with pytest.raises(ConfigError, match=r"api-key-env: the name of .* not a key") as caught:
+        RunConfig.from_run_config({"api-key-env": key})
+    assert key not in str(caught.value)
+    RunConfig.from_run_config({"api-key-env": "MY_COMPANYS_KEY_FOR_2026_PRODUCTION"})
+
+
 def test_the_aggregations_are_the_strategys() -> None:
     assert set(get_args(RunConfig.model_fields["aggregation"].annotation)) == set(METHODS)
 

@@ -85,7 +85,7 @@ def test_cached_answers_cost_nothing(
     with pytest.raises(BudgetExhaustedError, match="1 queries wanted, 0 left"):
         first.correct(task.seed_prompt, short_reviews[:5])
 
-    cache = AnswerCache.from_json(first.cache.to_json())
+    cache = AnswerCache(known=json.loads(first.cache.to_json()))
     second = Evaluator(language_model, task, QueryBudget(0), cache)
     assert second.correct(task.seed_prompt, some).tolist() == correct.tolist()
     with pytest.raises(BudgetExhaustedError):
@@ -140,7 +140,7 @@ def test_a_cache_keeps_what_is_used() -> None:
     cache.update([("8", "no"), ("10", "no")])
     assert (cache.get("8"), cache.get("9")) == ("no", None)
     assert len(json.loads(cache.to_json(2))) == 2
-    assert AnswerCache.from_json(cache.to_json(1)).get("8") == "no"
+    assert AnswerCache(known=json.loads(cache.to_json(1))).get("8") == "no"
 
 
 def test_what_is_known_or_archived_is_told_for_nothing(task: Task) -> None:
@@ -162,7 +162,7 @@ def test_what_is_known_or_archived_is_told_for_nothing(task: Task) -> None:
 def test_cache_survives_json(answers: dict[str, str]) -> None:
     cache = AnswerCache()
     cache.update(answers.items())
-    copy = AnswerCache.from_json(cache.to_json())
+    copy = AnswerCache(known=json.loads(cache.to_json()))
     assert len(copy) == len(cache) == len(answers)
     assert all(copy.get(question) == answer for question, answer in answers.items())
 

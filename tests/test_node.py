@@ -130,6 +130,8 @@ NODES_OWN: dict[str, Any] = {
 def test_what_a_node_may_replace(key: str) -> None:
     run_config = {
         "language-model": "runs",
+        "data-source": "files",
+        "train-file": "public.jsonl",
         "endpoint": "http://runs/v1",
         "masked-lm": "runs",
         "masked-lm-endpoint": "http://runs",

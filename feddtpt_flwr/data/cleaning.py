@@ -120,7 +120,7 @@ def _check_rows(frame: pd.DataFrame, task: Task, origin: str) -> None:
                 f"{column!r}"
             )
     declared = [label_key(label) for label in task.labels]
-    found = {label_key(value) for value in frame[task.label_column].unique()}
+    found = {label_key(value) for value in frame[task.label_column].tolist()}
     if undeclared := sorted(found - set(declared)):
         raise DataError(
             f"{origin}: column {task.label_column!r} holds labels that task {task.name!r} does "

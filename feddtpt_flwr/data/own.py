@@ -65,9 +65,9 @@ class OwnFile:
             self.labels.get(label_key(value), value) for value in frame[task.label_column].tolist()
         ]
         declared = {label_key(label) for label in task.labels}
-        strange = Counter(label_key(label) for label in labels) - Counter(
-            label_key(label) for label in labels if label_key(label) in declared
-        )
+        # A missing label is told of with its row, further on.
+        keys = [label_key(label) for label in labels if not _missing(label)]
+        strange = Counter(key for key in keys if key not in declared)
         if strange:
             raise DataError(
                 f"{self.path}: {strange.total()} of {len(labels)} rows hold {len(strange)} labels "
@@ -142,6 +142,10 @@ def split_own(
         seed=seed,
         class_names=task.answers,
     ).clients[0]
+
+
+def _missing(label: object) -> bool:
+    return label is None or label == "" or label != label  # not a number, as pandas writes it
 
 
 def _key(text: str) -> str:

@@ -138,7 +138,8 @@ def draw(
             raise DataError(
                 f"class {names[label]!r}: {needed} training examples are needed for "
                 f"{num_clients} clients (train and validation) and the public set, "
-                f"{len(examples)} are available; lower num-clients, k-shot or public-per-class"
+                f"{len(examples)} are available; fewer clients are needed, or a lower k-shot or "
+                "public-per-class"
             )
     # Clients are served from the front of each class and the public set from the back, so that
     # neither moves the other.
@@ -172,6 +173,10 @@ def load_federated_data(
         If the source cannot be loaded or has too few examples; see `draw` for the parameters.
     """
     tables = source.load(task)
+    if tables.test.empty:
+        raise DataError(
+            f"task {task.name!r}: there is no row to test on; more rows are needed, or a test-file"
+        )
     return draw(
         to_examples(task, tables.train),
         to_examples(task, tables.test),
@@ -290,7 +295,10 @@ def _stratified(
     if size == 0:
         return tuple(examples)
     if size > len(examples):
-        raise DataError(f"test_size is {size}: only {len(examples)} test examples are available")
+        raise DataError(
+            f"test-size = {size}: there are {len(examples)} test examples; 1 to {len(examples)} "
+            "are allowed, or 0 for all"
+        )
     groups = _shuffled_classes(examples, num_labels, seed)
     counts = largest_remainder([len(group) for group in groups], size)
     chosen = [e for group, n in zip(groups, counts.tolist(), strict=True) for e in group[:n]]

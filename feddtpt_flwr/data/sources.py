@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from feddtpt_flwr.data.cleaning import NO_CLEANING, Cleaning, Tables, prepare, separate
 from feddtpt_flwr.data.embedded import EMBEDDED, IMDB_WORDS
@@ -190,9 +190,9 @@ def read_table(path: Path, columns: tuple[str, ...] = ()) -> pd.DataFrame:
         raise DataError(
             f"{path}: unknown suffix {path.suffix!r}; known suffixes: {', '.join(READERS)}"
         )
-    if not path.is_file():
-        raise DataError(f"{path}: there is no such file")
     try:
+        if not path.is_file():  # an error where its folder may not be looked into
+            raise DataError(f"{path}: there is no such file")
         return READERS[path.suffix.lower()](path, columns)
     except DataError:
         raise
@@ -244,10 +244,18 @@ def _read_jsonl(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
 
     _refuse_columns(path, columns)
     # Not pandas.read_json: it takes strings that look like dates or numbers for such.
-    with path.open(encoding="utf-8") as lines:
-        rows = [json.loads(line) for line in lines if line.strip()]
-    if not all(isinstance(row, dict) for row in rows):
-        raise ValueError("every line must be a JSON object")
+    rows: list[dict[str, Any]] = []
+    with path.open(encoding="utf-8-sig") as lines:  # some editors write a byte order mark
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"line {number}, column {error.colno}: {error.msg}") from None
+            if not isinstance(row, dict):
+                raise ValueError(f"line {number}: every line must be a JSON object")
+            rows.append(row)
     return pd.DataFrame(rows)
 
 

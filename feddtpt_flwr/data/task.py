@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import string
 import tomllib
 from collections.abc import Mapping
@@ -13,6 +14,8 @@ from typing import Any, NoReturn
 from feddtpt_flwr.data.errors import DataError
 
 PROMPT_FIELD = "prompt"
+
+_NAME = re.compile(r"[\w-][\w .-]*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +82,9 @@ class Task:
             value = getattr(self, field)
             if not isinstance(value, str) or not value.strip():
                 self._reject(field, "a non-empty string is needed")
+        if not _NAME.fullmatch(self.name):
+            # Run folders are named after it.
+            self._reject("name", "letters, digits, spaces, '.', '_' and '-' are allowed")
         self._check_template()
         self._check_labels()
         self._check_answers()
@@ -197,7 +203,7 @@ class Task:
         """
         path = Path(path)
         try:
-            table: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+            table: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8-sig"))
         except (OSError, ValueError) as error:
             raise DataError(f"cannot read task file {path}: {error}") from error
         keys = [field.name for field in fields(cls)]

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from logging import WARNING, getLogger
+from typing import Any
 
 from feddtpt_flwr.language_model.answers import unwrap_json
 from feddtpt_flwr.language_model.base import FREE_TOKENS, FatalModelError, ModelError
@@ -94,7 +95,9 @@ class ApiLanguageModel:
         self._endpoint = Endpoint(endpoint, model, key=key, timeout=timeout)
         self._chat = chat
         self._system_message = system_message
-        self._fields = {"temperature": temperature, "seed": seed}
+        self._fields: dict[str, Any] = {"temperature": temperature}
+        if temperature:  # otherwise it decides nothing, and some servers refuse it
+            self._fields["seed"] = seed
         self._max_answer_tokens = max_answer_tokens
         self._constrain = constrain
         self._concurrency = concurrency
@@ -279,6 +282,12 @@ class ApiLanguageModel:
                     if "max_completion_tokens" in error.detail:
                         continue
                     break
+                if kind == "none" and self._chat and not text.strip():
+                    raise FatalModelError(
+                        f"max-answer-tokens = {self._max_answer_tokens}: {self._endpoint.url} "
+                        "answers nothing in so many; models that think before they answer need "
+                        "several hundred"
+                    )
                 if kind == "none" or unwrap_json(text).strip() in PROBE_CHOICES:
                     return dialect
                 break

@@ -129,30 +129,38 @@ class Endpoint:
         except httpx.RequestError as error:
             reason = self._without_key(str(error).rstrip(".") or type(error).__name__)
             raise TransientError(f"{self.url}: no connection ({reason})") from None
-        if not response.is_success:
-            self._explain(response)
         try:
             # Whatever it is declared as: some servers say text/plain.
-            return self._read(response.json())
+            body = response.json()
         except ValueError:
+            if not response.is_success:
+                self._explain(response, response.status_code, None)
             raise TransientError(f"{self.url}: the response is no valid JSON") from None
+        if not response.is_success:
+            self._explain(response, response.status_code, body)
+        return self._read(response, body)
 
-    def _read(self, response: object) -> tuple[str, Usage]:
+    def _read(self, response: "httpx.Response", body: object) -> tuple[str, Usage]:
         """Take text and usage from a response, believing nothing about it."""
-        try:
-            choice = response["choices"][0]  # type: ignore[index]
-            text = choice["message"]["content"] if "message" in choice else choice["text"]
-        except (KeyError, IndexError, TypeError):
-            raise TransientError(f"{self.url}: the response holds no answer") from None
-        counts = response.get("usage")  # type: ignore[attr-defined]
+        body = body if isinstance(body, dict) else {}
+        choices = body.get("choices")
+        choice = choices[0] if isinstance(choices, list) and choices else None
+        choice = choice if isinstance(choice, dict) else {}
+        for part in (body, choice):
+            # So gateways pass on that the server behind them failed.
+            if part.get("error") or part.get("finish_reason") == "error":
+                self._explain(response, _status(part), part)
+        if not choice.keys() & {"message", "text"}:
+            raise TransientError(f"{self.url}: the response holds no answer")
+        message = choice.get("message")
+        content = message.get("content") if isinstance(message, dict) else choice.get("text")
+        counts = body.get("usage")
         usage = Usage(1, 0, _count(counts, "prompt_tokens"), _count(counts, "completion_tokens"))
-        # A model that declines to answer sends a refusal instead of a content.
-        return text if isinstance(text, str) else "", usage
+        return _text(content), usage
 
-    def _explain(self, response: "httpx.Response") -> NoReturn:
-        """Raise what an HTTP status means."""
-        status = response.status_code
-        code, detail = _error(response)
+    def _explain(self, response: "httpx.Response", status: int, body: object) -> NoReturn:
+        """Raise what an HTTP status, or the error in a body that stands for one, means."""
+        code, detail = _error(body, response.text)
         said = f" ({code})" if code else ""
         message = f"{self.url}: HTTP {status}{said}"
         if code == "insufficient_quota" or status == 402:
@@ -175,19 +183,32 @@ class Endpoint:
         return (text.replace(self._key, "***") if self._key else text)[:300]
 
 
-def _error(response: "httpx.Response") -> tuple[str, str]:
+def _text(content: object) -> str:
+    """Return the text of a message's content; "" where a model declines or is cut off."""
+    if isinstance(content, list):  # of parts, as some servers answer
+        parts = [part for part in content if isinstance(part, dict) and part.get("type") == "text"]
+        return "".join(text for part in parts if isinstance(text := part.get("text"), str))
+    return content if isinstance(content, str) else ""
+
+
+def _status(part: dict[str, Any]) -> int:
+    """Return the HTTP status that an error in a body says it would have; else that of a gateway."""
+    error = part.get("error")
+    code = error.get("code") if isinstance(error, dict) else None
+    return code if isinstance(code, int) and 400 <= code < 600 else 502
+
+
+def _error(body: object, text: str) -> tuple[str, str]:
     """Return the code and the message of an error, in OpenAI's form, a similar one or none."""
-    try:
-        body = response.json()
-    except ValueError:
-        return "", response.text
+    if body is None:
+        return "", text
     error = body.get("error", body) if isinstance(body, dict) else body
     if not isinstance(error, dict):
         return "", str(error)
     code, message = error.get("code"), error.get("message")
     # Only what is a word: numbers repeat the status, and a text might quote the question.
     known = code if isinstance(code, str) and _CODE.fullmatch(code) else ""
-    return known, message if isinstance(message, str) else response.text
+    return known, message if isinstance(message, str) else text
 
 
 def _count(counts: object, name: str) -> int:

@@ -213,12 +213,13 @@ class SyntheticClient(NumPyClient):
         )
         client = self._make(node, state)
         # Nobody else compares this prompt: only what its own examples say counts.
-        alone = {key: value for key, value in config.items() if key != COMPARED_KEY}
+        ours = (COMPARED_KEY, RACE_EXAMPLES_KEY)
+        alone = {key: value for key, value in config.items() if key not in ours}
         arrays, _, metrics = client.fit(parameters, alone)
         told = {key: metrics[key] for key in _SUMMED if key in metrics}
         if arrays:
             validation = replace(node, data=replace(data, train=()))
-            loss, counted, scored = self._make(validation, state).evaluate(arrays, config)
+            loss, counted, scored = self._make(validation, state).evaluate(arrays, alone)
             told = _with_sums(told, {key: scored[key] for key in _SUMMED if key in scored})
             accuracy = 1 - loss if counted else None
             if accuracy is not None:

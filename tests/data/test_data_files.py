@@ -140,7 +140,7 @@ def test_negative_max_words_is_refused() -> None:
         ("a.csv", ["text,label", "x,meh", "y,?"], r"not declare: \['\?', 'meh'\]; declared: "),
         ("a.csv", ["text,label", "x,bad", '" ",bad'], r"row 2 .* is empty in column 'text'"),
         ("a.jsonl", ['{"text": null, "label": "bad"}'], r"row 1 .* is empty in column 'text'"),
-        ("a.jsonl", ["{"], "cannot be read as .jsonl"),
+        ("a.jsonl", ["{}", "", "{"], r"cannot be read as .jsonl: line 3, column 1: "),
         ("a.parquet", ["x"], "cannot be read as .parquet"),
         ("a.jsonl", ["[1]"], "every line must be a JSON object"),
         ("a.csv", [], "cannot be read as .csv"),

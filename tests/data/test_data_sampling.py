@@ -144,7 +144,10 @@ def test_repeated_texts_count_once() -> None:
         ({"partition": "shards"}, "partition is 'shards': allowed are 'iid', 'dirichlet'"),
         ({"partition": "dirichlet", "dirichlet_alpha": 0.0}, "dirichlet_alpha is 0.0: a number"),
         ({"partition": "dirichlet", "dirichlet_alpha": np.inf}, "dirichlet_alpha is inf"),
-        ({"test_size": 101}, "test_size is 101: only 100 test examples are available"),
+        (
+            {"test_size": 101},
+            "test-size = 101: there are 100 test examples; 1 to 100 are allowed",
+        ),
         ({"num_labels": 2}, "an example has label 2: 0 to 1 is allowed"),
         ({"k_shot": 40}, "class '0': 326 training examples are needed .* 300 are available"),
         (

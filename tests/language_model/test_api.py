@@ -376,6 +376,56 @@ def test_a_refusal_may_have_any_form(content: Any, said: str, proxy: FaultProxy)
     assert ENDPOINT_KEY not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("content", "error", "said"),
+    [
+        ({"error": {"code": 402, "message": "pay"}}, FatalModelError, "HTTP 402: the account"),
+        ({"error": {"code": 400, "message": "no"}}, FatalModelError, "HTTP 400: no"),
+        ({"error": "upstream"}, ModelUnavailableError, "HTTP 502"),
+        ({"choices": [{"error": {"code": 401}}]}, FatalModelError, "HTTP 401"),
+        ({"choices": [{"finish_reason": "error", "text": ""}]}, ModelUnavailableError, "HTTP 502"),
+    ],
+)
+def test_an_error_may_come_with_status_200(
+    content: Any, error: type[Exception], said: str, proxy: FaultProxy
+) -> None:
+    proxy.rewrite = lambda body: Response(json.dumps(content).encode(), 200)
+    with pytest.raises(error, match=said):
+        model(proxy.url, constrain="none").prepare(patience=0.0)
+
+
+@pytest.mark.parametrize(
+    ("message", "text"),
+    [
+        ({"role": "assistant"}, ""),  # what was filtered
+        ({"content": None, "refusal": "no"}, ""),
+        ({"content": [{"type": "text", "text": "a"}, {"type": "image"}]}, "a"),
+    ],
+)
+def test_an_answer_may_have_any_form(message: Any, text: str, proxy: FaultProxy) -> None:
+    llm = model(proxy.url, constrain="none", chat=True)
+    llm.prepare()
+    usage = {"prompt_tokens": 5, "completion_tokens": 1}
+    content = {"choices": [{"message": message}], "usage": usage}
+    before = llm.usage
+    proxy.rewrite = lambda body: Response(json.dumps(content).encode(), 200)
+    assert llm.answer(["q"], []) == [text]
+    assert (llm.usage - before).prompt_tokens == 5
+
+
+def test_a_model_that_has_no_tokens_left_to_answer_is_named(proxy: FaultProxy) -> None:
+    content = {"choices": [{"message": {"content": ""}, "finish_reason": "length"}]}
+    proxy.rewrite = lambda body: Response(json.dumps(content).encode(), 200)
+    with pytest.raises(FatalModelError, match=r"max-answer-tokens = 16: .* several hundred"):
+        model(proxy.url, constrain="auto", chat=True).prepare()
+
+
+def test_no_seed_is_sent_where_nothing_is_drawn(proxy: FaultProxy, task: Task) -> None:
+    model(proxy.url, seed=7).answer(["px"], task.answers)
+    (body,) = proxy.asked
+    assert "seed" not in body
+
+
 def test_an_account_that_is_used_up_is_not_asked_again(proxy: FaultProxy) -> None:
     content = b'{"error": {"code": "insufficient_quota", "message": "You exceeded your quota"}}'
     proxy.rewrite = lambda body: Response(content, 429)
