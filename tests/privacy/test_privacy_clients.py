@@ -37,6 +37,7 @@ from strategies.wire import (
     GAIN_KEY,
     MODEL_KEY,
     QUERIES_KEY,
+    RACE_EXAMPLES_KEY,
     ROUND_KEY,
     SCORED_KEY,
     VOCABULARY_KEY,
@@ -145,12 +146,20 @@ def test_what_is_uploaded_was_tuned_on_synthetic_examples(
         compared[client._name] = COMPARED_KEY in config
         return search(client, prompts, config)
 
-    search = PromptTuningClient.fit
+    limited: list[bool] = []
+
+    def evaluate(client: PromptTuningClient, prompts: NDArrays, config: dict[str, Scalar]) -> Any:
+        limited.append(RACE_EXAMPLES_KEY in config)
+        return scoring(client, prompts, config)
+
+    search, scoring = PromptTuningClient.fit, PromptTuningClient.evaluate
     monkeypatch.setattr(PromptTuningClient, "fit", fit)
+    monkeypatch.setattr(PromptTuningClient, "evaluate", evaluate)
     state = RecordDict()
     (prompt,), _, metrics = protected(here, state, watched).fit(
-        [start], {ROUND_KEY: 1, RUN_KEY: "a run", COMPARED_KEY: True}
+        [start], {ROUND_KEY: 1, RUN_KEY: "a run", COMPARED_KEY: True, RACE_EXAMPLES_KEY: 1}
     )
+    assert limited == [False], "what stays is validated on all validation examples"
     assert compared == {"north": True, search_name("north"): False}, "what stays has to convince"
     assert metrics[CLIENT_KEY] == "north"
     assert 0 < int(metrics[QUERIES_KEY]) <= 40
