@@ -1,6 +1,7 @@
 """What the clients report of their searches and scorings, added up."""
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from logging import WARNING
 from typing import Any
@@ -9,6 +10,7 @@ from flwr.common import Metrics, log
 
 from feddtpt_flwr.run_folder import RunFolder
 from strategies.wire import (
+    CLIENT_KEY,
     COMPLETION_TOKENS_KEY,
     COST_KEY,
     FAILURE_KEY,
@@ -71,6 +73,11 @@ class ClientTotals:
         reports : Sequence[tuple[int, Metrics]]
             Each client's number of examples and metrics.
         """
+        names = Counter(str(metrics.get(CLIENT_KEY, "")) for _, metrics in reports)
+        for name, number in names.items():
+            if name and number > 1:
+                # By its name a node finds what it has kept, on one machine the other's.
+                log(WARNING, "%d clients call themselves %s; names must differ", number, name)
         queries, total, correct = 0, 0, 0.0
         for num_examples, metrics in reports:
             values: dict[str, Any] = dict(metrics)

@@ -207,6 +207,11 @@ def test_what_a_client_tells_cannot_stop_the_run(
     assert total == {QUERIES_KEY: 30, "accuracy": 0.5}
 
 
+def test_two_clients_of_one_name_are_warned_of(recorder: Recorder, warned: list[str]) -> None:
+    recorder.fit_metrics([search_metrics(name) for name in ("north", "north", "south")])
+    assert warned == ["2 clients call themselves north; names must differ"]
+
+
 def test_clients_without_examples_cannot_stop_the_run(recorder: Recorder) -> None:
     _, metrics = search_metrics("0")
     recorder.fit_metrics([(0, metrics)])
