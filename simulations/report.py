@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from html import escape
 from io import StringIO
@@ -156,23 +156,30 @@ def when_and_where(stamps: Iterable[Mapping[str, Any]]) -> str:
         Of each run, as `simulations.stamp.stamp` gives it.
     """
     dates: dict[tuple[str, tuple[tuple[str, str], ...]], list[str]] = {}
-    commits: dict[tuple[str, tuple[tuple[str, str], ...]], set[str]] = {}
+    commits: dict[tuple[str, tuple[tuple[str, str], ...]], list[str]] = {}
     for made in stamps:
         place = made["machine"], tuple(made["versions"].items())
         dates.setdefault(place, []).append(made["date"])
-        commits.setdefault(place, set()).add(made.get("commit", ""))
+        commits.setdefault(place, []).append(made.get("commit", ""))
     texts = [
         as_text(
             {
                 "date": " to ".join(sorted({min(of_place), max(of_place)})),
                 "machine": machine,
                 "versions": dict(versions),
-                "commit": ", ".join(sorted(filter(None, commits[machine, versions]))),
+                "commit": _commits(commits[machine, versions]),
             }
         )
         for (machine, versions), of_place in dates.items()
     ]
     return "; ".join(sorted(texts)) or "none made yet"
+
+
+def _commits(of_runs: Sequence[str]) -> str:
+    """Return the commits of some runs, and of how many of them it is not known."""
+    known = ", ".join(sorted(set(filter(None, of_runs))))
+    unknown = of_runs.count("")
+    return f"{known} (of {unknown} runs not known)" if known and unknown else known
 
 
 def markdown(content: Content) -> str:

@@ -272,7 +272,7 @@ def _run(job: Job, results: Results, cores: Cores, processes: _Processes) -> Out
             for earlier in home.glob("try-*"):
                 end_orphans(str(earlier))
             outcome = _attempt(job, home, cores, processes)
-            if processes.stopping.is_set():
+            if isinstance(outcome, Failure) and processes.stopping.is_set():
                 return Failure("stopped")
             if isinstance(outcome, Failure):
                 results.write_failure(job, outcome)

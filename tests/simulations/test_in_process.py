@@ -1,3 +1,6 @@
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 from simulations.in_process import Worker
@@ -18,3 +21,22 @@ def test_an_order_that_cannot_be_carried_out_leaves_its_reason(tmp_path: Path) -
     assert "k-shot = 0" in (tmp_path / "run.log").read_text(encoding="utf-8")
     worker.process.terminate()
     worker.process.wait()
+
+
+def test_a_process_ends_with_the_one_that_gives_it_orders() -> None:
+    """In the middle of a run it does not see that nobody gives orders any more."""
+    at_work = "from simulations.in_process import _end_with; import os; _end_with(os.getppid())"
+    parent = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "import subprocess, sys, time\n"
+            f"subprocess.Popen([sys.executable, '-c', {at_work!r}])\n"
+            "time.sleep(600)",
+        ],
+        stdout=subprocess.PIPE,
+        cwd=Path(__file__).parents[2],
+    )
+    time.sleep(3)  # for the process to begin
+    parent.kill()
+    assert parent.communicate(timeout=30)[0] == b"", "both have closed their output"

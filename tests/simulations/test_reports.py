@@ -22,7 +22,7 @@ from simulations.intervals import Mean, bootstrap_mean, by_t, mean, paired
 from simulations.outcome import Failure, Outcome, Results
 from simulations.perplexity import before_and_after, perplexity_table
 from simulations.prompts import highlight
-from simulations.report import ReportError, write_report
+from simulations.report import ReportError, when_and_where, write_report
 from simulations.suite import Suite
 from simulations.tables import (
     accuracy_tables,
@@ -322,6 +322,11 @@ def test_a_report_says_when_and_where_its_runs_were_made(tmp_path: Path) -> None
     content = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
     assert content["made"] == when
     assert [run["made"] for run in content["runs"]] == made
+
+
+def test_a_report_says_of_how_many_runs_no_commit_is_known() -> None:
+    made = [{**MADE, "commit": "1a"}, {**MADE, "commit": ""}, dict(MADE)]
+    assert when_and_where(made).endswith("commit 1a (of 2 runs not known)")
 
 
 def test_a_report_of_fewer_runs_overwrites_none_of_more(
