@@ -71,7 +71,9 @@ def accuracy_tables(grid: Grid) -> Iterator[Table]:
         for name, method in _seed_prompts(grid):
             cells = [_seed_cell(grid, model, partition, task, method) for task in tasks]
             row = [_accuracy(grid, cell.seed_accuracy, cell, notes) for cell in cells]
-            means = [_task_mean(cells, seed_prompt=True)] * (len(tasks) > 1)
+            means = [_task_mean(grid, [cell.seed_accuracies() for cell in cells])] * (
+                len(tasks) > 1
+            )
             rows.append([name, *row, *means])
         for name, method, budget in variants(grid):
             cells = [
@@ -82,7 +84,7 @@ def accuracy_tables(grid: Grid) -> Iterator[Table]:
             ]
             rows.append([name, *(_accuracy(grid, cell.accuracy, cell, notes) for cell in cells)])
             if len(tasks) > 1:
-                rows[-1].append(_task_mean(cells))
+                rows[-1].append(_task_mean(grid, [cell.accuracies() for cell in cells]))
         header = ["method", *(task or "accuracy" for task in tasks)]
         yield Table(
             _title("Held-out accuracy", grid, model, partition),
@@ -106,27 +108,22 @@ def paired_tables(grid: Grid) -> Iterator[Table]:
     for model, partition in _slices(grid):
         rows = []
         for (seed_prompt, method), budget in product(_seed_prompts(grid), grid.labels("budgets")):
-            row = [_with_budget(grid, seed_prompt, budget)]
-            for task in tasks:
-                place = {"models": model, "partitions": partition, "tasks": task, "budgets": budget}
-                theirs = grid.cell(**place, methods=method).seed_accuracies()
-                ours = grid.cell(**place, methods=grid.compare).accuracies()
-                row.append(_difference(grid, theirs, ours))
-            rows.append(row)
+            place = {"models": model, "partitions": partition, "budgets": budget}
+            cells = [grid.cell(**place, tasks=task, methods=method) for task in tasks]
+            theirs = [cell.seed_accuracies() for cell in cells]
+            row = _task_differences(grid, theirs, place)
+            rows.append([_with_budget(grid, seed_prompt, budget), *row])
         for name, method, budget in variants(grid):
             if method == grid.compare:
                 continue
-            row = [name]
-            for task in tasks:
-                place = {"models": model, "partitions": partition, "tasks": task, "budgets": budget}
-                theirs = grid.cell(**place, methods=method).accuracies()
-                ours = grid.cell(**place, methods=grid.compare).accuracies()
-                row.append(_difference(grid, theirs, ours))
-            rows.append(row)
+            place = {"models": model, "partitions": partition, "budgets": budget}
+            cells = [grid.cell(**place, tasks=task, methods=method) for task in tasks]
+            theirs = [cell.accuracies() for cell in cells]
+            rows.append([name, *_task_differences(grid, theirs, place)])
         ours_name = grid.suite.what("methods", grid.compare) or "FedDTPT"
         yield Table(
             _title(f"Minus “{ours_name}”", grid, model, partition),
-            ["method", *(task or "difference" for task in tasks)],
+            ["method", *(task or "difference" for task in tasks)] + ["mean"] * (len(tasks) > 1),
             rows,
             [_DIFFERENCES],
         )
@@ -299,12 +296,28 @@ def _accuracy(grid: Grid, value: Mean | None, cell: Cell, notes: _Notes) -> str:
     return f"{shown} {notes.mark(cell.missing)}" if cell.missing else shown
 
 
-def _task_mean(cells: Sequence[Cell], *, seed_prompt: bool = False) -> str:
-    """Return the mean over tasks, if every task has a run."""
-    values = [cell.seed_accuracy if seed_prompt else cell.accuracy for cell in cells]
-    if any(value is None for value in values):
-        return "-"
-    return f"{np.mean([value.value for value in values if value]):.3f}"
+def _over_tasks(of_tasks: Sequence[Mapping[int, float]]) -> dict[int, float]:
+    """Return the mean over the tasks of each seed that all of them have."""
+    seeds = set.intersection(*(set(of_task) for of_task in of_tasks))
+    return {seed: float(np.mean([of_task[seed] for of_task in of_tasks])) for seed in sorted(seeds)}
+
+
+def _task_mean(grid: Grid, of_tasks: Sequence[Mapping[int, float]]) -> str:
+    """Return the mean over tasks and seeds, and its interval over the seeds."""
+    values = np.array(list(_over_tasks(of_tasks).values()))
+    return _of_seeds(mean_share(values) if len(values) else None, ".3f", len(grid.suite.seeds))
+
+
+def _task_differences(
+    grid: Grid, theirs: Sequence[Mapping[int, float]], place: Mapping[str, str]
+) -> list[str]:
+    """Return the differences to the method of comparison on each task, and of the tasks' means."""
+    tasks = grid.labels("tasks")
+    ours = [grid.cell(**place, tasks=task, methods=grid.compare).accuracies() for task in tasks]
+    cells = [_difference(grid, *pair) for pair in zip(theirs, ours, strict=True)]
+    if len(tasks) > 1:
+        cells.append(_difference(grid, _over_tasks(theirs), _over_tasks(ours)))
+    return cells
 
 
 def _of_seeds(value: Mean | None, form: str, wanted: int) -> str:

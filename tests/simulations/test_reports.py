@@ -114,12 +114,26 @@ def test_every_reason_is_told_why_a_cell_has_fewer_seeds(tmp_path: Path) -> None
 def test_methods_are_compared_within_seeds(written: tuple[Suite, Results]) -> None:
     (table,) = paired_tables(read_grid(*written))
     assert table.rows == [
-        ["seed prompt", "-0.250 [-0.374, -0.126]", "-"],
-        ["without feedback <b>", "-0.050 (2)", "-"],
+        ["seed prompt", "-0.250 [-0.374, -0.126]", "-", "-"],
+        ["without feedback <b>", "-0.050 (2)", "-", "-"],
     ]
+    assert table.header == ["method", "one", "two", "mean"]
     assert table.title == "Minus “the full method”"
     assert "Student's t" in table.notes[0]
     assert "in round brackets the number of seeds" in table.notes[0]
+
+
+def test_means_over_tasks_are_of_the_seeds_that_all_tasks_have(tmp_path: Path) -> None:
+    suite, results = write_suite(tmp_path), Results(tmp_path / "runs")
+    accuracies = {"one": [0.6, 0.7, 0.9], "two": [0.8, 0.7]}
+    for task, values in accuracies.items():
+        for job, value in zip(suite.jobs([task, "full"]), values, strict=False):
+            write_run(results, job, [0.5, value])
+    grid = read_grid(suite, results)
+    (table,) = accuracy_tables(grid)
+    assert table.rows[1][-1] == "0.700 (2)", "both seeds have 0.7, and the third one task only"
+    (table,) = paired_tables(grid)
+    assert table.rows[0][-1] == "-0.200 (2)"
 
 
 def test_costs_are_means_over_runs(written: tuple[Suite, Results]) -> None:
