@@ -85,12 +85,14 @@ def counted(
 
 def without_addresses(text: str, config: RunConfig) -> str:
     """Return a text without the addresses of this node's services: nobody else needs them."""
-    for key in ("generator_endpoint", "masked_lm_endpoint", "endpoint"):
-        if address := getattr(config, key):
-            text = text.replace(address, kebab(key))
-            # Errors of the connection name the host alone.
-            host = re.escape(urlsplit(address).hostname or address)
-            text = re.sub(rf"(?<![\w.-]){host}(?![\w-])", kebab(key), text, flags=re.IGNORECASE)
+    keys = ("generator_endpoint", "masked_lm_endpoint", "endpoint")
+    addresses = {kebab(key): address for key in keys if (address := getattr(config, key))}
+    for name, address in addresses.items():
+        text = text.replace(address, name)
+    for name, address in addresses.items():
+        # Errors of the connection name the host alone.
+        host = re.escape(urlsplit(address).hostname or address)
+        text = re.sub(rf"(?<![\w.-]){host}(?![\w-])", name, text, flags=re.IGNORECASE)
     return text
 
 
