@@ -107,16 +107,17 @@ def run(num_examples: int, num_changes: int, draws: int) -> dict[str, Any]:
 def markdown(result: Mapping[str, Any]) -> str:
     """Return the tables."""
     prompts = result["prompts"]
+    shared = 3 * result["examples"] // 5 - PUBLIC
     lines = [
         "# What a search and a comparison are worth, on recorded answers",
         "",
         f"`python -m simulations bench races`, {as_text(result)}. "
         f"SmolLM2-135M-Instruct answered {result['changes']} changes of each of three prompts on "
-        f"{result['examples']} examples of rotten_tomatoes (seed {result['seed']}, of no other "
-        f"table). From these answers {result['draws']} clients were drawn, who judge "
-        f"by {result['batch']} examples and ask {result['queries']} queries, as by default; gains "
-        "are on the examples that a client had not seen. A search ends with its first accepted "
-        "change here. The second and third prompt are changes of the first that did well with it, "
+        f"{result['examples']} examples of rotten_tomatoes (seed {result['seed']}; some of "
+        "them are held-out examples of other tables). From these answers "
+        f"{result['draws']} clients were drawn, who judge by {result['batch']} examples and ask "
+        f"{result['queries']} queries, as by default; gains are on the examples that a client had "
+        "not seen. A search ends with its first accepted change here. The second and third prompt are changes of the first that did well with it, "
         "and have other examples from then on: what was chosen by an example is not judged by it.",
         "",
         "| prompt | accuracy | its changes, mean and sd | better ones |",
@@ -133,7 +134,9 @@ def markdown(result: Mapping[str, Any]) -> str:
         "",
         f"## {NUM_CLIENTS} clients: gain and queries, by the examples of all together",
         "",
-        "With 0 the upload is taken that gained most by its own client's count.",
+        "With 0 the upload is taken that gained most by its own client's count. In each draw the "
+        f"private examples of all clients are of the same {shared}: of more compared ones most are "
+        "repeated.",
         "",
         *_table(prompts, "comparisons", _round_cell),
         "",
