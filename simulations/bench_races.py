@@ -118,8 +118,8 @@ def markdown(result: Mapping[str, Any]) -> str:
         f"{result['draws']} clients were drawn, who judge by {result['batch']} examples and ask "
         f"{result['queries']} queries, as by default; gains are on the examples that a client had "
         "not seen. A search ends with its first accepted change here. The second and third prompt "
-        "are changes of the first that did well with it, and have other examples from then on: what "
-        "was chosen by an example is not judged by it.",
+        "are changes of the first that did well with it, and have other examples from then on: "
+        "what was chosen by an example is not judged by it.",
         "",
         "| prompt | accuracy | its changes, mean and sd | better ones |",
         "|---|---|---|---|",
