@@ -51,9 +51,10 @@ class PromptSearch:
         How likely a change must be to help, in [0.5, 1), before the search goes on from it: see
         `evidence.probability_of_gain`. With even labels one answer won and none lost is enough for
         the default, so that changes which do nothing pass now and then. A client's few examples
-        cannot tell them from small gains, and a higher level finds less and errs as often (``python
-        -m simulations bench races``); what all clients' examples say decides in the end. Answers
-        alone convince up to about 0.95 (`MOST_EVIDENCE`); beyond, a change must also read better.
+        cannot tell them from small gains, and a higher level finds less and errs about as often
+        (``python -m simulations bench races``); what all clients' examples say decides in the end.
+        Answers alone convince up to about 0.95 (`MOST_EVIDENCE`); beyond, a change must also read
+        better.
     fluency : float
         Log-odds that a nat per token of the masked language model's log-likelihood is worth, at
         least 0.

@@ -1,6 +1,5 @@
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 from simulations.in_process import Worker
@@ -25,7 +24,10 @@ def test_an_order_that_cannot_be_carried_out_leaves_its_reason(tmp_path: Path) -
 
 def test_a_process_ends_with_the_one_that_gives_it_orders() -> None:
     """In the middle of a run it does not see that nobody gives orders any more."""
-    at_work = "from simulations.in_process import _end_with; import os; _end_with(os.getppid())"
+    at_work = (
+        "import os; from simulations.in_process import _end_with; parent = os.getppid()\n"
+        "print('ready', flush=True); _end_with(parent)"
+    )
     parent = subprocess.Popen(
         [
             sys.executable,
@@ -37,6 +39,7 @@ def test_a_process_ends_with_the_one_that_gives_it_orders() -> None:
         stdout=subprocess.PIPE,
         cwd=Path(__file__).parents[2],
     )
-    time.sleep(3)  # for the process to begin
+    assert parent.stdout
+    assert parent.stdout.readline() == b"ready\n"
     parent.kill()
     assert parent.communicate(timeout=30)[0] == b"", "both have closed their output"
