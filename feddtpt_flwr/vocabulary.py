@@ -29,7 +29,7 @@ class Vocabulary:
     """
 
     def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer = _plain_copy(tokenizer)
+        self._tokenizer = _plain(tokenizer)
         size = self._tokenizer.get_vocab_size(with_added_tokens=True)
         self._pieces = [self._tokenizer.id_to_token(token) or "" for token in range(size)]
         added = self._tokenizer.get_added_tokens_decoder()
@@ -124,7 +124,7 @@ class Vocabulary:
         return found
 
 
-def _plain_copy(tokenizer: Any) -> Any:
+def _plain(tokenizer: Any) -> Any:
     """Return a `tokenizers.Tokenizer` that neither cuts nor pads what it reads."""
     from tokenizers import Tokenizer
 
@@ -134,6 +134,8 @@ def _plain_copy(tokenizer: Any) -> Any:
             f"the tokenizer {type(tokenizer).__name__} has no tokenizer.json; a prompt needs one "
             "that the tokenizers library reads"
         )
+    if plain is tokenizer and plain.truncation is None and plain.padding is None:
+        return plain
     # A copy: transformers switches cutting and padding of its own one on and off.
     plain = Tokenizer.from_str(plain.to_str())
     plain.no_truncation()

@@ -8,7 +8,7 @@ overhead`). Models are loaded before. A section holds its own time, not that of 
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import wraps
 from typing import Any
@@ -44,16 +44,27 @@ WANTED_REST = 0.1
 class Stopwatch:
     """Own seconds of nested sections.
 
+    Parameters
+    ----------
+    clock : Callable[[], float]
+        Tells the seconds: those on the wall, or this process's on the processor.
+
     Attributes
     ----------
     seconds : dict[str, float]
         By section.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
         self.seconds: defaultdict[str, float] = defaultdict(float)
+        self._clock = clock
         self._open = [REST]
-        self._since = time.perf_counter()
+        self._since = clock()
+
+    @property
+    def passes(self) -> float:
+        """Seconds of all passes through the models."""
+        return sum(spent for name, spent in self.seconds.items() if name.endswith(PASSES))
 
     @contextmanager
     def section(self, name: str) -> Iterator[None]:
@@ -68,7 +79,7 @@ class Stopwatch:
 
     def tell(self) -> None:
         """Count the time since the last call for the innermost section."""
-        now = time.perf_counter()
+        now = self._clock()
         self.seconds[self._open[-1]] += now - self._since
         self._since = now
 
@@ -89,6 +100,36 @@ class Stopwatch:
             setattr(owner, method, original)
 
 
+@contextmanager
+def watched(clock: Callable[[], float] = time.perf_counter) -> Iterator[Stopwatch]:
+    """Time the sections of what happens inside."""
+    watch = Stopwatch(clock)
+    with ExitStack() as stack:
+        for name, (owner, method) in SECTIONS.items():
+            stack.enter_context(watch.watching(owner, method, name))
+        for owner, method in MODEL:
+            stack.enter_context(watch.watching(owner, method, PASSES))
+        yield watch
+        watch.tell()
+
+
+def processor_seconds_of_passes(clients: int, settings: Mapping[str, Any]) -> float:
+    """Return what all rounds' passes through the models take of the processor, on one thread.
+
+    Not among them are those of the server's own measurements.
+    """
+    import torch
+
+    federation, threads = _federation(clients, settings), torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with watched(time.process_time) as watch:
+            federation.run_rounds()
+    finally:
+        torch.set_num_threads(threads)
+    return watch.passes
+
+
 def run(clients: int, settings: dict[str, Any]) -> dict[str, Any]:
     """Time one round.
 
@@ -105,23 +146,15 @@ def run(clients: int, settings: dict[str, Any]) -> dict[str, Any]:
         ``seconds`` by section, ``queries``, and the shares ``proposals_of_answers`` (with their
         language) and ``beside_models``.
     """
-    config = RunConfig.from_run_config(settings)
-    federation = Federation(config, load_data(config, clients))
-    models.language_model(config).answer(["Good."], ["yes", "no"])
-    with ExitStack() as stack:
-        watch = Stopwatch()
-        for name, (owner, method) in SECTIONS.items():
-            stack.enter_context(watch.watching(owner, method, name))
-        for owner, method in MODEL:
-            stack.enter_context(watch.watching(owner, method, PASSES))
+    federation = _federation(clients, settings)
+    with watched() as watch:
         federation.round(1)
-        watch.tell()
     seconds = watch.seconds
     of = {
         name: sum(spent for section, spent in seconds.items() if section.startswith(name))
         for name in SECTIONS
     }
-    passes = sum(spent for section, spent in seconds.items() if section.endswith(PASSES))
+    passes = watch.passes
     proposals = of["proposals"] + of["language of proposals"]
     return {
         **stamp(),
@@ -132,6 +165,14 @@ def run(clients: int, settings: dict[str, Any]) -> dict[str, Any]:
         "proposals_of_answers": round(proposals / of["answers"], 3),
         "beside_models": round(1 - passes / sum(seconds.values()), 3),
     }
+
+
+def _federation(clients: int, settings: Mapping[str, Any]) -> Federation:
+    """Return simulated clients, all models loaded."""
+    config = RunConfig.from_run_config(settings)
+    federation = Federation(config, load_data(config, clients))
+    models.language_model(config).answer(["Good."], ["yes", "no"])
+    return federation
 
 
 def markdown(result: dict[str, Any]) -> str:

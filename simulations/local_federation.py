@@ -201,11 +201,15 @@ class Federation:
         """Run all rounds, and measure the prompt before and after."""
         models.language_model(self._config)  # loaded before the clock starts
         first, start = self.prompt, time.monotonic()
-        for number in range(1, self._config.num_server_rounds + 1):
-            self.round(number)
+        self.run_rounds()
         seconds = time.monotonic() - start
         seed_accuracy, accuracy = self.accuracy(first, self.prompt)
         return Outcome(seed_accuracy, accuracy, self.queries, round(seconds, 1), self.prompt)
+
+    def run_rounds(self) -> None:
+        """Run all rounds."""
+        for number in range(1, self._config.num_server_rounds + 1):
+            self.round(number)
 
     def round(self, number: int) -> None:
         """Let the clients search and compare, and settle the next global prompt."""

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from feddtpt_flwr.data import Example
+from feddtpt_flwr.language_model.weights import converted, resolve_device, resolve_dtype
 from simulations.llama_server import llama_server
 from tests.fill_mask_server import FillMaskService
 
@@ -70,6 +71,8 @@ def test_importing_is_cheap(module: str) -> None:
 
 def test_the_embedded_models_do_without_transformers(embedded_assets: None) -> None:
     """Which takes longer to load than any of them."""
+    device = resolve_device("auto")
+    converted("embedded", resolve_dtype("auto", device))  # what does need it, once on a machine
     program = """
 import numpy as np
 from feddtpt_flwr.encoder import EncoderEmbedder

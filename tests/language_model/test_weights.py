@@ -59,8 +59,8 @@ def test_a_damaged_copy_is_made_again(
         made.append(folder)
         folder.mkdir()
         (folder / weights.WEIGHTS).write_bytes(b"weights")
-        sha256 = weights._sha256(folder / weights.WEIGHTS)
-        (folder / weights.CHECKSUM).write_text(f"{sha256}  {weights.WEIGHTS}\n")
+        checksum = weights._checksum(folder / weights.WEIGHTS)
+        (folder / weights.CHECKSUMS).write_text(f"{checksum}  {weights.WEIGHTS}\n")
 
     monkeypatch.setattr(weights, "_dequantise", copy)
     folder = weights._from_gguf(embedded_language_model(), "bfloat16")
