@@ -41,4 +41,6 @@ def test_a_small_round(embedded_assets: None) -> None:
     assert result["queries"] > 30
     assert 0 < result["beside_models"] < 1
     assert "as a share of the time of answers: " in bench_profile.markdown(result)
-    assert 0 < bench_profile.processor_seconds_of_passes(2, {**few, "num-server-rounds": 1})
+    # Other examples: what a process has asked it remembers.
+    others = {**few, "seed": 1, "num-server-rounds": 1}
+    assert 0 < bench_profile.processor_seconds_of_passes(2, others) < 300
