@@ -17,11 +17,11 @@ from strategies.aggregation import Method
 from strategies.by_model import ChooseFor
 from strategies.candidates import Tokens
 from strategies.elbow import ElbowMethod
-from strategies.metrics import check_alike, means_and_totals, round_metrics
+from strategies.metrics import in_common, means_and_totals, round_metrics
 from strategies.rounds import RoundResult, Rounds
 from strategies.selection import FluencyFn, Noise
 from strategies.settings import EmbedFn, RoundSettings
-from strategies.wire import ACCURACY_KEY, ClientWeights, Reply, payload_bytes
+from strategies.wire import ACCURACY_KEY, ClientWeights, Reply, payload_bytes, short_line
 
 EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
 MetricsAggrFn = Callable[[list[RecordDict], str], MetricRecord]
@@ -402,11 +402,14 @@ class FedDTPT(FedAvg):
         if not contents:
             return None
         try:
-            check_alike(contents, self.weighted_by_key)
+            contents, left_out = in_common(contents, self.weighted_by_key)
         except InconsistentMessageReplies as error:
             # The prompts and counts themselves are good, and paid for.
             log(WARNING, "the metrics of this round are left out: %s", error)
             return None
+        if left_out:
+            names = short_line(", ".join(sorted(left_out)))
+            log(INFO, "metrics that not all nodes report alike are left out: %s", names)
         return aggregate(contents, self.weighted_by_key)
 
 

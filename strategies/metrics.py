@@ -4,10 +4,7 @@ from collections.abc import Sequence
 
 from flwr.app import MetricRecord, RecordDict
 from flwr.serverapp.exception import InconsistentMessageReplies
-from flwr.serverapp.strategy.strategy_utils import (
-    aggregate_metricrecords,
-    validate_message_reply_consistency,
-)
+from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
 
 from strategies.rounds import RoundResult
 from strategies.wire import (
@@ -54,30 +51,47 @@ def round_metrics(result: RoundResult) -> dict[str, int | float]:
     return metrics
 
 
-def check_alike(contents: list[RecordDict], weighted_by_key: str) -> None:
-    """Check that the nodes' MetricRecords can be averaged.
+def in_common(
+    contents: Sequence[RecordDict], weighted_by_key: str
+) -> tuple[list[RecordDict], list[str]]:
+    """Return the nodes' replies with the metrics that all of them have, and what is left out.
+
+    Flower averages records with the same keys only. Nodes may differ: one that asks a service
+    counts tokens, one with a model of its own does not, and has none of `SUMMED` to add.
+
+    Returns
+    -------
+    replies : list[RecordDict]
+        Each with a MetricRecord of the same keys, in the same order.
+    left_out : list[str]
+        Metrics that some nodes lack, or that are a number for one and a list for another, or a list
+        of another length.
 
     Raises
     ------
     InconsistentMessageReplies
-        If they differ in their keys, lack ``weighted_by_key``, or hold a value that is a number for
-        one node and a list for another, or a list of another length. Flower itself does not look at
-        the last.
+        If a reply has not one MetricRecord, or no number under ``weighted_by_key``.
     """
-    validate_message_reply_consistency(contents, weighted_by_key, check_arrayrecord=False)
-    records = [record for content in contents for record in content.metric_records.values()]
-    if len({frozenset(record) for record in records}) > 1:
-        # Flower looks up the first node's record by name, whatever that is in the others.
-        raise InconsistentMessageReplies(reason="The MetricRecords have different keys.")
-    for key in records[0]:
-        if len({_length(record[key]) for record in records}) > 1:
-            raise InconsistentMessageReplies(
-                reason=f"{key!r} is not a number, or a list of one length, in all replies."
-            )
+    if any(len(content.metric_records) != 1 for content in contents):
+        raise InconsistentMessageReplies(reason="Each reply needs exactly one MetricRecord.")
+    named = [next(iter(content.metric_records.items())) for content in contents]
+    if not all(isinstance(record.get(weighted_by_key), (int, float)) for _, record in named):
+        raise InconsistentMessageReplies(reason=f"Each reply needs a number {weighted_by_key!r}.")
+    keys = list(dict.fromkeys(key for _, record in named for key in record))
+    none = {key: 0 for key in keys if key in SUMMED}
+    filled = [{**none, **record} for _, record in named]
+    common = [k for k in keys if len({_shape(record.get(k)) for record in filled}) == 1]
+    replies = [
+        RecordDict({**content, name: MetricRecord({key: record[key] for key in common})})
+        for content, (name, _), record in zip(contents, named, filled, strict=True)
+    ]
+    return replies, [key for key in keys if key not in common]
 
 
-def _length(value: int | float | list[int] | list[float]) -> int | None:
-    return len(value) if isinstance(value, list) else None
+def _shape(value: int | float | list[int] | list[float] | None) -> int | str:
+    if value is None:
+        return "missing"
+    return len(value) if isinstance(value, list) else "number"
 
 
 def means_and_totals(contents: list[RecordDict], weighted_by_key: str) -> MetricRecord:

@@ -315,14 +315,23 @@ def test_fewer_usable_uploads_than_the_minimum_keep_the_prompt() -> None:
     assert server.rounds[0].failures == 1
 
 
-def test_metrics_that_do_not_fit_together_do_not_end_the_run(
+def test_metrics_that_some_nodes_lack_cost_no_others(caplog: pytest.LogCaptureFixture) -> None:
+    """As where one node asks a service and counts tokens, and one a model of its own."""
+    service = {QUERIES_KEY: 12, COST_KEY: 0.5, "requests": 7}
+    server = Server()
+    candidates = server.train(
+        upload(A, numbers={QUERIES_KEY: 30, "only\nhere": 1}), upload(B, numbers=service)
+    )
+    assert {A, B} < set(candidates)
+    assert server.metrics == {QUERIES_KEY: 42, COST_KEY: 0.5, GAIN_KEY: pytest.approx(0.1)}
+    assert "that not all nodes report alike are left out: only here, requests" in caplog.text
+
+
+def test_replies_without_one_record_of_metrics_do_not_end_the_run(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     server = Server()
-    candidates = server.train(upload(A), upload(B, numbers={"extra": 1}))
-    assert {A, B} < set(candidates)
-    assert server.metrics is None
-    assert "the metrics of this round are left out" in caplog.text
+    candidates = server.train(*uploads(A, B))
     metrics = server.score(
         scores(candidates, {A: 9}),
         Message(
@@ -333,12 +342,13 @@ def test_metrics_that_do_not_fit_together_do_not_end_the_run(
     assert metrics is not None
     assert metrics["accuracy"] == pytest.approx(0.9)
     assert SCORED_KEY not in metrics
+    assert "the metrics of this round are left out: " in caplog.text
 
 
 def test_a_record_of_another_kind_under_the_metrics_name_does_not_end_the_run(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Flower looks for every node's metrics under the name that the first one gave them."""
+    """Each node's metrics are found under the name that it gave them, and by their kind."""
     odd = RecordDict(
         {
             "arrays": record(B),
@@ -350,7 +360,7 @@ def test_a_record_of_another_kind_under_the_metrics_name_does_not_end_the_run(
     candidates = server.train(upload(A), Message(odd, reply_to=QUESTION))
     assert {A, B} < set(candidates)
     assert server.metrics is None
-    assert "the metrics of this round are left out" in caplog.text
+    assert "left out: Each reply needs a number 'num-examples'" in caplog.text.replace("\n", " ")
 
 
 @pytest.mark.parametrize(("bad", "reason"), SPOILT, ids=str)
@@ -391,18 +401,17 @@ def test_if_all_numbers_are_spoilt_the_prompt_stays(
 
 
 @pytest.mark.parametrize("other", [0.5, [0.5], [0.5, 0.25, 0.1], []])
-def test_lists_of_unequal_length_cost_the_metrics_and_no_prompt(
+def test_lists_of_unequal_length_cost_no_other_metric(
     other: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """As where each node lists its own classes: nothing is wrong with their prompts."""
+    """As where each node lists its own classes: nothing is wrong with the rest."""
     server = Server()
     candidates = server.train(
         upload(A, numbers=NUMBERS), upload(B, numbers=NUMBERS | {"recall": other})
     )
     assert {A, B} < set(candidates)
-    assert server.metrics is None
-    assert "the metrics of this round are left out: " in caplog.text
-    assert "'recall' is not a number, or a list of one length, in all replies" in caplog.text
+    assert server.metrics == {GAIN_KEY: 0.1, ACCURACY_KEY: 0.5, QUERIES_KEY: 16}
+    assert "metrics that not all nodes report alike are left out: recall" in caplog.text
 
 
 def test_what_nodes_count_is_added_up_and_the_rest_averaged() -> None:
