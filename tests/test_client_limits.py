@@ -192,6 +192,10 @@ def test_a_search_leaves_what_its_share_of_the_comparison_asks_and_no_more(
     node = Node(endpoint, short_reviews, queries_per_run=2 * EXAMPLES + 2 * 3)
     _, refused = node.fit(start)
     assert refused[USED_UP_KEY] == "queries-per-run", "for a comparison on all its examples"
+    node.share = 4
+    _, refused = node.fit(start)
+    assert refused[USED_UP_KEY] == "queries-per-run", "no change could be tried"
+    assert refused[QUERIES_KEY] == 0, "nor is the prompt it was sent measured then"
     node.share = 3
     prompts, metrics = node.fit(start, 2)
     assert USED_UP_KEY not in metrics
