@@ -1,6 +1,7 @@
 """What a run leaves behind: configuration, history, the learned prompt, a plot."""
 
 import json
+import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -113,7 +114,7 @@ class RunFolder:
             with self._history.open("a", encoding="utf-8") as file:
                 file.write(text + "\n")
 
-        self._attempt(write)
+        self.attempt(write)
         for tracker in self._trackers:
             tracker.write(line)
 
@@ -156,7 +157,7 @@ class RunFolder:
         axes.set_ylabel(f"accuracy on {curve[0].accuracy.total} held-out examples")
         axes.grid(alpha=0.3)
         axes.legend(loc="lower right")
-        self._attempt(lambda: figure.savefig(self.path / "accuracy.png", dpi=120))
+        self.attempt(lambda: figure.savefig(self.path / "accuracy.png", dpi=120))
 
     @property
     def _history(self) -> Path:
@@ -174,9 +175,26 @@ class RunFolder:
             temporary.write_text(text, encoding="utf-8")
             temporary.replace(self.path / name)
 
-        self._attempt(write)
+        self.attempt(write)
 
-    def _attempt(self, write: Callable[[], None]) -> None:
+    def write_folder(self, name: str, write: Callable[[Path], object]) -> None:
+        """Let ``write`` fill a folder that then takes the place of the one before, all of it."""
+        target, new, old = (self.path / part for part in (name, f".{name}.tmp", f".{name}.old"))
+
+        def replace() -> None:
+            for left in (new, old):
+                shutil.rmtree(left, ignore_errors=True)
+            new.mkdir()
+            write(new)
+            if target.exists():
+                target.rename(old)
+            new.rename(target)
+            shutil.rmtree(old, ignore_errors=True)
+
+        self.attempt(replace)
+
+    def attempt(self, write: Callable[[], None]) -> None:
+        """Write something; if that cannot be, one warning says so and the run goes on."""
         try:
             write()
         except OSError as error:

@@ -74,6 +74,8 @@ class Outcome:
         Rouge-L of the private responses, before and after.
     synthetic_rouge_l : float or None
         Of synthetic and closest private texts; None without synthetic data.
+    selected : tuple[int, ...]
+        Synthetic examples of each client in each round.
     bytes_per_round : int
         Adapters, both directions, all clients.
     """
@@ -82,6 +84,7 @@ class Outcome:
     accuracy: tuple[float, float]
     memorisation: tuple[float, float]
     synthetic_rouge_l: float | None
+    selected: tuple[int, ...]
     bytes_per_round: int
 
 
@@ -137,6 +140,7 @@ def run_once(federation: Federation, settings: Mapping[str, Any]) -> Outcome:
         accuracy=(_accuracy(first), _accuracy(last)),
         memorisation=(first.memorisation, last.memorisation),
         synthetic_rouge_l=tuned.synthetic_rouge_l,
+        selected=tuned.selected,
         bytes_per_round=tuned.bytes_per_round,
     )
 
@@ -158,12 +162,13 @@ def table(outcomes: dict[str, dict[int, Outcome]]) -> str:
         f"Settings: `{settings}`, otherwise the defaults. Means over seeds with 95 % intervals "
         "(t). Utility is of held-out instructions. Memorisation is the Rouge-L between the true "
         "responses of private examples and what the global model answers to their prompts; the "
-        "untouched model's is in the first row. All columns but the last are between 0 and 1. "
+        "untouched model's is in the first row. All columns but the last two are between 0 and 1. "
         "Below, the differences to FedIT within seeds.",
         "",
         "| method | seeds | held-out Rouge-L | held-out accuracy | memorisation | "
-        "synthetic to closest private text, Rouge-L | bytes per round |",
-        "|---|---|---|---|---|---|---|",
+        "synthetic to closest private text, Rouge-L | synthetic examples of a client in a round | "
+        "bytes per round |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     if all_runs := [o for runs in outcomes.values() for o in runs.values()]:
         before = [
@@ -175,7 +180,7 @@ def table(outcomes: dict[str, dict[int, Outcome]]) -> str:
             )
         ]
         means = " | ".join(text.split(" ")[0] for text in before)
-        lines.append(f"| untouched model | | {means} | | |")
+        lines.append(f"| untouched model | | {means} | | | |")
     for name, method in METHODS.items():
         if not (runs := list(outcomes.get(name, {}).values())):
             continue
@@ -187,6 +192,7 @@ def table(outcomes: dict[str, dict[int, Outcome]]) -> str:
             _interval([o.accuracy[1] for o in runs]),
             _interval([o.memorisation[1] for o in runs]),
             _interval(synthetic) if synthetic else "-",
+            _shown([number for o in runs for number in o.selected]),
             f"{np.mean([o.bytes_per_round for o in runs]):,.0f}",
         ]
         lines.append(f"| {' | '.join(cells)} |")
@@ -217,6 +223,12 @@ def _differences(outcomes: dict[str, dict[int, Outcome]]) -> list[str]:
         ]
         lines.append(f"| {method.what} | {len(seeds)} | {' | '.join(cells)} |")
     return lines
+
+
+def _shown(selected: Sequence[int]) -> str:
+    if not selected:
+        return "-"
+    return f"{np.mean(selected):.1f}; none {selected.count(0)} of {len(selected)} times"
 
 
 def _interval(values: Sequence[float]) -> str:

@@ -19,7 +19,7 @@ from feddtpt_flwr.fedpit.node import adapted_model
 from feddtpt_flwr.fedpit.partition import divide, hold_out
 from feddtpt_flwr.fedpit.scores import Utility
 from feddtpt_flwr.fedpit.tasks import load_instructions
-from strategies.adapters import Adapter, WireDtype, from_record, num_bytes, to_record
+from strategies.adapters import Adapter, WireDtype, from_record, num_bytes, stack_layers, to_record
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,8 @@ class Tuned:
         Of the untouched model, and after the last round.
     synthetic_rouge_l : float or None
         Of synthetic and closest private texts, over all clients and rounds.
+    selected : tuple[int, ...]
+        Synthetic examples of each client in each round; empty where none are wanted.
     bytes_per_round : int
         Adapters to and from all clients, with the evaluation that every round ends with.
     """
@@ -55,6 +57,7 @@ class Tuned:
     before: Measured
     after: Measured
     synthetic_rouge_l: float | None
+    selected: tuple[int, ...]
     bytes_per_round: int
 
 
@@ -84,7 +87,8 @@ class Federation:
         clients = self._clients(num_clients, config.examples_per_client)
         adapter = self._start
         before = self._measure(_travelled(adapter, config.upload_dtype), clients)
-        distances = []
+        distances: list[float] = []
+        selected: list[int] = []
         for server_round in range(1, config.num_server_rounds + 1):
             sent = _travelled(adapter, config.upload_dtype)
             uploads = []
@@ -93,13 +97,16 @@ class Federation:
                 uploads.append(_travelled(trained.upload(config), config.upload_dtype))
                 if "synthetic-rouge-l" in trained.metrics:
                     distances.append(trained.metrics["synthetic-rouge-l"])
+                if "selected" in trained.metrics:
+                    selected.append(int(trained.metrics["selected"]))
             # All have the same number of examples.
             adapter = {name: np.mean([u[name] for u in uploads], axis=0) for name in sent}
-        size = num_bytes(to_record(adapter, config.upload_dtype))
+        size = num_bytes(to_record(stack_layers(adapter), config.upload_dtype))
         return Tuned(
             before,
             self._measure(_travelled(adapter, config.upload_dtype), clients),
             float(np.mean(distances)) if distances else None,
+            tuple(selected),
             3 * len(clients) * size,
         )
 
@@ -111,11 +118,9 @@ class Federation:
         server_round: int,
         name: str,
     ) -> Trained:
-        # All that local_round looks at, and not beta, which decides after it.
-        key = (
-            _fingerprint(start), len(private), server_round, name, config.synthetic,
-            config.training, config.proximal_mu,
-        )  # fmt: skip
+        # All that local_round looks at; and not beta, which decides after it, but for its end.
+        alike = config.model_copy(update={"beta": 0.0 if config.synthetic else 1.0})
+        key = (_fingerprint(start), private, server_round, name, alike)
         if key not in self._trained:
             self._trained[key] = local_round(
                 self._model,

@@ -154,6 +154,8 @@ def _encode(array: NDArray[np.float32], dtype: WireDtype) -> NDArray[Any]:
         return values
     bits = values.view(np.uint32)
     rounded = bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))
+    # Rounding carries some that are not numbers over to zero, where nobody would reject them.
+    rounded = np.where(np.isnan(values), np.uint32(0x7FC00000), rounded)
     return np.asarray(rounded >> np.uint32(16)).astype(np.uint16)
 
 

@@ -2,21 +2,22 @@
 
 import hashlib
 import math
+import random
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from logging import INFO, WARNING
 from typing import Literal
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.common import log
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
-from flwr.serverapp.strategy.strategy_utils import aggregate_arrayrecords
+from flwr.serverapp.strategy.strategy_utils import aggregate_arrayrecords, sample_nodes
 
 from strategies.adapters import Adapter, WireDtype, num_bytes, read_upload, to_record
+from strategies.metrics import MetricsAggrFn, aggregated
 from strategies.wire import MOST_EXAMPLES
 
-MetricsAggrFn = Callable[[list[RecordDict], str], MetricRecord]
 PROXIMAL_MU_KEY = "proximal-mu"
 
 
@@ -55,8 +56,8 @@ class FedPIT(FedAvg):
     the clients, before they upload. The server averages adapters as `FedAvg` does, weighted by the
     number of private examples. It differs from `FedAvg` in three things: adapters can travel in
     bfloat16, while the global one is kept in float32; a malformed upload (other names, shapes or
-    types, numbers that are not finite, metrics that are not numbers) is left out and counted, and
-    the round goes on; and what happened in a round is reported.
+    types, numbers that are not finite, metrics that are not numbers, more examples than a node can
+    have) is left out and counted, and the round goes on; and what happened in a round is reported.
 
     Parameters
     ----------
@@ -64,6 +65,9 @@ class FedPIT(FedAvg):
         How adapters travel, in both directions.
     proximal_mu : float (default: 0.0)
         Weight of FedProx's proximal term, which the clients add to their loss; 0 is none.
+    most_examples : float (default: 2**53 - 1)
+        Most examples that a node can have. By its examples it is weighted, and how many it has is
+        its own word: who claims more is left out.
     on_phase : Optional[Callable[[PhaseReport], None]] (default: None)
         Called when the replies of a half round have been read.
     fraction_train : float (default: 1.0)
@@ -75,7 +79,8 @@ class FedPIT(FedAvg):
     min_evaluate_nodes : int (default: 2)
         As in `FedAvg`.
     min_available_nodes : int (default: 2)
-        Minimum number of total nodes in the system.
+        Minimum number of total nodes in the system for a training to begin. It is not waited for
+        a node that leaves before the evaluation: the others have trained.
     weighted_by_key : str (default: "num-examples")
         The key within each MetricRecord whose value is the node's weight.
     arrayrecord_key : str (default: "arrays")
@@ -84,14 +89,15 @@ class FedPIT(FedAvg):
         Key used to store the ConfigRecord when constructing Messages.
     train_metrics_aggr_fn : Optional[callable] (default: None)
         Function with signature (list[RecordDict], str) -> MetricRecord, used to aggregate the
-        MetricRecords of usable uploads. If `None`, a weighted average.
+        MetricRecords of usable uploads. If `None`, a weighted average. It is given the metrics that
+        all of them have.
     evaluate_metrics_aggr_fn : Optional[callable] (default: None)
         The same for evaluation.
 
     Raises
     ------
     ValueError
-        If ``wire_dtype`` or ``proximal_mu`` is not allowed.
+        If ``wire_dtype``, ``proximal_mu`` or ``most_examples`` is not allowed.
     """
 
     def __init__(
@@ -99,6 +105,7 @@ class FedPIT(FedAvg):
         *,
         wire_dtype: WireDtype = "bfloat16",
         proximal_mu: float = 0.0,
+        most_examples: float = MOST_EXAMPLES - 1,
         on_phase: Callable[[PhaseReport], None] | None = None,
         fraction_train: float = 1.0,
         fraction_evaluate: float = 1.0,
@@ -115,6 +122,8 @@ class FedPIT(FedAvg):
             raise ValueError(f"wire_dtype is {wire_dtype!r}: 'bfloat16' or 'float32' is allowed")
         if not (math.isfinite(proximal_mu) and proximal_mu >= 0):
             raise ValueError(f"proximal_mu is {proximal_mu}: 0 or a number above is needed")
+        if not 0 < most_examples < MOST_EXAMPLES:
+            raise ValueError(f"most_examples is {most_examples}: a number in (0, 2**53) is needed")
         super().__init__(
             fraction_train=fraction_train,
             fraction_evaluate=fraction_evaluate,
@@ -129,6 +138,7 @@ class FedPIT(FedAvg):
         )
         self.wire_dtype: WireDtype = wire_dtype
         self.proximal_mu = proximal_mu
+        self.most_examples = most_examples
         self._on_phase = on_phase
         self._global: Adapter = {}
         self._asked = 0
@@ -147,6 +157,9 @@ class FedPIT(FedAvg):
         """Send the global adapter to the nodes that train in this round."""
         self._global = {name: array.numpy() for name, array in arrays.items()}
         config[PROXIMAL_MU_KEY] = self.proximal_mu
+        if self.fraction_train:
+            # Flower draws as many as were connected before it waited, not as many as are then.
+            sample_nodes(grid, self.min_available_nodes, 0)
         sent = to_record(self._global, self.wire_dtype)
         return self._sent(super().configure_train(server_round, sent, config, grid))
 
@@ -163,23 +176,32 @@ class FedPIT(FedAvg):
                 len(usable),
             )
             return None, None
-        metrics = self.train_metrics_aggr_fn(usable, self.weighted_by_key)
+        metrics = aggregated(usable, self.weighted_by_key, self.train_metrics_aggr_fn)
         return aggregate_arrayrecords(usable, self.weighted_by_key), metrics
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Send the global adapter to the nodes that evaluate it."""
+        if self.fraction_evaluate == 0:
+            return []
+        # As `FedAvg.configure_evaluate`, which waits for `min_available_nodes`.
+        _, connected = sample_nodes(grid, self.min_evaluate_nodes, 0)
+        wanted = max(int(len(connected) * self.fraction_evaluate), self.min_evaluate_nodes)
+        nodes = random.sample(connected, wanted)
+        log(INFO, "configure_evaluate: Sampled %s nodes (out of %s)", len(nodes), len(connected))
+        config["server-round"] = server_round
         adapter = {name: array.numpy() for name, array in arrays.items()}
         sent = to_record(adapter, self.wire_dtype)
-        return self._sent(super().configure_evaluate(server_round, sent, config, grid))
+        record = RecordDict({self.arrayrecord_key: sent, self.configrecord_key: config})
+        return self._sent(self._construct_messages(record, nodes, MessageType.EVALUATE))
 
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]
     ) -> MetricRecord | None:
         """Average the usable metrics."""
         usable = self._usable(server_round, replies, "evaluate")
-        return self.evaluate_metrics_aggr_fn(usable, self.weighted_by_key) if usable else None
+        return aggregated(usable, self.weighted_by_key, self.evaluate_metrics_aggr_fn)
 
     def _sent(self, messages: Iterable[Message]) -> list[Message]:
         messages = list(messages)
@@ -230,9 +252,10 @@ class FedPIT(FedAvg):
             if not isinstance(value, (int, float)) or not math.isfinite(value):
                 raise ValueError(f"metric {key!r} is no finite number")
         weight = metrics.get(self.weighted_by_key)
-        if not isinstance(weight, (int, float)) or not 0 < weight < MOST_EXAMPLES:
+        if not isinstance(weight, (int, float)) or not 0 < weight <= self.most_examples:
             raise ValueError(
-                f"{self.weighted_by_key!r} is {weight!r}, a number in (0, 2**53) is needed"
+                f"{self.weighted_by_key!r} is {weight!r}, a number above 0 and at most "
+                f"{self.most_examples:.17g} is needed"
             )
         checked = RecordDict()
         checked.config_records.update(content.config_records)

@@ -2,14 +2,13 @@
 
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from logging import INFO, WARNING
+from logging import INFO
 from typing import Any
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.common import log
 from flwr.serverapp import Grid
-from flwr.serverapp.exception import InconsistentMessageReplies
 from flwr.serverapp.strategy import FedAvg, Result
 from flwr.serverapp.strategy.strategy_utils import sample_nodes
 
@@ -17,14 +16,13 @@ from strategies.aggregation import Method
 from strategies.by_model import ChooseFor
 from strategies.candidates import Tokens
 from strategies.elbow import ElbowMethod
-from strategies.metrics import in_common, means_and_totals, round_metrics
+from strategies.metrics import MetricsAggrFn, aggregated, means_and_totals, round_metrics
 from strategies.rounds import RoundResult, Rounds
 from strategies.selection import FluencyFn, Noise
 from strategies.settings import EmbedFn, RoundSettings
-from strategies.wire import ACCURACY_KEY, ClientWeights, Reply, payload_bytes, short_line
+from strategies.wire import ACCURACY_KEY, ClientWeights, Reply, payload_bytes
 
 EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
-MetricsAggrFn = Callable[[list[RecordDict], str], MetricRecord]
 
 
 class FedDTPT(FedAvg):
@@ -326,7 +324,7 @@ class FedDTPT(FedAvg):
         read = [self._read(message) for message in answered]
         valid, _ = self._rounds.read_uploads(server_round, read, self._lost(answered))
         contents = [answered[i].content for i in valid]
-        metrics = self._aggregate_metrics(contents, self.train_metrics_aggr_fn)
+        metrics = aggregated(contents, self.weighted_by_key, self.train_metrics_aggr_fn)
         prompts = self._rounds.propose()
         if not self._rounds.settings.guard:
             metrics = self._with_round_metrics(metrics)
@@ -360,7 +358,7 @@ class FedDTPT(FedAvg):
         read = [self._read(message) for message in answered]
         valid, _ = self._rounds.read_scores(read, self._lost(answered))
         contents = [answered[i].content for i in valid]
-        metrics = self._aggregate_metrics(contents, self.evaluate_metrics_aggr_fn)
+        metrics = aggregated(contents, self.weighted_by_key, self.evaluate_metrics_aggr_fn)
         score = self._rounds.decide()
         metrics = self._with_round_metrics(metrics)
         if score is None:
@@ -395,22 +393,6 @@ class FedDTPT(FedAvg):
         tensors, values = _content(message.content)
         examples = values.get(self.weighted_by_key)
         return Reply(str(message.metadata.src_node_id), tensors, values, examples)
-
-    def _aggregate_metrics(
-        self, contents: list[RecordDict], aggregate: MetricsAggrFn
-    ) -> MetricRecord | None:
-        if not contents:
-            return None
-        try:
-            contents, left_out = in_common(contents, self.weighted_by_key)
-        except InconsistentMessageReplies as error:
-            # The prompts and counts themselves are good, and paid for.
-            log(WARNING, "the metrics of this round are left out: %s", error)
-            return None
-        if left_out:
-            names = short_line(", ".join(sorted(left_out)))
-            log(INFO, "metrics that not all nodes report alike are left out: %s", names)
-        return aggregate(contents, self.weighted_by_key)
 
 
 def _content(content: RecordDict) -> tuple[tuple[bytes, ...], dict[str, Any]]:

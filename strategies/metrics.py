@@ -1,8 +1,10 @@
 """What a round tells Flower's own metric records."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from logging import INFO, WARNING
 
 from flwr.app import MetricRecord, RecordDict
+from flwr.common import log
 from flwr.serverapp.exception import InconsistentMessageReplies
 from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
 
@@ -15,7 +17,10 @@ from strategies.wire import (
     PROMPT_TOKENS_KEY,
     QUERIES_KEY,
     UNPARSED_KEY,
+    short_line,
 )
+
+MetricsAggrFn = Callable[[list[RecordDict], str], MetricRecord]
 
 SUMMED = (
     QUERIES_KEY,
@@ -49,6 +54,24 @@ def round_metrics(result: RoundResult) -> dict[str, int | float]:
         if score and score.total:
             metrics[f"candidate-{index}-accuracy"] = score.accuracy
     return metrics
+
+
+def aggregated(
+    contents: Sequence[RecordDict], weighted_by_key: str, aggregate: MetricsAggrFn
+) -> MetricRecord | None:
+    """Aggregate what all nodes report alike; None, and a warning, if that cannot be told."""
+    if not contents:
+        return None
+    try:
+        alike, left_out = in_common(contents, weighted_by_key)
+    except InconsistentMessageReplies as error:
+        # What the nodes sent besides is good, and paid for.
+        log(WARNING, "the metrics of this round are left out: %s", error)
+        return None
+    if left_out:
+        names = short_line(", ".join(sorted(left_out)))
+        log(INFO, "metrics that not all nodes report alike are left out: %s", names)
+    return aggregate(alike, weighted_by_key)
 
 
 def in_common(

@@ -12,6 +12,7 @@ OUTCOME = Outcome(
     accuracy=(0.3, 0.6),
     memorisation=(0.04, 0.2),
     synthetic_rouge_l=0.3,
+    selected=(12, 0, 3),
     bytes_per_round=100,
 )
 
@@ -45,6 +46,7 @@ def test_a_stopped_suite_goes_on_where_it_was(
         fedpit.run(methods, [0, 1], tmp_path)
     assert "| FedPIT, beta 0.0 | 2 |" in (tmp_path / "fedpit.md").read_text(encoding="utf-8")
     table = fedpit.run(methods, [0, 1], tmp_path)
+    assert "| 5.0; none 2 of 6 times | 100 |" in table
     assert len(started) == 5, "three runs, one that failed, and this one again"
     assert "| FedIT (beta 1.0) | 2 | 0.400 | 0.600 | 0.250 [" in table
     assert (tmp_path / "fedpit.png").read_bytes()[:4] == b"\x89PNG"

@@ -54,6 +54,23 @@ def test_the_prompt_is_replaced_as_a_whole(folder: RunFolder) -> None:
     assert [path.name for path in folder.path.iterdir()] == ["prompt.json"]
 
 
+def test_a_folder_is_replaced_as_a_whole(
+    folder: RunFolder, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(path: Path) -> None:
+        (path / "half").write_text("")
+        raise OSError("no space left")
+
+    folder.write_folder("adapter", lambda path: (path / "a").write_text("1"))
+    folder.write_folder("adapter", lambda path: (path / "b").write_text("2"))
+    folder.write_folder("adapter", full)
+    assert [path.name for path in (folder.path / "adapter").iterdir()] == ["b"]
+    assert "the run goes on: no space left" in caplog.text
+    folder.write_folder("adapter", lambda path: (path / "c").write_text("3"))
+    assert [path.name for path in (folder.path / "adapter").iterdir()] == ["c"]
+    assert [path.name for path in folder.path.iterdir()] == ["adapter"]
+
+
 @pytest.mark.parametrize("length", [1, 3])
 def test_a_plot_is_drawn(length: int, folder: RunFolder) -> None:
     folder.plot([CurvePoint(100 * i, Proportion(5 + i, 10)) for i in range(length)])

@@ -6,6 +6,7 @@ from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.common import log
 
+from feddtpt_flwr import logs
 from feddtpt_flwr.fedpit.local_round import client_rng, local_round, memorisation
 from feddtpt_flwr.fedpit.node import Node, adapted_model, load_node
 from strategies.adapters import Adapter, from_record, stack_layers, to_record, unstack_layers
@@ -22,7 +23,7 @@ START_KEY = "memorisation-start"
 def train(message: Message, context: Context) -> Message:
     """Train on private and synthetic data; upload what `local_round` mixes of both.
 
-    In the first round the answer also tells how much the untouched model gives away.
+    In the first round the answer also tells how much is given away before any training.
     """
     node, adapter, server_round = _read(message, context)
     config = node.config
@@ -66,10 +67,12 @@ def evaluate(message: Message, context: Context) -> Message:
 
 def _read(message: Message, context: Context) -> tuple[Node, Adapter, int]:
     """Return the node, the global adapter and the round's number."""
+    logs.begin(run=str(context.run_id), node=f"node-{context.node_id}")
     node = load_node(context.run_config, context.node_config, context.node_id)
     arrays = message.content.array_records["arrays"]
     adapter = unstack_layers(from_record(arrays, node.config.upload_dtype))
     server_round = message.content.config_records["config"]["server-round"]
+    logs.add(node=node.name, round=int(str(server_round)))
     return node, adapter, int(str(server_round))
 
 

@@ -130,11 +130,12 @@ def parse_row(row: object, where: str) -> Instruction:
     choices = row.get("choices") or ()
     if not isinstance(choices, (list, tuple)) or not all(isinstance(c, str) for c in choices):
         raise DataError(f"{where}: field 'choices' must be a list of texts")
+    choices = tuple(choice.strip() for choice in choices)  # as the response
     if choices and texts["response"] not in choices:
         raise DataError(f"{where}: the response is not among its choices")
     parts = [texts["instruction"], texts["input"]]
     asked = "\n\n".join(part for part in parts if part)
-    return Instruction(asked, texts["response"], texts["topic"], tuple(choices))
+    return Instruction(asked, texts["response"], texts["topic"], choices)
 
 
 def read_hub(name: str) -> InstructionData:
@@ -184,6 +185,8 @@ def _text(row: Mapping[str, Any], names: tuple[str, ...], where: str) -> str:
             continue
         if not isinstance(value, str):
             raise DataError(f"{where}: field {name!r} must be a text")
+        if any("\ud800" <= character <= "\udfff" for character in value):
+            raise DataError(f"{where}: field {name!r} holds half a character (a lone surrogate)")
         return value.strip()
     return ""
 

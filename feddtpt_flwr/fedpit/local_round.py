@@ -100,7 +100,7 @@ def local_round(
         selected = select(model, made.candidates, config.num_selected)
         metrics["selected"] = len(selected)
         if selected:
-            texts = [row.text for row in private]
+            texts = [model.shorten(row).text for row in private]
             distances = [closest(row.text, texts) for row in selected]
             metrics["synthetic-rouge-l"] = float(np.mean(distances))
         if config.training == "mixed":
@@ -121,9 +121,10 @@ def memorisation(
     """Return how much of the private responses an adapter gives away, and over how many prompts.
 
     Discoverable memorisation: the model is given the prompt of a private example; Rouge-L of what
-    it answers and the true response, averaged, in [0, 1].
+    it answers and the true response, both as long as an answer may be, averaged, in [0, 1].
     """
     model.load(adapter)
     answers = model.answer([row.instruction for row in private])
-    scores = [rouge_l(a, row.response) for a, row in zip(answers, private, strict=True)]
+    wanted = [model.shorten(row).response for row in private]
+    scores = [rouge_l(*pair) for pair in zip(answers, wanted, strict=True)]
     return float(np.mean(scores)), len(scores)

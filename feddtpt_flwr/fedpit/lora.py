@@ -25,6 +25,10 @@ STOP = "###"
 PROMPT = "### Instruction:\n{instruction}\n\n### Response:\n"
 """How an instruction is put to the model; the response follows, and then the end token."""
 
+_LAST = 4
+"""Of an instruction that is too long one part in so many of what is kept is its end: there may be
+the question about a text before it."""
+
 _NO_LABEL = -100  # torch's own mark of a token that no loss is computed for
 
 
@@ -42,7 +46,7 @@ class AdaptedModel:
     device, dtype : str
         As `resolve_device` and `resolve_dtype` take them. The adapter is in float32 in any case.
     max_instruction_tokens, max_response_tokens : int
-        Longer ones are cut.
+        Longer ones are cut: of a response its end, of an instruction something before its end.
     batch_size : int
         Sequences that go through the model at once where nothing is trained.
     """
@@ -61,6 +65,7 @@ class AdaptedModel:
     ) -> None:
         import torch
         from peft import LoraConfig, get_peft_model
+        from transformers import GenerationConfig
 
         self._device = resolve_device(device)
         dtype = resolve_dtype(dtype, self._device)
@@ -78,6 +83,10 @@ class AdaptedModel:
         self._model.get_output_embeddings().register_forward_pre_hook(
             lambda _, states: (states[0].contiguous(),)
         )
+        # Greedy is greedy: models of a hub bring penalties and temperatures of their own.
+        self._model.generation_config = GenerationConfig(
+            eos_token_id=self._model.generation_config.eos_token_id
+        )
         self._pad = self._tokenizer.eos_token_id
         self._max_instruction_tokens = max_instruction_tokens
         self._max_response_tokens = max_response_tokens
@@ -88,7 +97,8 @@ class AdaptedModel:
         """A copy of the adapter's weights."""
         from peft import get_peft_model_state_dict
 
-        state = get_peft_model_state_dict(self._peft)
+        # Otherwise PEFT asks the hub about the model each time.
+        state = get_peft_model_state_dict(self._peft, save_embedding_layers=False)
         return {
             name: tensor.detach().float().cpu().numpy().copy() for name, tensor in state.items()
         }
@@ -111,8 +121,19 @@ class AdaptedModel:
         set_peft_model_state_dict(self._peft, state)
 
     def save(self, folder: Path) -> None:
-        """Write the adapter as PEFT does, for ``PeftModel.from_pretrained``."""
-        self._peft.save_pretrained(folder)
+        """Write the adapter as PEFT does, for ``PeftModel.from_pretrained``.
+
+        Raises
+        ------
+        OSError
+            If it cannot be written.
+        """
+        from safetensors import SafetensorError
+
+        try:
+            self._peft.save_pretrained(folder, save_embedding_layers=False)
+        except SafetensorError as error:  # on a full disk, for instance
+            raise OSError(str(error)) from None
 
     def read(self, folder: Path) -> None:
         """Replace the adapter's weights by what `save` wrote.
@@ -131,8 +152,10 @@ class AdaptedModel:
         file = folder / "adapter_model.safetensors"
         try:
             weights = load_file(file)
-        except SafetensorError as error:
-            raise ValueError(f"{file} is damaged: {error}") from None
+        except (SafetensorError, TypeError) as error:  # TypeError: NumPy has no bfloat16
+            raise ValueError(f"{file} is damaged or not in float32: {error}") from None
+        if not all(np.isfinite(array).all() for array in weights.values()):
+            raise ValueError(f"{file} holds numbers that are not finite")
         config, own = LoraConfig.from_pretrained(str(folder)), self._peft.peft_config["default"]
         if (config.r, config.lora_alpha) != (own.r, own.lora_alpha):
             raise ValueError(
@@ -143,7 +166,7 @@ class AdaptedModel:
 
     def shorten(self, row: Instruction) -> Instruction:
         """Return an instruction and response cut as the model would see them."""
-        asked = self._ids(row.instruction)[: self._max_instruction_tokens]
+        asked = self._instruction_ids(row.instruction)
         answered = self._ids(row.response)[: self._max_response_tokens]
         decode = self._tokenizer.decode
         return replace(row, instruction=str(decode(asked)), response=str(decode(answered)))
@@ -228,7 +251,7 @@ class AdaptedModel:
         learning_rate : float
             Above 0.
         rng : numpy.random.Generator
-            Shuffles the rows.
+            Shuffles the rows; and the seed of dropout.
         proximal_mu : float
             Weight of ``||w - w_start||^2 / 2`` in the loss (FedProx, arXiv 1812.06127).
         """
@@ -240,17 +263,19 @@ class AdaptedModel:
         optimizer = torch.optim.AdamW(weights, lr=learning_rate)
         self._model.train()
         steps = []
-        for _ in range(epochs):
-            order = rng.permutation(len(encoded))
-            for first in range(0, len(order), batch_size):
-                losses, counts = self._losses([encoded[i] for i in order[first:][:batch_size]])
-                loss = losses.sum() / counts.sum()
-                steps.append(float(loss.detach()))
-                for weight, before in zip(weights, start, strict=bool(start)):
-                    loss = loss + proximal_mu / 2 * (weight - before).square().sum()
-                optimizer.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
-                optimizer.step()
+        with torch.random.fork_rng():
+            torch.manual_seed(int(rng.integers(2**63)))  # of dropout, in models that have it
+            for _ in range(epochs):
+                order = rng.permutation(len(encoded))
+                for first in range(0, len(order), batch_size):
+                    losses, counts = self._losses([encoded[i] for i in order[first:][:batch_size]])
+                    loss = losses.sum() / counts.sum()
+                    steps.append(float(loss.detach()))
+                    for weight, before in zip(weights, start, strict=bool(start)):
+                        loss = loss + proximal_mu / 2 * (weight - before).square().sum()
+                    optimizer.zero_grad()
+                    loss.backward()  # type: ignore[no-untyped-call]
+                    optimizer.step()
         self._model.eval()
         return float(np.mean(steps))
 
@@ -259,8 +284,12 @@ class AdaptedModel:
 
     def _prompt_ids(self, instruction: str) -> TokenIds:
         before, after = PROMPT.split("{instruction}")
-        asked = self._ids(instruction)[: self._max_instruction_tokens]
-        return self._ids(before) + asked + self._ids(after)
+        return self._ids(before) + self._instruction_ids(instruction) + self._ids(after)
+
+    def _instruction_ids(self, instruction: str) -> TokenIds:
+        ids, most = self._ids(instruction), self._max_instruction_tokens
+        last = most // _LAST
+        return ids if len(ids) <= most else ids[: most - last] + ids[-last:]
 
     def _example_ids(self, row: Instruction, with_instruction: bool) -> tuple[TokenIds, TokenIds]:
         mark = self._ids(PROMPT.split("{instruction}")[1].lstrip())

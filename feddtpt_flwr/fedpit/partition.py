@@ -80,12 +80,19 @@ def hold_out(rows: Sequence[Instruction], size: int, seed: int) -> tuple[Instruc
     Raises
     ------
     DataError
-        If there are too few.
+        If there are too few, or none.
     """
+    if not rows:
+        raise DataError(
+            "there are no held-out instructions; name a file of them with test-file, or take more "
+            "instructions: about a fifth is held out"
+        )
     if size == 0:
         return tuple(rows)
     if size > len(rows):
-        raise DataError(f"test-size = {size}: only {len(rows)} held-out instructions are available")
+        raise DataError(
+            f"test-size = {size}: only {len(rows)} held-out instructions are available; 0 takes all"
+        )
     order = np.random.default_rng([seed, _TEST]).permutation(len(rows))
     return tuple(rows[i] for i in order[:size])
 

@@ -5,7 +5,7 @@ import time
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from io import StringIO
-from logging import INFO
+from logging import INFO, WARNING
 from typing import Any
 
 import numpy as np
@@ -60,6 +60,7 @@ class Recorder:
         self._utility: list[Utility] = []
         self._memorisation: list[float | None] = [None]
         self._synthetic: list[float] = []
+        self._selected: list[int] = []
         self._round_bytes = self._round_rejected = self._round_failures = 0
         self._bytes: list[int] = []
         self._rejected = self._failures = 0
@@ -81,15 +82,28 @@ class Recorder:
                 report.phase, round=report.server_round, **{**told, CLIENT_KEY: name}
             )
         if report.phase == "train":
-            self._synthetic += [v["synthetic-rouge-l"] for v in values if "synthetic-rouge-l" in v]
+            self._synthetic += _shares(values, "synthetic-rouge-l")
+            selected = [int(v["selected"]) for v in values if "selected" in v]
+            if without := selected.count(0):
+                log(
+                    WARNING,
+                    "round %d: %d of %d clients have no synthetic example to train on; their "
+                    "histories say what was dropped",
+                    report.server_round,
+                    without,
+                    len(selected),
+                )
+            self._selected += selected
             if report.server_round == 1:
                 self._memorisation[0] = _average(values, START_KEY)
         else:
             self._memorisation.append(_average(values, MEMORISATION_KEY))
 
     def evaluate(self, server_round: int, arrays: ArrayRecord) -> MetricRecord:
-        """Answer the held-out instructions with the global adapter, and keep it."""
+        """Keep the global adapter, and answer the held-out instructions with it."""
         self._model.load(unstack_layers(from_record(arrays, "float32")))
+        if server_round:
+            self._folder.write_folder("adapter", self._model.save)
         answers = self._model.answer([row.instruction for row in self._test])
         utility = Utility.of(self._test, answers)
         self._utility.append(utility)
@@ -98,7 +112,6 @@ class Recorder:
             self._bytes.append(self._round_bytes)
             self._rejected += self._round_rejected
             self._failures += self._round_failures
-            self._model.save(self._folder.path / "adapter")
         self._folder.append(
             "round" if server_round else "start",
             round=server_round,
@@ -140,6 +153,7 @@ class Recorder:
                 "utility": [_describe(utility) for utility in self._utility],
                 "memorisation": self._memorisation,
                 "synthetic-rouge-l": float(np.mean(self._synthetic)) if self._synthetic else None,
+                "selected": self._selected,
                 "bytes": self._bytes,
                 "rejected": self._rejected,
                 "failures": self._failures,
@@ -170,7 +184,7 @@ class Recorder:
         axes.set_ylabel("Rouge-L")
         axes.grid(alpha=0.3)
         axes.legend()
-        figure.savefig(self._folder.path / "rouge.png", dpi=120)
+        self._folder.attempt(lambda: figure.savefig(self._folder.path / "rouge.png", dpi=120))
 
     def _table(self) -> str:
         from rich.console import Console
@@ -195,6 +209,12 @@ class Recorder:
             "Rouge-L of synthetic and closest private text": (
                 f"{np.mean(self._synthetic):.3f}" if self._synthetic else "no synthetic data"
             ),
+            "synthetic examples of a client in a round": (
+                f"{np.mean(self._selected):.1f} of {self._config.num_selected}; none "
+                f"{self._selected.count(0)} of {len(self._selected)} times"
+                if self._selected
+                else "none wanted"
+            ),
             "bytes per round, all clients": ", ".join(f"{size:,}" for size in self._bytes),
             "replies rejected, failed": f"{self._rejected}, {self._failures}",
             "time": f"{time.monotonic() - self._start:.0f} s",
@@ -208,12 +228,16 @@ class Recorder:
 
 
 def _average(values: list[dict[str, Any]], key: str) -> float | None:
-    """Return the mean over all examples; None if nobody reported."""
-    there = [(float(v[key]), float(v["num-examples"])) for v in values if key in v]
+    """Return the mean over all examples; None if nobody reported a share."""
+    there = [v for v in values if _shares([v], key)]
     if not there:
         return None
-    scores, weights = zip(*there, strict=True)
-    return float(np.average(scores, weights=weights))
+    return float(np.average(_shares(there, key), weights=[v["num-examples"] for v in there]))
+
+
+def _shares(values: list[dict[str, Any]], key: str) -> list[float]:
+    """Return what nodes report of something that lies in [0, 1]; not what else they may say."""
+    return [float(v[key]) for v in values if key in v and 0 <= v[key] <= 1]
 
 
 def _describe(utility: Utility) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Measures of answers: Rouge-L, right or wrong, and their intervals."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -77,11 +78,28 @@ class Utility:
         )
 
 
+_UNSPACED = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
+    "\U00020000-\U0003ffff"
+)
+"""Scripts that leave no space between words: Thai and Lao, Burmese, Khmer, Japanese, Chinese."""
+
+_WORD = re.compile(f"[{_UNSPACED}]|[^\\W_{_UNSPACED}]+")
+
+
+def words(text: str) -> list[str]:
+    """Return the words of a text in lower case: runs of letters and digits of any script.
+
+    Of scripts without spaces between words every character is one.
+    """
+    return _WORD.findall(text.lower())
+
+
 def rouge_l(answer: str, wanted: str) -> float:
     """Return Rouge-L (F-measure) of two texts, in [0, 1].
 
-    Words are runs of Latin letters and digits, without regard to case, as in the measure's
-    reference implementation.
+    In texts of Latin letters without accents `words` are those of the measure's reference
+    implementation, which takes all other letters for spaces.
     """
     return float(_scorer().score(wanted, answer)["rougeL"].fmeasure)
 
@@ -91,11 +109,13 @@ def closest(text: str, others: Sequence[str]) -> float:
     return max((rouge_l(text, other) for other in others), default=0.0)
 
 
+class _Words:
+    def tokenize(self, text: str) -> list[str]:
+        return words(text)
+
+
 @cache
 def _scorer() -> Any:
     from rouge_score.rouge_scorer import RougeScorer
-    from rouge_score.tokenizers import DefaultTokenizer
 
-    # Without a tokenizer it takes this one too, and says so in a log that it sets up for it: every
-    # line of Flower's would then be shown twice.
-    return RougeScorer(["rougeL"], tokenizer=DefaultTokenizer(use_stemmer=False))
+    return RougeScorer(["rougeL"], tokenizer=_Words())

@@ -8,6 +8,7 @@ from flwr.app import Context
 from flwr.common import log
 from flwr.serverapp import Grid, ServerApp
 
+from feddtpt_flwr import logs
 from feddtpt_flwr.config import ConfigError
 from feddtpt_flwr.fedpit.config import FedPITConfig
 from feddtpt_flwr.fedpit.lora import AdaptedModel
@@ -29,9 +30,11 @@ TIMEOUT = 24 * 3600.0
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run the federation; a mistake in the configuration ends it before any training."""
+    logs.begin(run=str(context.run_id), node="server")
     grid = make_patient(grid)
     config = FedPITConfig.from_run_config(context.run_config)
     data = load_instructions(config)
+    test = hold_out(data.test, config.test_size, config.seed)
     num_clients = _wait_for_clients(grid, config)
     if config.clients == "simulated":
         divide(
@@ -42,7 +45,6 @@ def main(grid: Grid, context: Context) -> None:
             dirichlet_alpha=config.dirichlet_alpha,
             seed=config.seed,
         )  # too few instructions show here, and not on every node
-    test = hold_out(data.test, config.test_size, config.seed)
     model = adapted_model(config)
     if config.start_adapter:
         _read_adapter(model, config.start_adapter)
@@ -52,6 +54,7 @@ def main(grid: Grid, context: Context) -> None:
     strategy = FedPIT(
         wire_dtype=config.upload_dtype,
         proximal_mu=config.proximal_mu,
+        most_examples=config.examples_per_client,
         on_phase=recorder.phase,
         fraction_train=config.fraction_train,
         min_train_nodes=1,
@@ -65,7 +68,7 @@ def main(grid: Grid, context: Context) -> None:
         timeout=TIMEOUT,
         evaluate_fn=recorder.evaluate,
     )
-    print(recorder.close(), flush=True)
+    logs.show(recorder.close())
 
 
 def _wait_for_clients(grid: Grid, config: FedPITConfig) -> int:

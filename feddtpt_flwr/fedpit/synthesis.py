@@ -14,7 +14,7 @@ import numpy as np
 
 from feddtpt_flwr.fedpit.instructions import Instruction
 from feddtpt_flwr.fedpit.lora import PROMPT, AdaptedModel
-from feddtpt_flwr.fedpit.scores import rouge_l
+from feddtpt_flwr.fedpit.scores import rouge_l, words
 
 ATTEMPTS = 3
 """Tries for each synthetic example."""
@@ -28,7 +28,7 @@ FAULTS = ("short", "refusal", "private", "repeated")
 another synthetic one."""
 
 _FEWEST_WORDS = 3  # of an instruction
-_COMPARED_WORDS = 5  # responses of fewer words are labels, which private and synthetic ones share
+_COMPARED_WORDS = 5  # texts of fewer words are labels, which private and synthetic ones share
 _REFUSAL = re.compile(r"(as an? |(i am|i'm) sorry|sorry|i can(no|')t )", re.IGNORECASE)
 
 _MORE_INSTRUCTIONS = "Here are instructions of the same sort. No two of them ask the same.\n\n"
@@ -81,6 +81,8 @@ def synthesise(
     rng : numpy.random.Generator
         Draws demonstrations and texts.
     """
+    # What the model can copy is what it is shown of a private text, not what was cut off.
+    near = [model.shorten(row) for row in private]
     kept: list[Instruction] = []
     dropped: Counter[str] = Counter(dict.fromkeys(FAULTS, 0))
     written = 0
@@ -88,7 +90,7 @@ def synthesise(
         if not (missing := num_candidates - len(kept)):
             break
         drawn = rng.permutation(len(private))[:num_demonstrations]
-        shown = [model.shorten(private[i]) for i in drawn]
+        shown = [near[i] for i in drawn]
         instructions = model.continue_text(
             _MORE_INSTRUCTIONS + "".join(_INSTRUCTION + f"{row.instruction}\n\n" for row in shown),
             [_INSTRUCTION] * missing,
@@ -99,7 +101,7 @@ def synthesise(
         written += len(instructions)
         wanted: list[Instruction] = []
         for text in instructions:
-            if fault := instruction_fault(text, private, [*kept, *wanted]):
+            if fault := instruction_fault(text, near, [*kept, *wanted]):
                 dropped[fault] += 1
             else:
                 wanted.append(Instruction(text, ""))
@@ -114,7 +116,7 @@ def synthesise(
         )
         for row, response in zip(wanted, responses, strict=True):
             candidate = Instruction(row.instruction, response)
-            if fault := response_fault(candidate, private):
+            if fault := response_fault(candidate, near):
                 dropped[fault] += 1
             else:
                 kept.append(candidate)
@@ -124,12 +126,20 @@ def synthesise(
 def instruction_fault(
     text: str, private: Sequence[Instruction], synthetic: Sequence[Instruction]
 ) -> str:
-    """Return why a synthetic instruction cannot be used; empty if it can."""
-    if len(text.split()) < _FEWEST_WORDS:
+    """Return why a synthetic instruction cannot be used; empty if it can.
+
+    Parameters
+    ----------
+    text : str
+        What was written.
+    private, synthetic : Sequence[Instruction]
+        The private examples as the model was shown them, and the synthetic ones so far.
+    """
+    if len(words(text)) < _FEWEST_WORDS:
         return "short"
     if _REFUSAL.match(text):
         return "refusal"
-    if _is_close(text, [row.instruction for row in private]):
+    if _is_close(text, [row.instruction for row in private]) or _is_copied(text, private):
         return "private"
     if _is_close(text, [row.instruction for row in synthetic]):
         return "repeated"
@@ -142,12 +152,8 @@ def response_fault(row: Instruction, private: Sequence[Instruction]) -> str:
         return "short"
     if _REFUSAL.match(row.response):
         return "refusal"
-    if _is_close(row.text, [other.text for other in private]):
-        return "private"
     # A private response below a new instruction would be private text all the same.
-    if len(row.response.split()) >= _COMPARED_WORDS and _is_close(
-        row.response, [other.response for other in private]
-    ):
+    if _is_close(row.text, [other.text for other in private]) or _is_copied(row.response, private):
         return "private"
     return ""
 
@@ -175,6 +181,13 @@ def select(
     scores = model.response_losses(candidates) / np.maximum(alone, np.finfo(np.float64).tiny)
     best = np.argsort(scores, kind="stable")[:num_selected]
     return tuple(candidates[i] for i in best)
+
+
+def _is_copied(text: str, private: Sequence[Instruction]) -> bool:
+    """Return whether a text is close to a private one, whichever of the two the latter is."""
+    if len(words(text)) < _COMPARED_WORDS:
+        return False
+    return _is_close(text, [part for row in private for part in (row.instruction, row.response)])
 
 
 def _is_close(text: str, others: Sequence[str]) -> bool:

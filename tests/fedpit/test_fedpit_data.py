@@ -39,7 +39,7 @@ def test_rows_of_a_file(tmp_path: Path) -> None:
         tmp_path / "a.jsonl",
         {"instruction": " Ask. ", "response": "Say.", "topic": "t"},
         {"instruction": "Ask.", "input": "This.", "output": "Say."},
-        {"question": "Which?", "answer": "one", "choices": ["one", "two"], "other": 7},
+        {"question": "Which?", "answer": "one ", "choices": ["one ", "two"], "other": 7},
         {"prompt": "Ask.", "response": "Say.", "category": None},
     )
     assert read_jsonl(file) == (
@@ -56,6 +56,7 @@ def test_rows_of_a_file(tmp_path: Path) -> None:
         ({"instruction": SECRET}, "field 'response' is missing or empty"),
         ({"instruction": "", "response": SECRET}, "field 'instruction' is missing or empty"),
         ({"instruction": SECRET, "response": 7}, "field 'response' must be a text"),
+        ({"instruction": SECRET + "\ud83d", "response": "b"}, "field 'instruction' holds half a"),
         ([SECRET], "a JSON object is needed"),
         ({"instruction": "a", "response": SECRET, "choices": ["b"]}, "not among its choices"),
         ({"instruction": "a", "response": "b", "choices": SECRET}, "a list of texts"),
@@ -185,6 +186,8 @@ def test_too_few_instructions() -> None:
 
 def test_held_out_sample() -> None:
     assert hold_out(rows(8), 0, seed=0) == tuple(rows(8))
+    with pytest.raises(DataError, match="name a file of them with test-file"):
+        hold_out([], 0, seed=0)
     sample = hold_out(rows(40), 10, seed=0)
     assert sample == hold_out(rows(40), 10, seed=0) != hold_out(rows(40), 10, seed=1)
     assert len(set(sample)) == 10

@@ -1,15 +1,18 @@
 """The adapter, the synthesis and the local round, on the real small model."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from feddtpt_flwr.fedpit import lora
 from feddtpt_flwr.fedpit.config import FedPITConfig
 from feddtpt_flwr.fedpit.instructions import Instruction
 from feddtpt_flwr.fedpit.local_round import local_round, memorisation
 from feddtpt_flwr.fedpit.lora import PROMPT, AdaptedModel
 from feddtpt_flwr.fedpit.synthesis import select, synthesise
+from feddtpt_flwr.language_model.weights import read_causal_lm
 from strategies.adapters import Adapter
 
 pytestmark = pytest.mark.slow
@@ -128,12 +131,33 @@ def test_a_common_beginning_that_is_computed_once_changes_no_text(
     assert once == [model.continue_text(w[:9], [w[9:]], max_new_tokens=6)[0] for w in whole]
 
 
+def test_answers_are_greedy_whatever_the_model_brings(
+    embedded_assets: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some models of a hub are to punish repetition: also of the choices in the question."""
+    plain = AdaptedModel("embedded", rank=4, dtype="float32", max_response_tokens=8)
+    read = read_causal_lm
+
+    def penalised(*arguments: str) -> tuple[Any, Any]:
+        loaded, tokenizer = read(*arguments)
+        loaded.generation_config.repetition_penalty = 5.0
+        return loaded, tokenizer
+
+    monkeypatch.setattr(lora, "read_causal_lm", penalised)
+    other = AdaptedModel("embedded", rank=4, dtype="float32", max_response_tokens=8)
+    asked = ["Say good good good good. Say it again."]
+    assert other.answer(asked) == plain.answer(asked)
+
+
 def test_what_is_too_long_is_cut(model: AdaptedModel) -> None:
-    row = Instruction("one " * 100, "two " * 100, "topic", ("two",))
+    row = Instruction(" ".join(["one"] * 100), "two " * 100, "topic", ("two",))
     cut = model.shorten(row)
     assert cut.instruction.split() == ["one"] * 32
     assert cut.response.split() == ["two"] * 8
     assert cut.topic == "topic"
+    asked = model.shorten(Instruction("one " * 100 + "Good or bad?", "good")).instruction
+    assert asked.startswith("one one")
+    assert asked.endswith("one Good or bad?"), "the question after a long text is what matters"
     short = Instruction("Is it so?", "It is.")
     assert model.shorten(short) == short
 

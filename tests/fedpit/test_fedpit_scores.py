@@ -1,8 +1,14 @@
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, cast
+
+import numpy as np
 import pytest
 
 from feddtpt_flwr.fedpit.instructions import Instruction
+from feddtpt_flwr.fedpit.lora import AdaptedModel
 from feddtpt_flwr.fedpit.scores import Mean, Utility, closest, rouge_l
-from feddtpt_flwr.fedpit.synthesis import instruction_fault, response_fault
+from feddtpt_flwr.fedpit.synthesis import instruction_fault, response_fault, synthesise
 
 PRIVATE = (
     Instruction(
@@ -22,6 +28,10 @@ PRIVATE = (
         ("d c b a", "a b c d", 1 / 4),
         ("", "a b", 0.0),
         ("x", "", 0.0),
+        ("Боль прошла, сразу!", "боль прошла сразу", 1.0),
+        ("Zażółć gęślą jaźń", "zażółć gęślą", 0.8),
+        ("疼痛消失了", "疼痛没有消失", 8 / 11),  # character by character
+        ("snake_case", "snake case", 1.0),
     ],
 )
 def test_rouge_l(answer: str, wanted: str, score: float) -> None:
@@ -63,6 +73,8 @@ def test_utility_counts_only_classifications_as_right_or_wrong() -> None:
         ("I'm sorry, but this is not possible", "refusal"),
         ("Sorry, no more instructions of this sort", "refusal"),
         ("How did the pills work for this patient of fifty years?", "private"),
+        ("The pain in both knees was gone after the second week.", "private"),
+        ("药片对病人的效果怎么样", ""),
         ("Tell me whether the syrup helped her at night.", "repeated"),
         ("Ask which dose the doctor gave to the child.", ""),
     ],
@@ -79,9 +91,38 @@ def test_faults_of_synthetic_instructions(text: str, fault: str) -> None:
         ("As a patient I cannot say", "refusal"),
         ("good", ""),
         ("The pain in both knees was gone after the second month.", "private"),
+        ("How did the pills work for this patient of forty years?", "private"),
         ("It took a while until she could sleep again.", ""),
     ],
 )
 def test_faults_of_synthetic_responses(response: str, fault: str) -> None:
     row = Instruction("Ask which dose the doctor gave to the child.", response)
     assert response_fault(row, PRIVATE) == fault
+
+
+class Parrot:
+    """A double of a model that repeats what it is shown of a private response, word for word."""
+
+    def shorten(self, row: Instruction) -> Instruction:
+        return replace(row, response=" ".join(row.response.split()[:20]))
+
+    def continue_text(self, beginning: str, continuations: Sequence[str], **_: Any) -> list[str]:
+        if all("Response" not in text for text in continuations):
+            return ["Ask which dose the doctor gave to the child."] * len(continuations)
+        return [beginning.rsplit("Response:\n", 1)[1].strip()] * len(continuations)
+
+
+def test_the_beginning_of_a_long_private_text_is_a_copy_of_it() -> None:
+    """The rest was cut off before the model saw it."""
+    long = Instruction("What did the patient say of it?", " ".join(f"word{i}" for i in range(100)))
+    made = synthesise(
+        cast(AdaptedModel, Parrot()),
+        [long],
+        num_candidates=2,
+        num_demonstrations=1,
+        max_instruction_tokens=16,
+        max_response_tokens=20,
+        rng=np.random.default_rng(0),
+    )
+    assert made.candidates == ()
+    assert made.dropped["private"] > 0

@@ -125,3 +125,11 @@ def test_the_same_weights_of_all_layers_travel_as_one_array() -> None:
 )
 def test_what_layers_do_not_share_stays_as_it_is(adapter: Adapter) -> None:
     assert stack_layers(adapter) == adapter == unstack_layers(adapter)
+
+
+@pytest.mark.parametrize("bits", [0x7FFFFFFF, 0xFFFFFFFF, 0x7FC00000, 0x7F800001])
+def test_what_is_no_number_stays_none_in_bfloat16(bits: int) -> None:
+    """The first is what a GPU makes of 0 / 0; rounded like a number it would become 0."""
+    array = np.array([bits], np.uint32).view(np.float32)
+    with pytest.raises(ValueError, match="not finite"):
+        from_record(to_record({"a": array}, "bfloat16"), "bfloat16")

@@ -19,8 +19,11 @@ START: Adapter = {"a": np.zeros((2, 3), np.float32), "b": np.zeros(4, np.float32
 class Nodes:
     """A double of Flower's grid that only knows who is connected."""
 
+    def __init__(self, number: int) -> None:
+        self.number = number
+
     def get_node_ids(self) -> list[int]:
-        return [1, 2, 3]
+        return list(range(1, self.number + 1))
 
 
 class Server:
@@ -32,7 +35,7 @@ class Server:
         self.strategy = FedPIT(wire_dtype=wire_dtype, on_phase=self.reports.append, **options)
         self.sent = list(
             self.strategy.configure_train(
-                1, to_record(START, "float32"), ConfigRecord(), cast(Grid, Nodes())
+                1, to_record(START, "float32"), ConfigRecord(), cast(Grid, Nodes(4))
             )
         )
 
@@ -68,7 +71,7 @@ def upload(
 
 def test_nodes_get_the_global_adapter_in_the_wire_type_and_mu() -> None:
     server = Server("bfloat16", proximal_mu=0.5)
-    assert len(server.sent) == 3
+    assert len(server.sent) == 4
     for message in server.sent:
         arrays = message.content.array_records["arrays"]
         assert {array.dtype for array in arrays.values()} == {"uint16"}
@@ -164,8 +167,48 @@ def test_a_malformed_upload_is_left_out_and_counted(what: str, warned: list[str]
     (report,) = server.reports
     assert len(report.rejected) == 1
     assert {node for node, _ in report.replies} == {2, 3}
-    assert report.failures == 0
+    assert report.failures == 1, "one is silent"
     assert any("reply is rejected" in line for line in warned)
+
+
+def test_who_claims_more_examples_than_a_node_can_have_is_left_out(warned: list[str]) -> None:
+    server = Server(most_examples=4)
+    mean, _ = server.train(upload(9.0, examples=5), upload(2.0, node=2), upload(4.0, node=3))
+    assert mean is not None
+    np.testing.assert_allclose(mean["b"], 3.0)
+    assert any("'num-examples' is 5, a number above 0 and at most 4" in line for line in warned)
+
+
+def test_metrics_that_some_nodes_lack_are_not_averaged_as_if_they_were_0() -> None:
+    """As the loss on synthetic examples of a node that has none."""
+    _, metrics = Server().train(
+        reply(to_record(adapter(1.0), "bfloat16"), {"num-examples": 4, "loss": 1.0, "more": 2.0}),
+        reply(to_record(adapter(1.0), "bfloat16"), {"num-examples": 4, "loss": 3.0}, node=2),
+    )
+    assert metrics == {"loss": 2.0}
+
+
+def test_for_a_node_that_leaves_after_training_nobody_waits() -> None:
+    """What the others have trained would be lost with the run."""
+    server = Server(min_available_nodes=4)
+    arrays = to_record(adapter(1.0), "float32")
+    sent = server.strategy.configure_evaluate(1, arrays, ConfigRecord(), cast(Grid, Nodes(3)))
+    assert len(list(sent)) == 3
+
+
+def test_as_many_nodes_train_as_are_there_when_the_wait_is_over(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Growing(Nodes):
+        def get_node_ids(self) -> list[int]:
+            self.number += 1
+            return super().get_node_ids()
+
+    monkeypatch.setattr("flwr.serverapp.strategy.strategy_utils.sleep", lambda _: None)
+    server = Server(min_available_nodes=3)
+    grid = cast(Grid, Growing(0))
+    record = to_record(START, "float32")
+    assert len(list(server.strategy.configure_train(1, record, ConfigRecord(), grid))) >= 3
 
 
 def test_errors_and_silence_are_failures() -> None:
@@ -174,7 +217,7 @@ def test_errors_and_silence_are_failures() -> None:
     mean, _ = server.train(failed, upload(2.0))
     assert mean is not None
     np.testing.assert_allclose(mean["b"], 2.0)
-    assert server.reports[0].failures == 2, "one sent an error, one nothing"
+    assert server.reports[0].failures == 3, "one sent an error, two nothing"
 
 
 def test_with_too_few_usable_uploads_the_global_adapter_stays(warned: list[str]) -> None:
@@ -187,13 +230,13 @@ def test_adapters_are_counted_in_both_directions() -> None:
     server = Server()
     server.train(upload(1.0, node=1), upload(1.0, node=2))
     size = num_bytes(to_record(START, "bfloat16"))
-    assert server.reports[0].num_bytes == 3 * size + 2 * size
+    assert server.reports[0].num_bytes == 4 * size + 2 * size
 
 
 def test_evaluations_are_averaged_and_checked() -> None:
     server = Server()
     arrays = to_record(adapter(1.0), "float32")
-    grid = cast(Grid, Nodes())
+    grid = cast(Grid, Nodes(4))
     sent = list(server.strategy.configure_evaluate(1, arrays, ConfigRecord(), grid))
     assert {a.dtype for a in sent[0].content.array_records["arrays"].values()} == {"uint16"}
     metrics = server.strategy.aggregate_evaluate(
@@ -217,6 +260,7 @@ def test_evaluations_are_averaged_and_checked() -> None:
         ({"wire_dtype": "int8"}, "wire_dtype is 'int8'"),
         ({"proximal_mu": -1.0}, "proximal_mu is -1.0"),
         ({"proximal_mu": float("nan")}, "proximal_mu is nan"),
+        ({"most_examples": 0}, "most_examples is 0"),
     ],
 )
 def test_values_that_are_not_allowed(options: dict[str, Any], words: str) -> None:
