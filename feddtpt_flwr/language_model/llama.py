@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from feddtpt_flwr.language_model.prefix_cache import PrefixCache
 from feddtpt_flwr.language_model.prefix_tree import PrefixTree, TokenIds
+from feddtpt_flwr.language_model.products import linear
 from feddtpt_flwr.language_model.tree_attention import TreeAttention
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ class Llama:
     ) -> "torch.Tensor":
         """Return the states of the wanted tokens after all layers, ``(wanted, hidden size)``."""
         import torch
-        from torch.nn.functional import linear, silu
+        from torch.nn.functional import silu
 
         device = self.embeddings.device
         turn = self._rotation(torch.tensor(tree.positions, device=device))
