@@ -185,6 +185,5 @@ class CausalInfiller:
 
         with torch.inference_mode():
             states = torch.cat(self._model.forward.states(sequences, last, again))
-            logits = linear(states, self._model.output_weight)
-            bias = self._model.output_bias
-            return (logits if bias is None else logits + bias).float()
+            output = self._model.output_weight, self._model.output_bias
+            return linear(states, *output).float()

@@ -193,12 +193,21 @@ def test_dtype(
     def is_bf16_supported(including_emulation: bool = True) -> bool:
         return multiplies or including_emulation
 
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: multiplies, raising=False)
+    for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"):
+        monkeypatch.setattr(torch.cpu, name, lambda: multiplies, raising=False)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", is_bf16_supported)
     monkeypatch.setattr(torch.cuda, "device", nullcontext)
     assert resolve_dtype(dtype, device) == expected
 
 
+@pytest.mark.parametrize("one", ["_is_amx_tile_supported", "_is_avx512_bf16_supported"])
+def test_either_unit_of_a_processor_is_enough(one: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"):
+        monkeypatch.setattr(torch.cpu, name, lambda name=name: name == one, raising=False)
+    assert resolve_dtype("auto", "cpu") == "bfloat16"
+
+
 def test_dtype_without_the_private_query(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(torch.cpu, "_is_amx_tile_supported", raising=False)
+    for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"):
+        monkeypatch.delattr(torch.cpu, name, raising=False)
     assert resolve_dtype("auto", "cpu") == "float32"
