@@ -166,7 +166,8 @@ def check(
 def own_prompt() -> None:
     """Print the prompts that this machine's nodes keep to themselves (privacy = 'synthetic').
 
-    One for each run and node, the newest at the end; they are in FEDDTPT_CACHE, for 30 days.
+    One for each run and node, the newest at the end; they are in FEDDTPT_CACHE until 30 days after
+    a run's last message, when this command or a message of another run removes them.
     """
     from feddtpt_flwr.assets import cache_folder
     from feddtpt_flwr.privacy.own_prompts import kept

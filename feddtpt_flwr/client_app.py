@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from logging import INFO
+from logging import ERROR, INFO
 
 import numpy as np
 from flwr.client import Client, NumPyClient
@@ -20,7 +20,7 @@ from feddtpt_flwr.client_limits import (
 from feddtpt_flwr.client_report import counted, described, mismatch, refusal, unchanged, written
 from feddtpt_flwr.client_state import RUN_KEY, ClientState, Kept, Phase, state_file, step
 from feddtpt_flwr.config import RunConfig
-from feddtpt_flwr.data import ClientData, Example
+from feddtpt_flwr.data import ClientData, DataError, Example
 from feddtpt_flwr.evaluation import Evaluator
 from feddtpt_flwr.experiment import load_task
 from feddtpt_flwr.generator import Writer
@@ -305,7 +305,14 @@ def client_for(context: Context) -> NumPyClient:
     """Build the client of one node, simulated or deployed."""
     logs.begin(run=str(context.run_id), node=f"node-{context.node_id}")
     config = NodeConfig.read(context.run_config, context.node_config)
-    node = load_node(config, context.node_id)
+    try:
+        node = load_node(config, context.node_id)
+    except DataError as error:
+        if config.run.privacy != "exponential":
+            raise
+        # Flower tells the server an error's message, and this one may count a file's classes.
+        log(ERROR, "%s", error)
+        raise DataError("this node's examples cannot be used; its own log says why") from None
     logs.add(node=node.name)
     return protected(node, context.state, plain_client)
 

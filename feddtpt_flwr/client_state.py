@@ -35,6 +35,7 @@ from feddtpt_flwr.attempts import (
 )
 from feddtpt_flwr.evaluation import CAPACITY, AnswerCache
 from feddtpt_flwr.feedback import Feedback
+from feddtpt_flwr.private_files import open_private
 from strategies.candidates import Tokens
 
 STATE_KEY = "feddtpt"
@@ -243,7 +244,7 @@ class ClientState:
             return [], True
         try:
             self._file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            _remove_old(self._file.parent)
+            remove_old(self._file.parent)
             text = self._file.read_text(encoding="utf-8") if self._file.exists() else ""
         except (OSError, UnicodeDecodeError) as error:
             self._give_up(error)
@@ -265,7 +266,8 @@ class ClientState:
         lines = [json.dumps(entry) for entry in ({"version": STATE_VERSION}, *entries)]
         temporary = self._file.with_suffix(f".{os.getpid()}.tmp")
         try:
-            temporary.write_text("\n".join([*lines, ""]), encoding="utf-8")
+            with open_private(temporary, "w") as file:
+                file.write("\n".join([*lines, ""]))
             temporary.replace(self._file)
         except OSError as error:
             with suppress(OSError):
@@ -277,7 +279,7 @@ class ClientState:
             return
         line = json.dumps({"step": list(self._now), **entry})
         try:
-            with self._file.open("a", encoding="utf-8") as file:
+            with open_private(self._file, "a") as file:
                 file.write(line + "\n")
         except OSError as error:
             self._give_up(error)
@@ -329,7 +331,8 @@ def _warn_of_version(what: str, version: Any) -> None:
     )
 
 
-def _remove_old(folder: Path) -> None:
+def remove_old(folder: Path) -> None:
+    """Remove the files of clients that have sent nothing for `KEPT_DAYS`."""
     for file in folder.iterdir():
         with suppress(FileNotFoundError):  # another process was faster
             if time.time() - file.stat().st_mtime > KEPT_DAYS * 86400:

@@ -114,14 +114,25 @@ def limit_rows(config: RunConfig, num_rounds: int, ended_early: bool) -> dict[st
     }
 
 
-def privacy_rows(config: RunConfig, num_rounds: int) -> dict[str, str]:
-    """Return what was promised for the clients' examples, where something was."""
+def privacy_rows(config: RunConfig, num_rounds: int, num_redone: int) -> dict[str, str]:
+    """Return what was promised for the clients' examples, where something was.
+
+    Parameters
+    ----------
+    config : RunConfig
+        Settings of the run.
+    num_rounds : int
+        Rounds that the clients may have answered, one that was done again as two.
+    num_redone : int
+        How many were done again.
+    """
     epsilon = total_epsilon(config, num_rounds)
     if epsilon is None:
         return {}
+    again = f", {num_redone} of {num_rounds} done again after the run was stopped"
     return {
         "differential privacy": (
             f"epsilon = {epsilon:g} for one private example, delta = 0\n"
-            f"{config.epsilon:g} in each round"
+            f"{config.epsilon:g} in each round{again if num_redone else ''}"
         )
     }

@@ -79,7 +79,12 @@ def _data_mistakes(config: "RunConfig") -> list[str]:
 
 def _unused_mistakes(config: "RunConfig") -> list[str]:
     """Return a line for every choice that would decide nothing."""
-    mistakes = []
+    mistakes, default = [], type(config).model_fields["epsilon"].default
+    if config.privacy != "exponential" and config.epsilon != default:
+        mistakes.append(
+            f"epsilon = {config.epsilon!r}: privacy = {config.privacy!r} would not keep it; "
+            "'exponential' does"
+        )
     if config.privacy == "exponential":
         if config.search != "feddtpt":
             mistakes.append(

@@ -85,6 +85,8 @@ class Recorder:
         self._seconds_before = 0.0
         self._uploads: list[list[int]] = []
         self._ended_early = False
+        self._redone = 0
+        self._at_work = False
         settings = config.to_run_config()
         folder.write_config({**settings, "resume": ""})
         folder.write_resume(settings)
@@ -124,6 +126,7 @@ class Recorder:
 
     def fit_metrics(self, results: list[tuple[int, Metrics]]) -> Metrics:
         """Write down every client's search; return the mean local accuracy and the queries."""
+        self._at_work = True
         return self._clients.add("search", results)
 
     def evaluate_metrics(self, results: list[tuple[int, Metrics]]) -> Metrics:
@@ -159,14 +162,19 @@ class Recorder:
             queries=self._clients.queries,
             **self._clients.round_sums,
             accuracy=result.central["accuracy"] if result.central else None,
-            epsilon=total_epsilon(self._config, result.server_round),
+            epsilon=total_epsilon(self._config, result.server_round + self._redone),
             seconds=round(now - self._round_start, 3),
         )
         if chosen := _per_model(result, result.chosen.tokens):
             self._by_model = chosen["by-model"]
         self._round_start = now
         self._uploads = []
+        self._at_work = False
         self._clients.end_round()
+
+    def redo(self) -> None:
+        """Note that the run goes on with a round that the clients may have answered before."""
+        self._redone += 1
 
     def ended_early(self) -> None:
         """Write down that the run is over because no client may ask anything more."""
@@ -210,6 +218,7 @@ class Recorder:
             ],
             "bytes": self._bytes,
             "seconds": self._seconds,
+            "redone": self._redone,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -224,6 +233,7 @@ class Recorder:
         ]
         self._bytes = list(state["bytes"])
         self._seconds_before = state["seconds"]
+        self._redone = state.get("redone", 0)  # of a run from before these were counted
 
     @property
     def _seconds(self) -> float:
@@ -287,7 +297,11 @@ class Recorder:
                 ),
                 **closing_table.generator_rows(self._clients.sums),
                 **closing_table.limit_rows(self._config, len(self._prompts) - 1, self._ended_early),
-                **closing_table.privacy_rows(self._config, len(self._prompts) - 1),
+                **closing_table.privacy_rows(
+                    self._config,
+                    len(self._prompts) - 1 + self._redone + self._at_work,
+                    self._redone,
+                ),
                 "bytes per round, all clients": ", ".join(f"{size:,}" for size in self._bytes),
                 "time": f"{self._seconds:.0f} s",
                 "run folder": str(self._folder.path),

@@ -244,6 +244,9 @@ def _restore(run: Run, saved: Checkpoint) -> None:
     dropped = run.folder.forget_after(saved.history_lines)
     run.folder.append("resume", round=saved.rounds, dropped=dropped)
     log(INFO, "the run %s goes on after round %d", run.folder.path, saved.rounds)
+    if saved.rounds < run.config.num_server_rounds:
+        run.recorder.redo()
+        run.save()  # or it would be forgotten if the run stopped before the end of this round
 
 
 def _safely(admissible: Callable[[Tokens], bool]) -> Callable[[Tokens], bool]:

@@ -273,6 +273,10 @@ def test_limits_and_a_prompt_generator() -> None:
         ({"api-key-env": "sk-secret"}, "api-key-env: the name of an environment variable"),
         ({"masked-lm-key-env": "hf_secretsecretsecret"}, "masked-lm-key-env: the name of an"),
         (
+            {"privacy": "public-tokens", "epsilon": 0.1},
+            "epsilon = 0.1: privacy = 'public-tokens' would not keep it; 'exponential' does",
+        ),
+        (
             {"privacy": "exponential", "search": "evolution"},
             "search = 'evolution': privacy = 'exponential' would not use it",
         ),

@@ -228,7 +228,10 @@ class SyntheticClient(NumPyClient):
             prompt = vocabulary.decode(arrays[0].tolist())
             self._state[OWN_PROMPT_KEY] = ConfigRecord({"prompt": prompt})
             run, server_round = str(config.get(RUN_KEY, "")), int(config[ROUND_KEY])
-            keep(cache_folder(), OwnPrompt(run, self._node.name, server_round, prompt, accuracy))
+            if node.config.cache_size_mib:  # or it would be added to a file from before
+                keep(
+                    cache_folder(), OwnPrompt(run, self._node.name, server_round, prompt, accuracy)
+                )
         for key, record in state.items():
             self._state[_OWN + key] = record
         return told
@@ -239,14 +242,16 @@ class ExponentialClient(NumPyClient):
 
     What is told is listed here, key by key; all else that the plain client would tell, such as
     gains, accepted changes, answers that fitted no label, tokens or costs, depends on the examples.
-    The number of queries is the planned one: how many were in a cache is not told either.
+    The number of queries is the planned one: how many were in a cache is not told either. A phase
+    is booked before its first question about a private example: even that a question fails may
+    depend on the example, and nobody can have it asked again.
     """
 
     def __init__(self, node: Node, state: RecordDict, client: NumPyClient) -> None:
         self._node = node
         self._client = client
         self._ledger = Ledger(state, node.config.num_server_rounds)
-        self._shares = exponential.shares(node.config.epsilon)
+        self._shares = exponential.shares(node.config.epsilon, guard=node.config.guard)
 
     def fit(self, parameters: NDArrays, config: Metrics) -> tuple[NDArrays, int, Metrics]:
         """Draw one of some prompts that were found without private examples."""
@@ -288,12 +293,15 @@ class ExponentialClient(NumPyClient):
                 max_tokens=run.max_prompt_tokens,
                 admissible=readability(run, task).each,
             )
-            asked = evaluator.budget.used
-            texts = [vocabulary.decode(tokens) for tokens in candidates]
-            correct = evaluator.correct_all(texts, private).sum(axis=1)
         except ModelError as error:
             return [], 0, self._failed(told, error)
+        asked = evaluator.budget.used
+        texts = [vocabulary.decode(tokens) for tokens in candidates]
         self._ledger.close("search", int(told[ROUND_KEY]))
+        try:
+            correct = evaluator.correct_all(texts, private).sum(axis=1)
+        except Exception as error:  # whatever it is: its message may tell of an example
+            return [], 0, self._failed(told, error)
         drawn = candidates[exponential.choose(correct.tolist(), self._shares[0])]
         told |= {
             QUERIES_KEY: asked + len(candidates) * len(private),
@@ -307,14 +315,17 @@ class ExponentialClient(NumPyClient):
         told = self._about(config)
         if reason := mismatch(config, self._node.config):
             return 1.0, 0, refusal(self._node.name, config, reason)
-        if not self._ledger.open("score", int(told[ROUND_KEY])):
+        if not self._shares[1] or not self._ledger.open("score", int(told[ROUND_KEY])):
             return 1.0, 0, told | {QUERIES_KEY: 0, FAILURE_KEY: "the round's epsilon is spent"}
         # All examples, however few the server asks for: the noise does not grow with them.
         every = {key: value for key, value in config.items() if key != RACE_EXAMPLES_KEY}
-        _, num_examples, exact = self._client.evaluate(parameters, every)
+        self._ledger.close("score", int(told[ROUND_KEY]))
+        try:
+            _, num_examples, exact = self._client.evaluate(parameters, every)
+        except Exception as error:  # as in a search
+            return 1.0, 0, self._failed(told, error)
         if FAILURE_KEY in exact:
             return 1.0, 0, self._failed(told, exact[FAILURE_KEY])
-        self._ledger.close("score", int(told[ROUND_KEY]))
         total = int(exact[SCORED_KEY])
         correct = [int(exact[correct_key(index)]) for index in range(len(parameters))]
         counts = exponential.noised(correct, total, self._shares[1])

@@ -51,9 +51,9 @@ def total_epsilon(config: RunConfig, num_rounds: int) -> float | None:
     return num_rounds * config.epsilon if config.privacy == "exponential" else None
 
 
-def shares(epsilon: float) -> tuple[float, float]:
+def shares(epsilon: float, *, guard: bool) -> tuple[float, float]:
     """Divide a round's epsilon between the choice of a prompt and the counts for the guard."""
-    return epsilon / 2, epsilon / 2
+    return (epsilon / 2, epsilon / 2) if guard else (epsilon, 0.0)
 
 
 def choose(correct: Sequence[int], epsilon: float) -> int:

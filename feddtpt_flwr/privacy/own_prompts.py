@@ -12,7 +12,7 @@ from pathlib import Path
 
 from flwr.common import log
 
-from feddtpt_flwr.client_state import state_file, step
+from feddtpt_flwr.client_state import remove_old, state_file, step
 
 _KEY = "own-prompt"
 
@@ -44,7 +44,7 @@ class OwnPrompt:
 
 def search_name(client: str) -> str:
     """Return the name under which a client's private search keeps its state."""
-    return f"{client}-own"
+    return f"{client}, its own prompt"  # no name that a client is likely to have
 
 
 def keep(folder: Path, own: OwnPrompt) -> None:
@@ -70,6 +70,8 @@ def keep(folder: Path, own: OwnPrompt) -> None:
 def kept(folder: Path) -> list[OwnPrompt]:
     """Return the last own prompt of every client and run on this machine, the newest at the end.
 
+    What is older than it may be is removed.
+
     Parameters
     ----------
     folder : Path
@@ -80,7 +82,10 @@ def kept(folder: Path) -> list[OwnPrompt]:
     OSError
         If a file cannot be read.
     """
-    files = sorted((folder / "clients").glob("*.jsonl"), key=lambda file: file.stat().st_mtime)
+    clients = folder / "clients"
+    if clients.exists():
+        remove_old(clients)
+    files = sorted(clients.glob("*.jsonl"), key=lambda file: file.stat().st_mtime)
     found = [_last(file.read_text(encoding="utf-8").splitlines()) for file in files]
     return [own for own in found if own]
 

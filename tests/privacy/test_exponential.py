@@ -75,7 +75,8 @@ def test_noised_counts_are_counts() -> None:
 
 def test_epsilons_add_up() -> None:
     config = RunConfig.from_run_config({"privacy": "exponential", "epsilon": 0.5})
-    assert sum(shares(config.epsilon)) == config.epsilon
+    assert shares(config.epsilon, guard=True) == (0.25, 0.25)
+    assert shares(config.epsilon, guard=False) == (0.5, 0)
     assert total_epsilon(config, 3) == 1.5
     assert total_epsilon(RunConfig.from_run_config({}), 3) is None
 
@@ -137,7 +138,7 @@ def test_the_sum_of_epsilons_is_what_an_accountant_finds(num_rounds: int) -> Non
     total = num_rounds * 0.8
     assert total_epsilon(config, num_rounds) == pytest.approx(total)
     composed = None
-    for share in shares(0.8):
+    for share in shares(0.8, guard=True):
         loss = pld.from_privacy_parameters(DifferentialPrivacyParameters(share, 0.0))
         rounds = loss.self_compose(num_rounds)
         composed = rounds if composed is None else composed.compose(rounds)

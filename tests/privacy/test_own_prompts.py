@@ -1,3 +1,5 @@
+import os
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -6,7 +8,7 @@ from flwr.common import RecordDict
 from typer.testing import CliRunner
 
 from feddtpt_flwr import cli
-from feddtpt_flwr.client_state import ClientState, state_file, step
+from feddtpt_flwr.client_state import KEPT_DAYS, ClientState, state_file, step
 from feddtpt_flwr.privacy.own_prompts import OwnPrompt, keep, kept, search_name
 
 OWN = OwnPrompt("reviews-seed0-1", "north", 1, "Did the critic like it?", 0.75)
@@ -79,3 +81,13 @@ def test_a_folder_that_cannot_be_read(tmp_path: Path) -> None:
     result = command(tmp_path)
     assert result.exit_code == 1
     assert "the nodes' state cannot be read" in result.output
+
+
+def test_what_is_older_than_it_may_be_is_gone(tmp_path: Path) -> None:
+    search(tmp_path, OWN)
+    (file,) = (tmp_path / "clients").iterdir()
+    assert file.stat().st_mode & 0o777 == 0o600, "it tells something of the node's texts"
+    long_ago = time.time() - (KEPT_DAYS + 1) * 86400
+    os.utime(file, (long_ago, long_ago))
+    assert kept(tmp_path) == []
+    assert not file.exists()

@@ -2,21 +2,21 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
 from flwr.client import NumPyClient
-from flwr.common import NDArrays, RecordDict, Scalar
+from flwr.common import Context, NDArrays, RecordDict, Scalar
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from numpy.typing import NDArray
 
 from feddtpt_flwr.assets import cache_folder
-from feddtpt_flwr.client_app import PromptTuningClient, plain_client
+from feddtpt_flwr.client_app import PromptTuningClient, client_fn, plain_client
 from feddtpt_flwr.client_limits import too_few_queries
 from feddtpt_flwr.client_state import RUN_KEY, VERSION_KEY
 from feddtpt_flwr.config import RunConfig
-from feddtpt_flwr.data import ClientData, Example, Task
+from feddtpt_flwr.data import ClientData, DataError, Example, Task
 from feddtpt_flwr.language_model.local import LocalLanguageModel
 from feddtpt_flwr.node import Node
 from feddtpt_flwr.privacy.clients import (
@@ -26,7 +26,7 @@ from feddtpt_flwr.privacy.clients import (
     PublicTokensClient,
     protected,
 )
-from feddtpt_flwr.privacy.ledger import LEDGER_KEY, Ledger
+from feddtpt_flwr.privacy.ledger import Ledger
 from feddtpt_flwr.privacy.own_prompts import OwnPrompt, kept, search_name
 from feddtpt_flwr.privacy.public_tokens import public_texts, public_tokens
 from feddtpt_flwr.vocabulary import Vocabulary
@@ -266,7 +266,68 @@ def test_a_failure_is_told_without_its_text(dp_node: Node, start: NDArray[np.int
         QUERIES_KEY: 0,
         FAILURE_KEY: "the language model did not answer",
     }
-    assert LEDGER_KEY not in state, "nothing was given away"
+    again = protected(dp_node, moved(state), lambda *_: Counter({correct_key(0): 4, SCORED_KEY: 8}))
+    _, counted, told = again.evaluate([start], {ROUND_KEY: 1})
+    assert counted == 0, "that it failed may have told something of an example"
+    assert told[FAILURE_KEY] == "the round's epsilon is spent"
+
+
+def test_an_error_that_is_no_models_is_told_without_its_text(
+    dp_node: Node, start: NDArray[np.int64], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> NoReturn:
+        raise IndexError("'my private text' is too long")
+
+    class Failing(Counter):
+        def evaluate(self, *_: Any) -> NoReturn:
+            fail()
+
+    state = RecordDict()
+    client = protected(dp_node, state, lambda *_: Failing({}))
+    _, counted, told = client.evaluate([start], {ROUND_KEY: 1})
+    assert (counted, told[FAILURE_KEY]) == (0, "the language model did not answer")
+    monkeypatch.setattr(
+        "feddtpt_flwr.privacy.exponential.public_candidates", lambda *_, **__: [(5,)]
+    )
+    monkeypatch.setattr("feddtpt_flwr.evaluation.Evaluator.correct_all", fail)
+    arrays, counted, told = client.fit([start], {ROUND_KEY: 1})
+    assert (arrays, counted) == ([], 0)
+    assert told[FAILURE_KEY] == "the language model did not answer"
+    _, _, told = client.fit([start], {ROUND_KEY: 1})
+    assert told[FAILURE_KEY] == "the round's epsilon is spent"
+
+
+def test_without_a_guard_nobody_counts(
+    short_reviews: tuple[Example, ...], start: NDArray[np.int64]
+) -> None:
+    pytest.importorskip("opendp")
+    here = node(short_reviews, "exponential", 40)
+    config = here.config.model_copy(update={"guard": False})
+    client = protected(replace(here, config=config), RecordDict(), lambda *_: Counter({}))
+    _, counted, told = client.evaluate([start], {ROUND_KEY: 1})
+    assert (counted, told[FAILURE_KEY]) == (0, "the round's epsilon is spent")
+
+
+@pytest.mark.parametrize("privacy", ["none", "exponential"])
+def test_what_is_in_a_file_is_not_told_under_differential_privacy(
+    privacy: str, tmp_path: Path
+) -> None:
+    pytest.importorskip("opendp")
+    own = tmp_path / "own.csv"
+    rows = ["text,label", *(f"text {i},0" for i in range(9)), "a text,1"]
+    own.write_text("\n".join(rows), encoding="utf-8")
+    context = Context(
+        run_id=1,
+        node_id=1,
+        node_config={"data-path": str(own)},
+        state=RecordDict(),
+        run_config={"clients": "own-data", "privacy": privacy, "k-shot": 4},
+    )
+    with pytest.raises(DataError) as raised:
+        client_fn(context)
+    told = str(raised.value)
+    assert ("of each class are needed" in told) == (privacy == "none")
+    assert ("its own log says why" in told) == (privacy == "exponential")
 
 
 @pytest.mark.parametrize("privacy", ["synthetic", "exponential"])

@@ -61,6 +61,20 @@ def test_the_epsilon_spent_is_written_down(
     table = private.close()
     assert "epsilon = 1.5 for one private example, delta = 0" in table
     assert "0.75 in each round" in table
+    saved = private.state_dict()
+
+    private.fit_metrics([(4, SEARCH)])
+    assert "epsilon = 2.25 for" in private.close(), "a round that was answered and not settled"
+
+    for resumed in (1, 2):  # each time, the round in which the run stopped may be answered twice
+        again = recorder(settings, tmp_path, *parts)
+        again.load_state_dict(saved)
+        again.redo()
+        saved = again.state_dict()
+        again.round(RoundResult(3, chosen, (chosen,), {}, 0, 100, None))
+        history = (again._folder.path / "history.jsonl").read_text(encoding="utf-8")
+        assert json.loads(history.splitlines()[-1])["epsilon"] == 0.75 * (3 + resumed)
+        assert f"{resumed} of {2 + resumed} done again" in again.close()
 
     plain = recorder({}, tmp_path, *parts)
     plain.evaluate(0, [np.array(prompt)], {})
