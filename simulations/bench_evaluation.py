@@ -16,6 +16,7 @@ from typing import Any
 from feddtpt_flwr.assets import EMBEDDED
 from feddtpt_flwr.data import get_task
 from feddtpt_flwr.language_model.prefix_tree import PrefixTree, common_length
+from feddtpt_flwr.language_model.products import linear
 from feddtpt_flwr.language_model.weights import load_causal_lm, resolve_device, resolve_dtype
 from simulations import contenders
 from simulations.bench_aggregation import peak_mib
@@ -252,7 +253,8 @@ def _peak(dtype: str, device: str) -> float:
     best = float("inf")
     for _ in range(40):
         start = time.perf_counter()
-        a @ b
+        with torch.inference_mode():
+            linear(a, b)
         if device != "cpu":
             torch.cuda.synchronize()
         best = min(best, time.perf_counter() - start)
