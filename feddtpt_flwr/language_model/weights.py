@@ -49,9 +49,9 @@ def resolve_dtype(dtype: str, device: str) -> str:
     ``auto`` is bfloat16 where torch says that the hardware multiplies it: on processors with AMX or
     AVX512_BF16 (AMD's from Zen 4 on), on Nvidia's GPUs from the Ampere generation on, and on AMD's.
     Elsewhere, on older GPUs and Apple's too, it is float32; ``float16``, which may be faster there,
-    is never chosen unasked. With AMX bfloat16 was 3.4 times as fast, with AVX512_BF16 1.5 times; it
-    gave another answer than float32 to 113 of 10,000 questions
-    (``simulations/results/labels.json``).
+    is never chosen unasked. With AMX bfloat16 was 3.4 times as fast, with AVX512_BF16 2.4 times; it
+    gave another answer than float32 to 113 and 112 of 10,000 questions
+    (``simulations/results/labels-amx.json``, ``labels.json``).
     """
     if dtype != "auto":
         return dtype
