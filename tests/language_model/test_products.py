@@ -49,6 +49,14 @@ def test_where_gradients_are_wanted_there_are_some(processor: str) -> None:
         )
 
 
+def test_a_layer_that_somebody_has_changed_stays_as_it_is() -> None:
+    layer = torch.nn.Linear(8, 6)
+    layer.forward = lambda states: states  # type: ignore[assignment, method-assign]
+    use_in(torch.nn.Sequential(layer))
+    states = torch.ones(3, 8)
+    assert layer(states) is states
+
+
 def test_only_the_slower_library_is_replaced(
     processor: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
