@@ -36,13 +36,14 @@ def linear(
     """
     import torch
 
-    # oneDNN's operation has no gradient.
-    usual = states.device.type != "cpu" or states.dtype != torch.float32 or torch.is_grad_enabled()
+    usual = states.device.type != "cpu" or states.dtype != torch.float32
     if usual or not _prefers_onednn():
         return torch.nn.functional.linear(states, weight, bias)
-    # What torch's own compiler calls, with weights as they are: processes share the pages of a file
-    # that is mapped into memory, and would not share weights that were packed for oneDNN.
-    product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(states, weight, bias, "none", [], "")
+    if not torch.is_grad_enabled():
+        return _onednn(states, weight, bias)
+    if weight.requires_grad or (bias is not None and bias.requires_grad):
+        return torch.nn.functional.linear(states, weight, bias)
+    product: torch.Tensor = _frozen()(states, weight, bias)
     return product
 
 
@@ -53,6 +54,38 @@ def use_in(model: "torch.nn.Module") -> None:
     for module in model.modules():
         if type(module) is torch.nn.Linear and "forward" not in vars(module):
             module.forward = partial(_forward, module)  # type: ignore[method-assign]
+
+
+def _onednn(
+    states: "torch.Tensor", weight: "torch.Tensor", bias: "torch.Tensor | None" = None
+) -> "torch.Tensor":
+    """Compute by oneDNN, as torch's own compiler does, with weights as they are.
+
+    Processes share the pages of a file that is mapped into memory, and would not share weights that
+    were packed for oneDNN.
+    """
+    import torch
+
+    product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(states, weight, bias, "none", [], "")
+    return product
+
+
+@cache
+def _frozen() -> Any:
+    """Return the product by weights that are not trained, for states that have a gradient."""
+    import torch
+
+    class Product(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, states: Any, weight: Any, bias: Any) -> Any:
+            ctx.weight = weight
+            return _onednn(states, weight, bias)
+
+        @staticmethod
+        def backward(ctx: Any, gradient: Any) -> Any:
+            return _onednn(gradient.contiguous(), ctx.weight.t()), None, None
+
+    return Product.apply
 
 
 def _forward(layer: Any, states: "torch.Tensor") -> "torch.Tensor":

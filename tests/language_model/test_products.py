@@ -37,16 +37,23 @@ def test_the_product_is_the_same(shape: tuple[int, ...], with_bias: bool, proces
     assert torch.allclose(found, expected, atol=1e-5)
 
 
-def test_where_gradients_are_wanted_there_are_some(processor: str) -> None:
-    layer = torch.nn.Linear(8, 6)
-    use_in(torch.nn.Sequential(layer))
-    states = torch.ones(3, 8)
-    layer(states).sum().backward()
-    assert layer.weight.grad is not None
-    with torch.inference_mode():
-        assert torch.allclose(
-            layer(states), torch.nn.functional.linear(states, *layer.parameters())
-        )
+@pytest.mark.parametrize("frozen", [True, False])
+def test_where_gradients_are_wanted_there_are_some(processor: str, frozen: bool) -> None:
+    """As where an adapter is trained on a frozen model, or the model itself."""
+    plain, ours = torch.nn.Linear(8, 6), torch.nn.Linear(8, 6)
+    ours.load_state_dict(plain.state_dict())
+    for layer in (plain, ours):
+        layer.requires_grad_(not frozen)
+    use_in(torch.nn.Sequential(ours))
+    gradients = []
+    for layer in (plain, ours):
+        states = torch.linspace(-1, 1, 24).reshape(3, 8).requires_grad_()
+        layer(states).square().sum().backward()
+        gradients.append([states.grad, layer.weight.grad, layer.bias.grad])
+    for one, other in zip(*gradients, strict=True):
+        assert (one is None) == (other is None)
+        assert one is None or torch.allclose(one, other, atol=1e-5)
+    assert (gradients[1][1] is None) == frozen
 
 
 def test_a_layer_that_somebody_has_changed_stays_as_it_is() -> None:
@@ -71,7 +78,7 @@ def test_only_the_slower_library_is_replaced(
     with torch.inference_mode():
         linear(torch.ones(3, 8), weight)
         linear(torch.ones(4, 8).bfloat16(), weight.bfloat16())
-    linear(torch.ones(5, 8), weight)
+    linear(torch.ones(5, 8), weight.requires_grad_())
     assert asked == ([(3, 8)] if processor == "AuthenticAMD" else [])
 
 
