@@ -26,7 +26,6 @@ SETTINGS: dict[str, Any] = {
     "max-instruction-tokens": 64,
     "max-response-tokens": 24,
     "test-size": 64,
-    "dtype": "bfloat16",  # on every machine, or runs of several would differ by their rounding
 }
 """Small enough for minutes on two cores."""
 
@@ -75,18 +74,19 @@ class Outcome:
         Rouge-L of the private responses, before and after.
     synthetic_rouge_l : float or None
         Of synthetic and closest private texts; None without synthetic data.
-    selected : tuple[int, ...]
-        Synthetic examples of each client in each round.
     bytes_per_round : int
         Adapters, both directions, all clients.
+    selected : tuple[int, ...]
+        Synthetic examples of each client in each round; empty also of runs from before these were
+        counted.
     """
 
     rouge_l: tuple[float, float]
     accuracy: tuple[float, float]
     memorisation: tuple[float, float]
     synthetic_rouge_l: float | None
-    selected: tuple[int, ...]
     bytes_per_round: int
+    selected: tuple[int, ...] = ()
 
 
 def run(methods: Sequence[str], seeds: Sequence[int], folder: Path) -> str:
@@ -126,7 +126,10 @@ def run(methods: Sequence[str], seeds: Sequence[int], folder: Path) -> str:
 def _outcomes(kept: kept_runs.Runs) -> dict[str, dict[int, Outcome]]:
     names = [field.name for field in fields(Outcome)]  # a run has its date and machine besides
     return {
-        method: {seed: Outcome(**{name: run[name] for name in names}) for seed, run in runs.items()}
+        method: {
+            seed: Outcome(**{name: run[name] for name in names if name in run})
+            for seed, run in runs.items()
+        }
         for method, runs in kept.items()
     }
 
