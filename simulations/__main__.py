@@ -43,7 +43,7 @@ def run_suite(
     name: Annotated[str, typer.Argument(metavar="SUITE", help="A suite's name or .toml file.")],
     jobs: Annotated[int, typer.Option(min=1, help="Runs at the same time.")] = 1,
     only: Annotated[
-        list[str] | None, typer.Option(help="A label that runs must have; give one or more.")
+        list[str] | None, typer.Option(help="A label; of one axis, runs have one of those given.")
     ] = None,
     seeds: Annotated[
         int | None, typer.Option(min=1, help="The first so many of the suite's seeds.")

@@ -134,7 +134,7 @@ def run_suite(
     results : Results
         Where they are kept.
     only : Sequence[str]
-        Labels that a run must all have.
+        Labels; of each axis that they are on, a run must have one of them.
     seeds : int, optional
         How many of the suite's seeds, from the first on; by default all.
     jobs : int

@@ -156,7 +156,7 @@ class Suite(BaseModel):
         Parameters
         ----------
         only : Sequence[str]
-            Labels that a run must all have.
+            Labels; of each axis that they are on, a run must have one of them.
         environment : Mapping[str, str], optional
             Where variables are looked up; by default the process's.
         seeds : int, optional
@@ -167,17 +167,24 @@ class Suite(BaseModel):
         SuiteError
             If ``only`` holds a label that no group has.
         """
-        known = {label for axis in AXES for label in self.axis(axis)}
+        axes = [self.axis(axis).keys() for axis in AXES]
+        known = set().union(*axes)
         if unknown := [label for label in only if label not in known]:
             raise SuiteError(
                 f"suite {self.name}: no group is called {unknown[0]!r}; there are: "
                 f"{', '.join(sorted(known))}"
             )
         variables = os.environ if environment is None else environment
+        wanted = [labels & set(only) for labels in axes]
+
+        def chosen(job: Job) -> bool:
+            pairs = zip(job.labels, wanted, strict=True)
+            return all(not labels or label in labels for label, labels in pairs)
+
         return [
             job
             for job in self._all_jobs(variables)
-            if set(only) <= set(job.labels) and job.seed in self.seeds[:seeds]
+            if chosen(job) and job.seed in self.seeds[:seeds]
         ]
 
     def _all_jobs(self, variables: Mapping[str, str]) -> Iterator[Job]:

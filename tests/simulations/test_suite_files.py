@@ -123,6 +123,10 @@ def test_later_axes_win_and_seeds_come_one_after_the_other(tmp_path: Path) -> No
     }
     assert {job.seed for job in suite.jobs(seeds=2)} == {0, 1}
     assert {job.seed for job in suite.jobs(["two"], seeds=9)} == {0, 1, 2}
+    both = suite.jobs(["one", "two", "full"])
+    assert {job.key for job in both} == {
+        job.key for task in ("one", "two") for job in suite.jobs([task, "full"])
+    }
     with pytest.raises(SuiteError, match="no group is called 'three'; there are: blind, full"):
         suite.jobs(["three"])
 
