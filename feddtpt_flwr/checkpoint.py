@@ -120,11 +120,12 @@ class Checkpoint:
             wanted than there were; the message names the setting and both values.
         """
         settings = config.to_run_config()
+        free = FREE_SETTINGS if config.privacy == "exponential" else FREE_SETTINGS | {"epsilon"}
         differing = [
             f"{key} = {value!r}: the run to resume has {self.settings[key]!r}"
             for key, value in settings.items()
             # A setting that a newer version of the app has brought is not in the checkpoint.
-            if key not in FREE_SETTINGS and self.settings.get(key, value) != value
+            if key not in free and self.settings.get(key, value) != value
         ]
         if differing:
             differing.append(

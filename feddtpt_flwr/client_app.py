@@ -107,8 +107,10 @@ class PromptTuningClient(NumPyClient):
         evaluator = self._evaluator(budget, state)
         recovery = Recovery(tokens, evaluator, self._vocabulary, examples)
         killed = (state.found, state.interrupted)
-        # To measure the prompt sent is worth nothing if no change of it can be tried.
-        measured = evaluator.known(self._vocabulary.decode(tokens), examples) is not None
+        # To measure the prompt sent is worth nothing if no change of it can be tried. What archives
+        # know of it is charged.
+        sent = self._vocabulary.decode(tokens)
+        measured = evaluator.known(sent, examples, archived=False) is not None
         least = len(examples) if measured else 2 * len(examples)
         used_up = budget.left < least and budget.tightest.endswith("-per-run")
         if used_up and not recovery.found(killed):

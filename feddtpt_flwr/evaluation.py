@@ -186,8 +186,10 @@ class Evaluator:
         correct: NDArray[np.bool_] = given == expected
         return correct
 
-    def known(self, prompt: str, examples: Sequence[Example]) -> NDArray[np.bool_] | None:
-        """Return the same as `correct` if all answers are known or archived; None if not.
+    def known(
+        self, prompt: str, examples: Sequence[Example], *, archived: bool = True
+    ) -> NDArray[np.bool_] | None:
+        """Return the same as `correct` if all answers are known or ``archived``; None if not.
 
         Nothing is asked or charged: this is for what another attempt has paid for.
         """
@@ -196,7 +198,9 @@ class Evaluator:
         for example, right in zip(examples, expected, strict=True):
             question = self._question(self._task.compose(prompt, example.input))
             answer = self.cache.get(question)
-            if answer is None and (answer := self.cache.archived(question)) is None:
+            if answer is None and archived:
+                answer = self.cache.archived(question)
+            if answer is None:
                 return None
             correct.append(answer == right)
         return np.array(correct, dtype=bool)

@@ -172,9 +172,9 @@ class Recorder:
         self._at_work = False
         self._clients.end_round()
 
-    def redo(self) -> None:
-        """Note that the run goes on with a round that the clients may have answered before."""
-        self._redone += 1
+    def redo(self, num_rounds: int) -> None:
+        """Note that the run does rounds again which the clients may have answered before."""
+        self._redone += num_rounds
 
     def ended_early(self) -> None:
         """Write down that the run is over because no client may ask anything more."""

@@ -123,6 +123,10 @@ class RunFolder:
         """Lines of ``history.jsonl``."""
         return len(self._lines())
 
+    def settled_after(self, num_events: int) -> int:
+        """Return how many rounds were settled after the first lines of ``history.jsonl``."""
+        return sum(json.loads(line)["event"] == "round" for line in self._lines()[num_events:])
+
     def forget_after(self, num_events: int) -> int:
         """Keep the first lines of ``history.jsonl``; return how many were dropped."""
         lines = self._lines()
@@ -182,6 +186,8 @@ class RunFolder:
         target, new, old = (self.path / part for part in (name, f".{name}.tmp", f".{name}.old"))
 
         def replace() -> None:
+            if old.exists() and not target.exists():  # the last replacement was cut off
+                old.rename(target)
             for left in (new, old):
                 shutil.rmtree(left, ignore_errors=True)
             new.mkdir()

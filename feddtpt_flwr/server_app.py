@@ -241,11 +241,12 @@ def _restore(run: Run, saved: Checkpoint) -> None:
     except ValueError as error:
         raise ConfigError(f"masked-lm = {run.config.masked_lm!r}: {error}") from None
     run.recorder.load_state_dict(saved.recorder)
+    again = run.folder.settled_after(saved.history_lines)
     dropped = run.folder.forget_after(saved.history_lines)
     run.folder.append("resume", round=saved.rounds, dropped=dropped)
     log(INFO, "the run %s goes on after round %d", run.folder.path, saved.rounds)
-    if saved.rounds < run.config.num_server_rounds:
-        run.recorder.redo()
+    if saved.rounds < saved.settings["num-server-rounds"]:  # it was stopped, maybe in a round
+        run.recorder.redo(again + 1)
         run.save()  # or it would be forgotten if the run stopped before the end of this round
 
 

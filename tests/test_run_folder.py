@@ -43,6 +43,13 @@ def test_history_is_one_document_a_line(folder: RunFolder) -> None:
     assert lines[0]["time"] <= lines[1]["time"]
 
 
+def test_rounds_that_a_checkpoint_does_not_know_are_counted(folder: RunFolder) -> None:
+    assert folder.settled_after(0) == 0
+    for event in ("start", "round", "search", "round"):
+        folder.append(event)
+    assert [folder.settled_after(lines) for lines in range(5)] == [2, 2, 1, 1, 0]
+
+
 def test_the_prompt_is_replaced_as_a_whole(folder: RunFolder) -> None:
     folder.write_prompt({"prompt": "long " * 50})
     folder.write_prompt({"prompt": "naïve"})
@@ -68,6 +75,10 @@ def test_a_folder_is_replaced_as_a_whole(
     assert "the run goes on: no space left" in caplog.text
     folder.write_folder("adapter", lambda path: (path / "c").write_text("3"))
     assert [path.name for path in (folder.path / "adapter").iterdir()] == ["c"]
+    (folder.path / "adapter").rename(folder.path / ".adapter.old")  # as if killed in between
+    folder.write_folder("adapter", full)
+    assert [path.name for path in (folder.path / "adapter").iterdir()] == ["c"]
+    folder.write_folder("adapter", lambda path: (path / "d").write_text("4"))
     assert [path.name for path in folder.path.iterdir()] == ["adapter"]
 
 

@@ -1,6 +1,7 @@
 """Measures of answers: Rouge-L, right or wrong, and their intervals."""
 
 import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -84,7 +85,10 @@ _UNSPACED = (
 )
 """Scripts that leave no space between words: Thai and Lao, Burmese, Khmer, Japanese, Chinese."""
 
-_WORD = re.compile(f"[{_UNSPACED}]|[^\\W_{_UNSPACED}]+")
+_MARKS = "\u0300-\u036f\u0591-\u05c7\u064b-\u0652\u0900-\u0dff"
+"""Accents and vowel signs that stand by themselves and are no letters to Python."""
+
+_WORD = re.compile(f"[{_UNSPACED}]|(?:[^\\W_{_UNSPACED}]|[{_MARKS}])+")
 
 
 def words(text: str) -> list[str]:
@@ -92,7 +96,7 @@ def words(text: str) -> list[str]:
 
     Of scripts without spaces between words every character is one.
     """
-    return _WORD.findall(text.lower())
+    return _WORD.findall(unicodedata.normalize("NFC", text.lower()))
 
 
 def rouge_l(answer: str, wanted: str) -> float:

@@ -28,7 +28,7 @@ FAULTS = ("short", "refusal", "private", "repeated")
 another synthetic one."""
 
 _FEWEST_WORDS = 3  # of an instruction
-_COMPARED_WORDS = 5  # texts of fewer words are labels, which private and synthetic ones share
+_COMPARED_WORDS = 5  # texts of fewer words are like labels
 _REFUSAL = re.compile(r"(as an? |(i am|i'm) sorry|sorry|i can(no|')t )", re.IGNORECASE)
 
 _MORE_INSTRUCTIONS = "Here are instructions of the same sort. No two of them ask the same.\n\n"
@@ -184,10 +184,20 @@ def select(
 
 
 def _is_copied(text: str, private: Sequence[Instruction]) -> bool:
-    """Return whether a text is close to a private one, whichever of the two the latter is."""
-    if len(words(text)) < _COMPARED_WORDS:
+    """Return whether a text is close to a private one, whichever of the two the latter is.
+
+    Not the answer to a classification: private and synthetic examples share its choices.
+    """
+    if _is_label(text):
         return False
-    return _is_close(text, [part for row in private for part in (row.instruction, row.response)])
+    instructions = [row.instruction for row in private]
+    return _is_close(text, [*instructions, *(row.response for row in private if not row.choices)])
+
+
+def _is_label(text: str) -> bool:
+    """Return whether a text is so short that others are the same by chance."""
+    # Where words are single characters, many of them are still no sentence.
+    return len(text.split()) < _COMPARED_WORDS and len(words(text)) < 3 * _COMPARED_WORDS
 
 
 def _is_close(text: str, others: Sequence[str]) -> bool:

@@ -82,14 +82,15 @@ def _frozen() -> Any:
             return _onednn(states, weight, bias)
 
         @staticmethod
+        @torch.autograd.function.once_differentiable
         def backward(ctx: Any, gradient: Any) -> Any:
             return _onednn(gradient.contiguous(), ctx.weight.t()), None, None
 
     return Product.apply
 
 
-def _forward(layer: Any, states: "torch.Tensor") -> "torch.Tensor":
-    return linear(states, layer.weight, layer.bias)
+def _forward(layer: Any, input: "torch.Tensor") -> "torch.Tensor":  # noqa: A002 (torch's name)
+    return linear(input, layer.weight, layer.bias)
 
 
 @cache

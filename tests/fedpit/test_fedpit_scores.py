@@ -32,6 +32,8 @@ PRIVATE = (
         ("Zażółć gęślą jaźń", "zażółć gęślą", 0.8),
         ("疼痛消失了", "疼痛没有消失", 8 / 11),  # character by character
         ("snake_case", "snake case", 1.0),
+        ("cafe\u0301", "café", 1.0),
+        ("नकारात्मक", "नकारात्मक अनुभव", 2 / 3),  # its vowel signs are part of the word
     ],
 )
 def test_rouge_l(answer: str, wanted: str, score: float) -> None:
@@ -98,6 +100,28 @@ def test_faults_of_synthetic_instructions(text: str, fault: str) -> None:
 def test_faults_of_synthetic_responses(response: str, fault: str) -> None:
     row = Instruction("Ask which dose the doctor gave to the child.", response)
     assert response_fault(row, PRIVATE) == fault
+
+
+@pytest.mark.parametrize(
+    "label", ["ポジティブ", "非常不满意", "เชิงบวก", "check-in/check-out policy"]
+)
+def test_labels_of_any_script_may_be_the_same(label: str) -> None:
+    row = Instruction("Ask which dose the doctor gave to the child.", label)
+    assert response_fault(row, [Instruction("Was it good or bad?", label)]) == ""
+
+
+def test_the_choices_of_a_classification_may_be_sentences() -> None:
+    choice = "The patient would take the medicine again at once."
+    row = Instruction("Ask which dose the doctor gave to the child.", choice)
+    private = Instruction("Would the patient take it again?", choice, "", (choice, "No."))
+    assert response_fault(row, [private]) == ""
+    assert response_fault(row, [replace(private, choices=())]) == "private"
+
+
+def test_a_sentence_without_spaces_is_compared() -> None:
+    text = "病人在服用药片两周之后膝盖的疼痛消失了"
+    row = Instruction("请写出医生给孩子开的剂量是多少", text)
+    assert response_fault(row, [Instruction("药效如何", text)]) == "private"
 
 
 class Parrot:

@@ -9,6 +9,11 @@ import torch
 from feddtpt_flwr.language_model import products
 from feddtpt_flwr.language_model.products import linear, use_in
 
+needs_onednn = pytest.mark.skipif(
+    not torch.backends.mkldnn.is_available(),  # type: ignore[no-untyped-call]
+    reason="this torch has no oneDNN",
+)
+
 
 @pytest.fixture(params=["AuthenticAMD", "GenuineIntel"])
 def processor(
@@ -64,6 +69,7 @@ def test_a_layer_that_somebody_has_changed_stays_as_it_is() -> None:
     assert layer(states) is states
 
 
+@needs_onednn
 def test_only_the_slower_library_is_replaced(
     processor: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -82,6 +88,7 @@ def test_only_the_slower_library_is_replaced(
     assert asked == ([(3, 8)] if processor == "AuthenticAMD" else [])
 
 
+@needs_onednn
 def test_another_system_is_asked_for_its_processor(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -69,7 +69,7 @@ def test_the_epsilon_spent_is_written_down(
     for resumed in (1, 2):  # each time, the round in which the run stopped may be answered twice
         again = recorder(settings, tmp_path, *parts)
         again.load_state_dict(saved)
-        again.redo()
+        again.redo(1)
         saved = again.state_dict()
         again.round(RoundResult(3, chosen, (chosen,), {}, 0, 100, None))
         history = (again._folder.path / "history.jsonl").read_text(encoding="utf-8")
