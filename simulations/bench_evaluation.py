@@ -183,8 +183,8 @@ def markdown(result: dict[str, Any]) -> str:
         "",
         f"{as_text(result)}; SmolLM2-135M on embedded movie reviews, "
         f"{result['repeats']} turns of {result['queries']} queries about the same texts, each turn "
-        "with a prompt of its own (about the first quarter of the texts one by one and for "
-        "llama.cpp; about other texts each turn where they are to be new), medians. The device is "
+        f"with a prompt of its own (about the first quarter of the texts for {_slow(result)}; "
+        "about other texts each turn where they are to be new), medians. The device is "
         f"{result['device']}; padded batches have {result['batch']} queries. Memory is the most "
         "that the process that answers held, on a GPU of the GPU's. Peaks "
         "of matrix multiplication in GFLOP/s: "
@@ -216,6 +216,14 @@ def markdown(result: dict[str, Any]) -> str:
         f"{1 / share:.1f} times as fast; no other was tried.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _slow(result: Mapping[str, Any]) -> str:
+    """Return the ways that answered fewer queries than ours."""
+    all_queries = result["queries"] * result["repeats"]
+    rows = result["contenders"].items()
+    slow = [name for name, row in rows if row.get("answered", all_queries) < all_queries]
+    return " and ".join(dict.fromkeys(name.split(",")[0] for name in slow))
 
 
 def verdict(ratios: Mapping[str, float]) -> str:

@@ -170,7 +170,7 @@ def test_what_is_uploaded_was_tuned_on_synthetic_examples(
     uploading = next(data for name, data, _ in given if data.train != here.data.train)
     assert [[e.input, e.label] for e in uploading.train] == synthetic
     names = {data.train: name for name, data, _ in given}
-    assert names[here.data.train] == "north-own", "apart from the search that uploads"
+    assert names[here.data.train] == search_name("north"), "apart from the search that uploads"
 
     own = str(state.config_records[OWN_PROMPT_KEY]["prompt"])
     accuracy = float(metrics[OWN_ACCURACY_KEY])
