@@ -10,7 +10,7 @@ INSTALLED := $(VENV)/.installed
 .PHONY: help demo test check clean
 
 help:
-	@echo "make demo   learn a prompt with 4 simulated clients and show what it gained (about 5 minutes)"
+	@echo "make demo   learn a prompt with 4 simulated clients and show what it gained (1 to 5 minutes)"
 	@echo "make test   lint, types and all tests"
 	@echo "make check  lint and types alone"
 	@echo "make clean  remove the virtual environment"
