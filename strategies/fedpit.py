@@ -2,7 +2,6 @@
 
 import hashlib
 import math
-import random
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from logging import INFO, WARNING
@@ -16,6 +15,7 @@ from flwr.serverapp.strategy.strategy_utils import aggregate_arrayrecords, sampl
 
 from strategies.adapters import Adapter, WireDtype, num_bytes, read_upload, to_record
 from strategies.metrics import MetricsAggrFn, aggregated
+from strategies.sampling import draw_evaluating
 from strategies.wire import MOST_EXAMPLES
 
 PROXIMAL_MU_KEY = "proximal-mu"
@@ -185,11 +185,7 @@ class FedPIT(FedAvg):
         """Send the global adapter to the nodes that evaluate it."""
         if self.fraction_evaluate == 0:
             return []
-        # As `FedAvg.configure_evaluate`, which waits for `min_available_nodes`.
-        _, connected = sample_nodes(grid, self.min_evaluate_nodes, 0)
-        wanted = max(int(len(connected) * self.fraction_evaluate), self.min_evaluate_nodes)
-        nodes = random.sample(connected, wanted)
-        log(INFO, "configure_evaluate: Sampled %s nodes (out of %s)", len(nodes), len(connected))
+        nodes = draw_evaluating(grid, self.fraction_evaluate, self.min_evaluate_nodes)
         config["server-round"] = server_round
         adapter = {name: array.numpy() for name, array in arrays.items()}
         sent = to_record(adapter, self.wire_dtype)

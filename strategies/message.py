@@ -1,6 +1,5 @@
 """FedDTPT for Flower's message API, ``flwr.serverapp``: ``train`` and ``evaluate``."""
 
-import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from logging import INFO
 from typing import Any
@@ -18,6 +17,7 @@ from strategies.candidates import Tokens
 from strategies.elbow import ElbowMethod
 from strategies.metrics import MetricsAggrFn, aggregated, means_and_totals, round_metrics
 from strategies.rounds import RoundResult, Rounds
+from strategies.sampling import draw_evaluating, num_evaluating
 from strategies.selection import FluencyFn, Noise
 from strategies.settings import EmbedFn, RoundSettings
 from strategies.wire import ACCURACY_KEY, ClientWeights, Reply, payload_bytes
@@ -312,8 +312,10 @@ class FedDTPT(FedAvg):
         if self.fraction_train:
             # Flower draws as many as were connected before it waited, not as many as are then.
             sample_nodes(grid, self.min_available_nodes, 0)
-        num_evaluating = self._num_evaluating(len(list(grid.get_node_ids())))
-        config.update(self._rounds.search_config(num_evaluating))
+        num_scoring = num_evaluating(
+            len(list(grid.get_node_ids())), self.fraction_evaluate, self.min_evaluate_nodes
+        )
+        config.update(self._rounds.search_config(num_scoring))
         return self._sent(super().configure_train(number, self.arrays, config, grid))
 
     def aggregate_train(
@@ -337,18 +339,11 @@ class FedDTPT(FedAvg):
         self._rounds.expect(_to_arrays(arrays))
         if self.fraction_evaluate == 0:
             return []
-        # As `FedAvg.configure_evaluate`, which waits for `min_available_nodes`; and who is there is
-        # looked up once, or a node that leaves in between would be waited for.
-        _, connected = sample_nodes(grid, self.min_evaluate_nodes, 0)
-        nodes = random.sample(connected, self._num_evaluating(len(connected)))
-        log(INFO, "configure_evaluate: Sampled %s nodes (out of %s)", len(nodes), len(connected))
+        nodes = draw_evaluating(grid, self.fraction_evaluate, self.min_evaluate_nodes)
         config.update(self._rounds.scoring_config(len(nodes)))
         config["server-round"] = self._rounds.number(server_round)
         record = RecordDict({self.arrayrecord_key: arrays, self.configrecord_key: config})
         return self._sent(self._construct_messages(record, nodes, MessageType.EVALUATE))
-
-    def _num_evaluating(self, num_connected: int) -> int:
-        return max(int(num_connected * self.fraction_evaluate), self.min_evaluate_nodes)
 
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from feddtpt_flwr.fedpit.instructions import Instruction
 from feddtpt_flwr.fedpit.padding import TokenIds, batches, pad_left
-from feddtpt_flwr.language_model.products import use_in
+from feddtpt_flwr.language_model.products import use_faster_products
 from feddtpt_flwr.language_model.weights import read_causal_lm, resolve_device, resolve_dtype
 from strategies.adapters import Adapter
 
@@ -71,7 +71,7 @@ class AdaptedModel:
         self._device = resolve_device(device)
         dtype = resolve_dtype(dtype, self._device)
         base, self._tokenizer = read_causal_lm(model, self._device, dtype)
-        use_in(base)
+        use_faster_products(base)
         lora = LoraConfig(r=rank, lora_alpha=2 * rank, task_type="CAUSAL_LM")
         with torch.random.fork_rng(), warnings.catch_warnings():
             # PEFT asks transformers by a name that this is about to give up.

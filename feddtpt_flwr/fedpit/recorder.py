@@ -87,8 +87,8 @@ class Recorder:
             if without := selected.count(0):
                 log(
                     WARNING,
-                    "round %d: %d of %d clients have no synthetic example to train on; their "
-                    "histories say what was dropped",
+                    "round %d: %d of %d clients have no synthetic example to train on; "
+                    "history.jsonl says what was dropped",
                     report.server_round,
                     without,
                     len(selected),

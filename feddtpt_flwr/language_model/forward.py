@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from feddtpt_flwr.language_model.prefix_cache import PrefixCache
 from feddtpt_flwr.language_model.prefix_tree import TokenIds, batches, common_length
-from feddtpt_flwr.language_model.products import use_in
+from feddtpt_flwr.language_model.products import use_faster_products
 from feddtpt_flwr.language_model.tree_attention import TreeAttention
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ class TransformersBackbone:
 
     def __init__(self, model: Any) -> None:
         self._model = model
-        use_in(model)
+        use_faster_products(model)
         self._packs = _can_pack(model)
         self._cache = PrefixCache()
         if self._packs:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from feddtpt_flwr.language_model.products import use_in
+from feddtpt_flwr.language_model.products import use_faster_products
 from feddtpt_flwr.language_model.weights import resolve_device
 from feddtpt_flwr.masked_lm.base import Fillings, Gap, centred_unit_rows, ranked
 from feddtpt_flwr.memory import Memory
@@ -48,7 +48,7 @@ class HuggingFaceMaskedLM:
         self._device = resolve_device(device)
         self._tokenizer = AutoTokenizer.from_pretrained(model)
         self._model = AutoModelForMaskedLM.from_pretrained(model).to(self._device).eval()
-        use_in(self._model)
+        use_faster_products(self._model)
         self._vocabulary = Vocabulary(self._tokenizer)
         self._num_candidates = num_candidates
         allowed = np.flatnonzero(self._vocabulary.proposable(excluded_words))

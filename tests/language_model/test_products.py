@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from feddtpt_flwr.language_model import products
-from feddtpt_flwr.language_model.products import linear, use_in
+from feddtpt_flwr.language_model.products import linear, use_faster_products
 
 needs_onednn = pytest.mark.skipif(
     not torch.backends.mkldnn.is_available(),  # type: ignore[no-untyped-call]
@@ -49,7 +49,7 @@ def test_where_gradients_are_wanted_there_are_some(processor: str, frozen: bool)
     ours.load_state_dict(plain.state_dict())
     for layer in (plain, ours):
         layer.requires_grad_(not frozen)
-    use_in(torch.nn.Sequential(ours))
+    use_faster_products(torch.nn.Sequential(ours))
     gradients = []
     for layer in (plain, ours):
         states = torch.linspace(-1, 1, 24).reshape(3, 8).requires_grad_()
@@ -64,7 +64,7 @@ def test_where_gradients_are_wanted_there_are_some(processor: str, frozen: bool)
 def test_a_layer_that_somebody_has_changed_stays_as_it_is() -> None:
     layer = torch.nn.Linear(8, 6)
     layer.forward = lambda states: states  # type: ignore[assignment, method-assign]
-    use_in(torch.nn.Sequential(layer))
+    use_faster_products(torch.nn.Sequential(layer))
     states = torch.ones(3, 8)
     assert layer(states) is states
 
