@@ -22,6 +22,13 @@ CALLING = {"cpu": 2048, "cuda": 2**19}
 """In how many such products the time passes that one more call of the attention function takes, by
 the type of device; a GPU has computed many before the next call is there. Its number is a guess."""
 
+SHARES_HEADS = {"cpu"}
+"""Types of device whose fast attention takes keys and values with fewer heads than queries, under a
+mask of any width. On a GPU torch then takes its plainest way, in float32 and twice as slow."""
+
+ALIGNED = 16
+"""In multiples of how many numbers the rows of a mask begin for a GPU's fast attention."""
+
 
 @dataclass(frozen=True)
 class Stretch:
@@ -136,7 +143,7 @@ class StretchBatch:
         return cls(
             torch.from_numpy(queries.ravel()).to(device),
             torch.from_numpy(keys.ravel()).to(device),
-            torch.from_numpy(mask).to(device, dtype),
+            _aligned(torch.from_numpy(mask).to(device, dtype)),
         )
 
     @classmethod
@@ -249,14 +256,16 @@ class TreeAttention:
 
         if self.earlier:
             key, value = self.earlier(layer, key, value)
+        shares = query.device.type in SHARES_HEADS
+        times = 1 if shares else query.shape[1] // key.shape[1]
         attended = [
             torch.nn.functional.scaled_dot_product_attention(
                 _batched(query, batch.queries, len(batch.mask)),
-                _batched(key, batch.keys, len(batch.mask)),
-                _batched(value, batch.keys, len(batch.mask)),
+                _batched(key, batch.keys, len(batch.mask), times),
+                _batched(value, batch.keys, len(batch.mask), times),
                 attn_mask=batch.mask,
                 scale=scaling,
-                enable_gqa=True,
+                enable_gqa=shares,
             )
             for batch in self.batches
         ]
@@ -264,7 +273,23 @@ class TreeAttention:
         return flat.index_select(0, self.order)
 
 
-def _batched(states: "torch.Tensor", indices: "torch.Tensor", stretches: int) -> "torch.Tensor":
-    """Select tokens' states, as ``(stretches, heads, tokens of each, head size)``."""
+def _aligned(mask: "torch.Tensor") -> "torch.Tensor":
+    """Return a mask of which each row begins at a multiple of `ALIGNED`, where that matters."""
+    import torch
+
+    if mask.device.type in SHARES_HEADS:
+        return mask
+    width = mask.shape[-1]
+    return torch.nn.functional.pad(mask, (0, -width % ALIGNED))[..., :width]
+
+
+def _batched(
+    states: "torch.Tensor", indices: "torch.Tensor", stretches: int, times: int = 1
+) -> "torch.Tensor":
+    """Select tokens' states, as ``(stretches, heads, tokens of each, head size)``.
+
+    Each head comes several ``times``, one after the other.
+    """
     chosen = states.index_select(0, indices)
-    return chosen.view(stretches, -1, *states.shape[1:]).transpose(1, 2)
+    batched = chosen.view(stretches, -1, *states.shape[1:]).transpose(1, 2)
+    return batched if times == 1 else batched.repeat_interleave(times, 1)

@@ -87,6 +87,15 @@ def test_what_is_packed(name: str, packs: bool) -> None:
     assert TransformersBackbone(tiny(name))._packs is packs
 
 
+def test_attention_is_the_same_as_a_gpu_computes_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a head of keys for each of the queries, and masks whose rows are aligned."""
+    model = tiny("grouped queries")
+    expected = CausalForward(TransformersBackbone(model)).last_states(SEQUENCES)
+    monkeypatch.setattr(tree_attention, "SHARES_HEADS", frozenset())
+    found = CausalForward(TransformersBackbone(model)).last_states(SEQUENCES)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+
+
 def test_the_models_own_calls_still_work() -> None:
     model = tiny("grouped queries")
     expected = alone(model, SEQUENCES[0])
