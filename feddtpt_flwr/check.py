@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import Any, TypeVar
 
 from feddtpt_flwr import models
@@ -21,7 +22,8 @@ from feddtpt_flwr.language_model.answers import parse_answer
 from feddtpt_flwr.language_model.usage import Metered, Usage
 from feddtpt_flwr.masked_lm import MaskedLM
 from feddtpt_flwr.node import Node, NodeConfig, load_node
-from feddtpt_flwr.privacy.exponential import require_opendp
+from feddtpt_flwr.privacy.exponential import ledger_on_disk, require_opendp, total_epsilon
+from feddtpt_flwr.privacy.ledger import LedgerError, LedgerFile
 from feddtpt_flwr.search import FIRST_BATCH
 
 QUESTIONS = 16
@@ -29,7 +31,7 @@ QUESTIONS = 16
 
 _LINE = "This is a line that nobody has written."
 
-_MISTAKES = (ConfigError, DataError, AssetError, ModelError)
+_MISTAKES = (ConfigError, DataError, AssetError, LedgerError, ModelError)
 _T = TypeVar("_T")
 
 
@@ -99,10 +101,15 @@ def check_node(run_config: Mapping[str, Any], node_config: Mapping[str, Any]) ->
         yield Finding("settings", "", str(error))
         return
     yield Finding("settings", f"task {task.name!r}, clients = {config.run.clients!r}")
-    if isinstance(file := config.examples, OwnFile):
-        yield _attempt("own file", lambda: _describe_file(file, task))[1]
+    if isinstance(own := config.examples, OwnFile):
+        yield _attempt("own file", lambda: _describe_file(own, task))[1]
     node, of_examples = _attempt("examples", lambda: _load(config))
     yield of_examples
+    if file := node and node.ledger:
+        left, of_epsilon = _attempt("epsilon", lambda: _describe_ledger(file, config.run))
+        yield of_epsilon
+        if left is not None and round(left, 9) < 0:  # tenths do not add up exactly
+            yield Finding("epsilon", "", _too_little_epsilon(file.limit, config.run))
     if node and (mistake := too_few_queries(config.run, node.data, len(node.public))):
         yield Finding("queries", "", mistake)
     seconds, of_masked_lm = _attempt("masked LM", lambda: _measure_masked_lm(config.run, task))
@@ -141,6 +148,24 @@ def _load(config: NodeConfig) -> tuple[Node, str]:
     return node, (
         f"{len(node.data.train)} to search on, {len(node.data.validation)} to validate on, "
         f"{len(node.public)} in the public set"
+    )
+
+
+def _describe_ledger(file: LedgerFile, config: RunConfig) -> tuple[float, str]:
+    """Return what a run leaves of a node's limit of epsilon, and a description."""
+    ledger = ledger_on_disk(file, config)
+    ledger.check()
+    spent, run = ledger.spent(), total_epsilon(config, config.num_server_rounds) or 0.0
+    of = f" of {file.limit:g}" if file.limit else ""
+    left = file.limit - spent - run if file.limit else inf
+    return left, f"{file.path}: {spent:g}{of} spent; this run takes up to {run:g}"
+
+
+def _too_little_epsilon(limit: float, config: RunConfig) -> str:
+    run = total_epsilon(config, config.num_server_rounds) or 0.0
+    return (
+        f"epsilon-limit = {limit:g}: less than the {run:g} of this run's num-server-rounds * "
+        "epsilon is left, so this node will answer in its first rounds only"
     )
 
 

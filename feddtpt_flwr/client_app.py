@@ -308,7 +308,7 @@ def client_for(context: Context) -> NumPyClient:
     logs.begin(run=str(context.run_id), node=f"node-{context.node_id}")
     config = NodeConfig.read(context.run_config, context.node_config)
     try:
-        node = load_node(config, context.node_id)
+        node = load_node(config, context.node_id, context.run_id)
     except DataError as error:
         if config.run.privacy != "exponential":
             raise

@@ -1,8 +1,11 @@
 """What makes a node itself: its part of the data, and what its operator set for it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
+
+from pydantic import Field
 
 from feddtpt_flwr.config import ConfigError, RunConfig
 from feddtpt_flwr.config_rules import LIMITS, kebab
@@ -10,6 +13,7 @@ from feddtpt_flwr.data import ClientData, Example
 from feddtpt_flwr.data.own import OwnFile, split_own
 from feddtpt_flwr.experiment import load_data, load_task
 from feddtpt_flwr.node_settings import NodeSettings, Part
+from feddtpt_flwr.privacy.ledger import LedgerFile
 
 OVERRIDES = (
     "language-model",
@@ -43,6 +47,8 @@ set's file are, and how much it may be asked and spend."""
 class _Settings(NodeSettings):
     data_columns: str = ""
     data_labels: str = ""
+    epsilon_ledger: str = ""
+    epsilon_limit: float = Field(0.0, ge=0, allow_inf_nan=False)
 
 
 @dataclass(frozen=True)
@@ -57,11 +63,14 @@ class NodeConfig:
         What the server's history calls the node; empty if the operator did not say.
     examples : OwnFile or Part
         Where its examples are: in a file of its own, or among the run's data.
+    ledger : LedgerFile, optional
+        Where it keeps what of its epsilon is spent; None if there is none to be kept on disk.
     """
 
     run: RunConfig
     name: str
     examples: OwnFile | Part
+    ledger: LedgerFile | None = None
 
     @classmethod
     def read(cls, run_config: Mapping[str, Any], node_config: Mapping[str, Any]) -> "NodeConfig":
@@ -71,13 +80,14 @@ class NodeConfig:
         ------
         ConfigError
             If a key is unknown, a value is not allowed, or the node config does not fit the run's
-            ``clients``: partitions for ``"simulated"``, a file for ``"own-data"``.
+            ``clients`` and ``privacy``: partitions for ``"simulated"``, a file for ``"own-data"``,
+            a limit of epsilon where nothing keeps to an epsilon.
         """
         replaced = {key: value for key, value in node_config.items() if key in OVERRIDES}
         run = RunConfig.from_run_config({**run_config, **replaced})
         node = _Settings.read(node_config, OVERRIDES)
         examples = _own_file(node) if run.clients == "own-data" else node.part()
-        return cls(run, node.node_name, examples)
+        return cls(run, node.node_name, examples, _ledger(node, run, examples))
 
 
 @dataclass(frozen=True)
@@ -94,15 +104,18 @@ class Node:
         Its private examples.
     public : tuple[Example, ...]
         The public set, the same on all nodes.
+    ledger : LedgerFile, optional
+        See `NodeConfig`.
     """
 
     name: str
     config: RunConfig
     data: ClientData
     public: tuple[Example, ...]
+    ledger: LedgerFile | None = None
 
 
-def load_node(config: NodeConfig, node_id: int) -> Node:
+def load_node(config: NodeConfig, node_id: int, run_id: int = 0) -> Node:
     """Load a node's examples.
 
     Parameters
@@ -111,6 +124,8 @@ def load_node(config: NodeConfig, node_id: int) -> Node:
         Settings of the run and the node.
     node_id : int
         Flower's number of the node; the name of one that has no other.
+    run_id : int
+        Flower's number of the run.
 
     Raises
     ------
@@ -124,7 +139,8 @@ def load_node(config: NodeConfig, node_id: int) -> Node:
         return Node(name, run, data.clients[examples.number], data.public)
     public, shared = load_public(run)
     own = split_own(examples, load_task(run), k_shot=run.k_shot, seed=run.seed, shared=shared)
-    return Node(config.name or f"node-{node_id}", run, own, public)
+    ledger = config.ledger and replace(config.ledger, run=str(run_id))
+    return Node(config.name or f"node-{node_id}", run, own, public, ledger)
 
 
 def load_public(config: RunConfig) -> tuple[tuple[Example, ...], frozenset[str]]:
@@ -145,6 +161,28 @@ def _own_file(node: _Settings) -> OwnFile:
         _mapping("data-columns", node.data_columns),
         _mapping("data-labels", node.data_labels),
     )
+
+
+def _ledger(node: _Settings, run: RunConfig, examples: OwnFile | Part) -> LedgerFile | None:
+    """Return the ledger of a node whose own examples a run promises an epsilon.
+
+    It lies beside the examples unless the operator names another file, so that it stays with them.
+    """
+    if run.privacy == "exponential" and isinstance(examples, OwnFile):
+        beside = examples.path.with_name(f"{examples.path.name}.epsilon.jsonl")
+        path = Path(node.epsilon_ledger).expanduser() if node.epsilon_ledger else beside
+        return LedgerFile(path, node.epsilon_limit)
+    for key, value in (
+        ("epsilon-limit", node.epsilon_limit),
+        ("epsilon-ledger", node.epsilon_ledger),
+    ):
+        if value:
+            raise ConfigError(
+                f"node config: {key} = {value!r}: this run has privacy = {run.privacy!r} and "
+                f"clients = {run.clients!r}; only privacy = 'exponential' with clients = "
+                "'own-data' keeps to an epsilon that a node can limit"
+            )
+    return None
 
 
 def _mapping(key: str, text: str) -> dict[str, str]:

@@ -10,9 +10,11 @@ from typing import Annotated, Any
 
 import typer
 
+from feddtpt_flwr.data import DataError
 from feddtpt_flwr.language_model.weights import DeviceError
 from simulations import (
     bench_aggregation,
+    bench_ceiling,
     bench_choices,
     bench_endpoint,
     bench_evaluation,
@@ -45,9 +47,11 @@ JsonFile = Annotated[
 
 @contextmanager
 def _refusing() -> Iterator[None]:
-    """Say of a device that is not there, in one line, that it is not."""
+    """Say of a device or data that is not there, in one line, that it is not."""
     try:
         yield
+    except DataError as error:
+        raise typer.BadParameter(str(error)) from None
     except DeviceError as error:
         raise typer.BadParameter(str(error), param_hint="--device") from None
 
@@ -67,6 +71,24 @@ def aggregation(
 ) -> None:
     """Time the server's step on synthetic uploads, and the quadratic way as far as it goes."""
     file.write(json.dumps(bench_aggregation.run(clients), indent=2) + "\n")
+
+
+@bench.command("ceiling")
+def ceiling(
+    task: Annotated[str, typer.Option(help="An embedded task.")] = "rotten_tomatoes",
+    examples: Annotated[int, typer.Option(min=10, help="Labelled examples that decide.")] = 500,
+    held_out: Annotated[int, typer.Option(min=1, help="Examples that only tell.")] = 1000,
+    changes: Annotated[
+        int, typer.Option(min=bench_ceiling.BEAM, help="Changes of prompts in each round.")
+    ] = 300,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds.")] = 3,
+    device: ComputingDevice = Device.CPU,
+    file: JsonFile = sys.stdout,  # type: ignore[assignment]
+) -> None:
+    """Climb with hundreds of thousands of queries: what prompts of this kind can reach."""
+    with _refusing():
+        result = bench_ceiling.run(task, examples, held_out, changes, rounds, device.value)
+    _write(file, result, bench_ceiling.markdown(result))
 
 
 @bench.command("evaluation")

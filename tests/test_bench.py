@@ -121,7 +121,7 @@ def test_a_device_is_given_as_a_word(
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-@pytest.mark.parametrize("bench", ["evaluation", "labels"])
+@pytest.mark.parametrize("bench", ["ceiling", "evaluation", "labels"])
 def test_a_device_that_is_not_there_is_refused_at_once(bench: str) -> None:
     result = CliRunner().invoke(app, ["bench", bench, "--json", "-", "--device", "cuda"])
     assert result.exit_code == 2

@@ -1,4 +1,5 @@
 import re
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,28 @@ def test_a_run_is_described_with_tokens_time_and_money(task: Task) -> None:
 def test_a_fix_is_named_once() -> None:
     found = [Finding("a", "fine"), Finding("b", "", "x"), Finding("c", "", "x")]
     assert fixes(found) == ["b, c: x"]
+
+
+def test_what_a_run_may_take_of_a_nodes_epsilon_is_told(own_file: Path) -> None:
+    pytest.importorskip("opendp")
+    run = {**SMALL, "clients": "own-data", "privacy": "exponential", "public-per-class": 0}
+    run |= {"epsilon": 0.5, "num-server-rounds": 3, "k-shot": 4}
+
+    def found(limit: float) -> list[Finding]:
+        node = {"data-path": str(own_file), "epsilon-limit": limit}
+        # What comes after it loads models.
+        first = list(islice(check_node(run, node), 5))
+        return [finding for finding in first if finding.subject == "epsilon"]
+
+    file = f"{own_file}.epsilon.jsonl"
+    assert [f.result for f in found(0.0)] == [f"{file}: 0 spent; this run takes up to 1.5"]
+    [enough] = found(1.5)
+    assert (enough.result, enough.fix) == (f"{file}: 0 of 1.5 spent; this run takes up to 1.5", "")
+    _, short = found(1.4)
+    assert short.fix.startswith("epsilon-limit = 1.4: less than the 1.5 of this run")
+    Path(file).write_text("nonsense", encoding="utf-8")
+    [broken] = found(1.5)
+    assert "line 1 is no booking" in broken.fix
 
 
 def test_a_bad_setting_ends_the_check() -> None:

@@ -12,9 +12,11 @@ from feddtpt_flwr.experiment import load_data
 from feddtpt_flwr.language_model.local import LocalLanguageModel
 from feddtpt_flwr.node import OVERRIDES, NodeConfig, load_node, load_public
 from feddtpt_flwr.node_settings import Part
+from feddtpt_flwr.privacy.ledger import LedgerFile
 from strategies.wire import ROUND_KEY
 
 OWN: dict[str, Any] = {"clients": "own-data"}
+EXPONENTIAL: dict[str, Any] = {"privacy": "exponential"}
 PARTS = {"partition-id": 1, "num-partitions": 3}
 
 
@@ -163,6 +165,10 @@ def test_what_a_node_may_replace(key: str) -> None:
         (OWN, {"datapath": "a"}, "unknown key 'datapath'; keys: .*data-path.*language-model"),
         (OWN, {"data-path": "a", "k-shot": 3}, "unknown key 'k-shot'"),
         (OWN, {"data-path": "a", "masked-lm-endpoint": "x"}, "masked-lm-endpoint = 'x'"),
+        (OWN, {"data-path": "a", "epsilon-limit": 2.0}, "epsilon-limit = 2.0: .*privacy = 'none'"),
+        (OWN, {"data-path": "a", "epsilon-ledger": "b"}, "epsilon-ledger = 'b': .*'exponential'"),
+        (OWN, {"data-path": "a", "epsilon-limit": -1.0}, "epsilon-limit = -1.0: .*greater"),
+        (EXPONENTIAL, {**PARTS, "epsilon-limit": 2}, "epsilon-limit = 2.0: .*'own-data'"),
         ({"clients": "mine"}, PARTS, "clients = 'mine': .*'simulated' or 'own-data'"),
     ],
 )
@@ -171,6 +177,17 @@ def test_a_node_config_that_does_not_fit(
 ) -> None:
     with pytest.raises(ConfigError, match=words):
         NodeConfig.read(run_config, node_config)
+
+
+def test_a_nodes_ledger_lies_beside_its_data_unless_its_operator_says_where(tmp_path: Path) -> None:
+    own = {**OWN, **EXPONENTIAL}
+    data = tmp_path / "own.csv"
+    beside = NodeConfig.read(own, {"data-path": str(data)}).ledger
+    assert beside == LedgerFile(tmp_path / "own.csv.epsilon.jsonl")
+    said = {"epsilon-ledger": "~/spent.jsonl", "epsilon-limit": 3}
+    elsewhere = NodeConfig.read(own, {"data-path": str(data), **said}).ledger
+    assert elsewhere == LedgerFile(Path.home() / "spent.jsonl", limit=3.0)
+    assert NodeConfig.read(OWN, {"data-path": str(data)}).ledger is None
 
 
 def test_an_unknown_key_is_named_without_its_value() -> None:

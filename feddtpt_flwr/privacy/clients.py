@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from logging import ERROR, INFO
+from logging import ERROR, INFO, WARNING
 
 import numpy as np
 from flwr.client import NumPyClient
@@ -22,7 +22,7 @@ from feddtpt_flwr.language_model import ModelError
 from feddtpt_flwr.language_model.usage import Metered, Usage
 from feddtpt_flwr.node import Node
 from feddtpt_flwr.privacy import exponential
-from feddtpt_flwr.privacy.ledger import Ledger
+from feddtpt_flwr.privacy.ledger import SPENT, Ledger, LedgerError, Phase, StateLedger
 from feddtpt_flwr.privacy.own_prompts import OwnPrompt, keep, search_name
 from feddtpt_flwr.privacy.public_tokens import allowed_tokens, passes
 from feddtpt_flwr.privacy.synthetic import write_examples
@@ -250,8 +250,8 @@ class ExponentialClient(NumPyClient):
     def __init__(self, node: Node, state: RecordDict, client: NumPyClient) -> None:
         self._node = node
         self._client = client
-        self._ledger = Ledger(state, node.config.num_server_rounds)
         self._shares = exponential.shares(node.config.epsilon, guard=node.config.guard)
+        self._ledger = _ledger(node, state)
 
     def fit(self, parameters: NDArrays, config: Metrics) -> tuple[NDArrays, int, Metrics]:
         """Draw one of some prompts that were found without private examples."""
@@ -260,8 +260,8 @@ class ExponentialClient(NumPyClient):
             run, self._node.data, len(self._node.public)
         ):
             return [], 0, refusal(self._node.name, config, reason)
-        if not self._ledger.open("search", int(told[ROUND_KEY])):
-            return [], 0, told | {QUERIES_KEY: 0, FAILURE_KEY: "the round's epsilon is spent"}
+        if reason := self._refusal("search", told):
+            return [], 0, told | {QUERIES_KEY: 0, FAILURE_KEY: reason}
         task = load_task(run)
         masked_lm = models.masked_lm(run, task)
         vocabulary = masked_lm.vocabulary
@@ -297,7 +297,8 @@ class ExponentialClient(NumPyClient):
             return [], 0, self._failed(told, error)
         asked = evaluator.budget.used
         texts = [vocabulary.decode(tokens) for tokens in candidates]
-        self._ledger.close("search", int(told[ROUND_KEY]))
+        if reason := self._book("search", told):
+            return [], 0, told | {QUERIES_KEY: asked, FAILURE_KEY: reason}
         try:
             correct = evaluator.correct_all(texts, private).sum(axis=1)
         except Exception as error:  # whatever it is: its message may tell of an example
@@ -315,11 +316,10 @@ class ExponentialClient(NumPyClient):
         told = self._about(config)
         if reason := mismatch(config, self._node.config):
             return 1.0, 0, refusal(self._node.name, config, reason)
-        if not self._shares[1] or not self._ledger.open("score", int(told[ROUND_KEY])):
-            return 1.0, 0, told | {QUERIES_KEY: 0, FAILURE_KEY: "the round's epsilon is spent"}
         # All examples, however few the server asks for: the noise does not grow with them.
         every = {key: value for key, value in config.items() if key != RACE_EXAMPLES_KEY}
-        self._ledger.close("score", int(told[ROUND_KEY]))
+        if reason := SPENT if not self._shares[1] else self._book("score", told):
+            return 1.0, 0, told | {QUERIES_KEY: 0, FAILURE_KEY: reason}
         try:
             _, num_examples, exact = self._client.evaluate(parameters, every)
         except Exception as error:  # as in a search
@@ -341,9 +341,34 @@ class ExponentialClient(NumPyClient):
             MODEL_KEY: models.black_box(self._node.config),
         }
 
+    def _refusal(self, phase: Phase, told: Metrics) -> str:
+        """Return why no answer may be given, if none may, before anything is asked."""
+        return self._of_ledger(lambda: self._ledger.refusal(phase, int(told[ROUND_KEY])))
+
+    def _book(self, phase: Phase, told: Metrics) -> str:
+        """Book an answer, or return why none may be given."""
+        return self._of_ledger(lambda: self._ledger.book(phase, int(told[ROUND_KEY])))
+
+    def _of_ledger(self, look: Callable[[], str]) -> str:
+        try:
+            reason = look()
+        except LedgerError as error:
+            log(ERROR, "client %s: %s", self._node.name, error)
+            return "this node's epsilon-ledger cannot be used; its own log says why"
+        if reason:
+            log(WARNING, "client %s answers nothing: %s", self._node.name, reason)
+        return reason
+
     def _failed(self, told: Metrics, error: object) -> Metrics:
         log(ERROR, "client %s: %s", self._node.name, error)
         return told | {QUERIES_KEY: 0, FAILURE_KEY: "the language model did not answer"}
+
+
+def _ledger(node: Node, state: RecordDict) -> Ledger:
+    """Return the ledger of a client, on disk if its examples are its own."""
+    if node.ledger is None:
+        return StateLedger(state, node.config.num_server_rounds)
+    return exponential.ledger_on_disk(node.ledger, node.config)
 
 
 def _with_sums(metrics: Metrics, *others: Metrics) -> Metrics:

@@ -19,6 +19,7 @@ from feddtpt_flwr.config import ConfigError, RunConfig
 from feddtpt_flwr.data import Example
 from feddtpt_flwr.evaluation import Evaluator
 from feddtpt_flwr.feedback import Feedback
+from feddtpt_flwr.privacy.ledger import FileLedger, LedgerFile
 from feddtpt_flwr.proposer import Proposer
 from feddtpt_flwr.vocabulary import Vocabulary
 from strategies.candidates import Tokens
@@ -54,6 +55,12 @@ def total_epsilon(config: RunConfig, num_rounds: int) -> float | None:
 def shares(epsilon: float, *, guard: bool) -> tuple[float, float]:
     """Divide a round's epsilon between the choice of a prompt and the counts for the guard."""
     return (epsilon / 2, epsilon / 2) if guard else (epsilon, 0.0)
+
+
+def ledger_on_disk(file: LedgerFile, config: RunConfig) -> FileLedger:
+    """Return a node's ledger, with what the answers of a run cost."""
+    choice, counts = shares(config.epsilon, guard=config.guard)
+    return FileLedger(file, {"search": choice, "score": counts}, config.num_server_rounds)
 
 
 def choose(correct: Sequence[int], epsilon: float) -> int:

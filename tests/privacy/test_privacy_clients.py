@@ -26,7 +26,7 @@ from feddtpt_flwr.privacy.clients import (
     PublicTokensClient,
     protected,
 )
-from feddtpt_flwr.privacy.ledger import Ledger
+from feddtpt_flwr.privacy.ledger import LIMIT_REACHED, SPENT, LedgerFile
 from feddtpt_flwr.privacy.own_prompts import OwnPrompt, kept, search_name
 from feddtpt_flwr.privacy.public_tokens import public_texts, public_tokens
 from feddtpt_flwr.vocabulary import Vocabulary
@@ -297,6 +297,33 @@ def test_an_error_that_is_no_models_is_told_without_its_text(
     assert told[FAILURE_KEY] == "the round's epsilon is spent"
 
 
+def test_a_supernode_that_is_started_anew_knows_what_it_has_answered(
+    dp_node: Node, start: NDArray[np.int64], tmp_path: Path
+) -> None:
+    exact = Counter({correct_key(0): 4, SCORED_KEY: 8})
+
+    def answer(file: LedgerFile, server_round: int) -> object:
+        client = protected(replace(dp_node, ledger=file), RecordDict(), lambda *_: exact)
+        return client.evaluate([start], {ROUND_KEY: server_round})[2].get(FAILURE_KEY)
+
+    file = LedgerFile(tmp_path / "ledger.jsonl", limit=1.0, run="7")
+    assert answer(file, 1) is None
+    assert answer(file, 1) == SPENT
+    assert answer(file, 2) is None, "half of two epsilons of 1"
+    assert answer(replace(file, run="8"), 1) == LIMIT_REACHED
+    nowhere = LedgerFile(file.path / "ledger.jsonl")
+    assert answer(nowhere, 1) == "this node's epsilon-ledger cannot be used; its own log says why"
+
+
+def test_nothing_is_asked_where_no_epsilon_is_left(
+    dp_node: Node, start: NDArray[np.int64], tmp_path: Path
+) -> None:
+    file = LedgerFile(tmp_path / "ledger.jsonl", limit=0.4)
+    client = protected(replace(dp_node, ledger=file), RecordDict(), plain_client)
+    arrays, counted, told = client.fit([start], {ROUND_KEY: 1})
+    assert (arrays, counted, told[QUERIES_KEY], told[FAILURE_KEY]) == ([], 0, 0, LIMIT_REACHED)
+
+
 def test_without_a_guard_nobody_counts(
     short_reviews: tuple[Example, ...], start: NDArray[np.int64]
 ) -> None:
@@ -369,16 +396,6 @@ def test_too_few_queries_are_refused_before_one_is_asked(
     few, enough = (node(short_reviews, privacy, number) for number in (least - 1, least))
     assert too_few_queries(few.config, few.data, len(few.public))
     assert not too_few_queries(enough.config, enough.data, len(enough.public))
-
-
-def test_a_ledger_keeps_phases_apart() -> None:
-    state = RecordDict()
-    Ledger(state, 2).close("search", 1)
-    ledger = Ledger(moved(state), 2)
-    assert not ledger.open("search", 1)
-    assert ledger.open("search", 2)
-    assert ledger.open("score", 1)
-    assert not ledger.open("score", 3)
 
 
 def test_without_privacy_the_client_is_the_plain_one(short_reviews: tuple[Example, ...]) -> None:
