@@ -8,9 +8,10 @@ _APP = Path(__file__).parents[1]
 
 
 def find_file(name: str) -> Path:
-    """Return the full path of a file, which may also lie in the app's folder.
+    """Return the full path of a file: in the app's folder, else from the current one.
 
-    What Flower packs there (``.toml`` and ``.jsonl`` files among others) is on every node.
+    What Flower packs there (``.toml`` and ``.jsonl`` files among others) is on every node, and the
+    same everywhere; in the folder where a node was started a file of that name may be an old one.
 
     Raises
     ------
@@ -19,6 +20,6 @@ def find_file(name: str) -> Path:
     """
     path, packed = Path(name), _APP / name
     try:
-        return (packed if packed.exists() and not path.exists() else path).resolve()
+        return (packed if packed.exists() else path).resolve()
     except OSError as error:
         raise DataError(f"{name}: {error.strerror}") from None

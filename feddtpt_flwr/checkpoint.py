@@ -62,6 +62,8 @@ class Checkpoint:
         Lines of ``history.jsonl`` at that time.
     num_clients : int
         Clients that were connected when the run began or went on; 0 if that is not known.
+    run : str
+        The name by which the clients know the run; empty if it is that of its folder.
     app_version : str
         Version of this app.
     version : int
@@ -75,6 +77,7 @@ class Checkpoint:
     recorder: Mapping[str, Any]
     history_lines: int
     num_clients: int = 0
+    run: str = ""
     app_version: str = __version__
     version: int = CHECKPOINT_VERSION
 
@@ -108,16 +111,14 @@ class Checkpoint:
             reason = f"{file} is no checkpoint that this app can read ({error})"
         raise ConfigError(f"resume = {str(folder)!r}: {reason}")
 
-    def check(
-        self, config: RunConfig, task: Task, held_out: Sequence[Example], num_clients: int
-    ) -> None:
-        """Compare with the run that is to go on; ``num_clients`` are connected.
+    def check_settings(self, config: RunConfig, task: Task) -> None:
+        """Compare the settings with those of the run that is to go on.
 
         Raises
         ------
         ConfigError
-            If a setting, the task or the held-out examples are not the same, or fewer rounds are
-            wanted than there were; the message names the setting and both values.
+            If a setting or the task is not the same, or fewer rounds are wanted than there were;
+            the message names the setting and both values.
         """
         settings = config.to_run_config()
         free = FREE_SETTINGS if config.privacy == "exponential" else FREE_SETTINGS | {"epsilon"}
@@ -134,11 +135,6 @@ class Checkpoint:
             )
         elif fingerprint(task) != self.task:
             differing = [f"task = {config.task!r}: it is not as it was when the run began"]
-        elif examples_fingerprint(held_out) != self.held_out:
-            differing = [
-                "resume: the held-out examples are not those of the run to resume; its test file "
-                f"or data-source = {config.data_source!r} has changed"
-            ]
         elif config.num_server_rounds < self.rounds:
             differing = [
                 f"num-server-rounds = {config.num_server_rounds}: the run to resume has completed "
@@ -146,6 +142,23 @@ class Checkpoint:
             ]
         if differing:
             raise ConfigError("\n".join(differing))
+
+    def check(
+        self, config: RunConfig, task: Task, held_out: Sequence[Example], num_clients: int
+    ) -> None:
+        """Compare with the run that is to go on; ``num_clients`` are connected.
+
+        Raises
+        ------
+        ConfigError
+            As `check_settings`, or if the held-out examples are not the same.
+        """
+        self.check_settings(config, task)
+        if examples_fingerprint(held_out) != self.held_out:
+            raise ConfigError(
+                "resume: the held-out examples are not those of the run to resume; its test file "
+                f"or data-source = {config.data_source!r} has changed"
+            )
         if config.clients == "simulated" and self.num_clients not in (0, num_clients):
             # No error: in a deployment a node may only be late.
             log(

@@ -4,6 +4,7 @@ import re
 import signal
 import tempfile
 import tomllib
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,6 +15,7 @@ from flwr.common.config import parse_config_args
 
 from feddtpt_flwr.bundle import BundleError, copy_app, read_app, write_app
 from feddtpt_flwr.config import ConfigError, RunConfig
+from feddtpt_flwr.config_rules import kebab
 from feddtpt_flwr.fedpit.config import FedPITConfig
 from feddtpt_flwr.private_flower import FlowerError, private_flower
 
@@ -88,10 +90,10 @@ def simulate(
                 gpus_per_client=gpus_per_client,
             )
             try:
-                flower.stream(run_id)
+                status = flower.stream(run_id)
             except KeyboardInterrupt:
                 flower.stop(run_id)
-            status = flower.status(run_id)
+                status = flower.status(run_id)
     except FlowerError as error:
         typer.secho(str(error), err=True)
         raise typer.Exit(1) from None
@@ -139,13 +141,12 @@ def check(
 
     from feddtpt_flwr.check import check_node, fixes
 
-    settings = _defaults(folder / "pyproject.toml") if folder else {}
+    described = _described(folder / "pyproject.toml") if folder else {"config": {}}
+    settings = _settings(described, run_config or [])
     findings = []
     console = Console()
     with console.status("looking") as status:
-        for finding in check_node(
-            {**settings, **_overrides(run_config or [])}, _overrides(node_config or [])
-        ):
+        for finding in check_node(settings, _overrides(node_config or [])):
             findings.append(finding)
             status.update(f"looked at: {finding.subject}")
     table = Table(title="Check of this node", title_justify="left", show_header=False)
@@ -198,12 +199,8 @@ def _check(folder: Path, app_name: str, run_config: list[str], num_clients: int)
         known = ", ".join(repr(name) for name in APPS if name)
         raise typer.BadParameter(f"--app {app_name!r}: there is no such app; there are: {known}")
     try:
-        settings = (
-            read_app(folder, app_name)["config"]
-            if app_name
-            else _defaults(folder / "pyproject.toml")
-        )
-        config = APPS[app_name].from_run_config({**settings, **_overrides(run_config)})
+        app = read_app(folder, app_name) if app_name else _described(folder / "pyproject.toml")
+        config = APPS[app_name].from_run_config(_settings(app, run_config))
     except (BundleError, ConfigError) as error:
         raise typer.BadParameter(str(error)) from None
     if num_clients < config.min_available_clients:
@@ -220,16 +217,27 @@ def _has_gpu() -> bool:
     return torch.cuda.is_available()
 
 
-def _defaults(file: Path) -> dict[str, Any]:
+def _described(file: Path) -> dict[str, Any]:
+    """Return what a project file says of its Flower app, components and settings among it."""
     try:
-        text = file.read_text(encoding="utf-8")
-        return dict(tomllib.loads(text)["tool"]["flwr"]["app"]["config"])
+        app = tomllib.loads(file.read_text(encoding="utf-8"))["tool"]["flwr"]["app"]
+        return {**app, "config": app["config"]}
     except OSError:
         raise typer.BadParameter(f"{file} does not exist") from None
     except KeyError:
         raise typer.BadParameter(f"{file} describes no Flower app with settings") from None
     except ValueError as error:
         raise typer.BadParameter(f"{file}: {error}") from None
+
+
+def _settings(app: Mapping[str, Any], run_config: list[str]) -> dict[str, Any]:
+    """Return the settings of a run, without those that an app of somebody else's adds to them."""
+    settings = {**app["config"], **_overrides(run_config)}
+    server = str(app.get("components", {}).get("serverapp", __package__))
+    if server.partition(".")[0] == __package__:
+        return settings
+    ours = {kebab(name) for name in RunConfig.model_fields}
+    return {key: value for key, value in settings.items() if key in ours}
 
 
 def _overrides(run_config: list[str]) -> dict[str, Any]:

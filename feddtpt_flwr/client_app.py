@@ -79,6 +79,11 @@ class PromptTuningClient(NumPyClient):
         self._masked_lm = models.masked_lm(config, self._task)
         self._vocabulary = self._masked_lm.vocabulary
 
+    @property
+    def privacy(self) -> str:
+        """The run's ``privacy``, which this client by itself does not keep to."""
+        return self._config.privacy
+
     def fit(
         self, parameters: NDArrays, config: Mapping[str, Scalar]
     ) -> tuple[NDArrays, int, dict[str, Scalar]]:

@@ -35,7 +35,7 @@ from feddtpt_flwr.attempts import (
 )
 from feddtpt_flwr.evaluation import CAPACITY, AnswerCache
 from feddtpt_flwr.feedback import Feedback
-from feddtpt_flwr.private_files import open_private
+from feddtpt_flwr.private_files import flush, open_private
 from strategies.candidates import Tokens
 
 STATE_KEY = "feddtpt"
@@ -268,6 +268,7 @@ class ClientState:
         try:
             with open_private(temporary, "w") as file:
                 file.write("\n".join([*lines, ""]))
+                flush(file)
             temporary.replace(self._file)
         except OSError as error:
             with suppress(OSError):

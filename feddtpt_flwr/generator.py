@@ -109,6 +109,8 @@ class Writer:
             counted = isinstance(self._model, Metered)
             self._budget.settle(_usage(self._model) - before if counted else None, self._tariff)
         self.requests += 1
+        # Half of a character, as a limit of tokens may leave, can be neither kept nor shown.
+        text = text.encode("utf-8", "replace").decode()
         if text:  # what was refused may be written another time
             self._cache.update([(question, text)])
         return text

@@ -1,8 +1,8 @@
 """The client for Flower's message API: the same search, called by ``@app.train()``.
 
 With the app's own settings and data, `train` and `evaluate` are all that a ClientApp needs, and
-`app` is one. With data of your own, build a `PromptTuningClient` and hand it to `reply_to_train`
-and `reply_to_evaluate`.
+`app` is one. With examples that your own code has read, hand what `client_of` returns to
+`reply_to_train` and `reply_to_evaluate`.
 """
 
 from typing import Any
@@ -19,7 +19,12 @@ from flwr.client import NumPyClient
 from flwr.clientapp import ClientApp
 from flwr.common import NDArrays, Scalar
 
-from feddtpt_flwr.client_app import client_for
+from feddtpt_flwr.client_app import PromptTuningClient, client_for, plain_client
+from feddtpt_flwr.config import ConfigError, RunConfig
+from feddtpt_flwr.data import ClientData, Example
+from feddtpt_flwr.node import Node, of_this_app
+from feddtpt_flwr.privacy.clients import protected
+from feddtpt_flwr.privacy.ledger import LedgerFile
 from strategies.wire import ROUND_KEY, UploadError
 
 NUM_EXAMPLES_KEY = "num-examples"
@@ -35,6 +40,40 @@ def evaluate(message: Message, context: Context) -> Message:
     return reply_to_evaluate(message, client_for(context))
 
 
+def client_of(
+    context: Context,
+    data: ClientData,
+    public: tuple[Example, ...] = (),
+    *,
+    name: str = "",
+    ledger: LedgerFile | None = None,
+) -> NumPyClient:
+    """Return the client of a node whose examples your own code has read.
+
+    Parameters
+    ----------
+    context : Context
+        Its run config holds the app's settings; others, and the node config, are left alone.
+    data : ClientData
+        The node's private examples.
+    public : tuple[Example, ...]
+        The public set, the same on all nodes.
+    name : str
+        How the server's history calls the node; by default Flower's number.
+    ledger : LedgerFile, optional
+        Where the node keeps what of its epsilon is spent (``privacy = "exponential"``); by default
+        in Flower's client state, which ends with the SuperNode.
+
+    Raises
+    ------
+    ConfigError
+        If a setting is not allowed.
+    """
+    config = RunConfig.from_run_config(of_this_app(context).run_config)
+    node = Node(name or f"node-{context.node_id}", config, data, public, ledger)
+    return protected(node, context.state, plain_client)
+
+
 def reply_to_train(message: Message, client: NumPyClient) -> Message:
     """Let ``client`` search; reply with its prompt.
 
@@ -42,8 +81,8 @@ def reply_to_train(message: Message, client: NumPyClient) -> Message:
     ----------
     message : Message
         One ArrayRecord with the global prompt, one ConfigRecord with ``server-round``.
-    client : PromptTuningClient
-        Holds the private examples.
+    client : NumPyClient
+        What `client_of` returns, or a client of your own.
 
     Returns
     -------
@@ -54,7 +93,10 @@ def reply_to_train(message: Message, client: NumPyClient) -> Message:
     ------
     UploadError
         If the message is malformed; nothing has been asked then.
+    ConfigError
+        If ``client`` would not do what its run's ``privacy`` promises.
     """
+    _require_protected(client)
     arrays, config = _read(message)
     prompts, num_examples, metrics = client.fit(arrays, config)
     content = _records(num_examples, metrics)
@@ -68,8 +110,17 @@ def reply_to_evaluate(message: Message, client: NumPyClient) -> Message:
     Parameters, records and errors are those of `reply_to_train`, with one array for each prompt
     to be counted and none in the reply.
     """
+    _require_protected(client)
     loss, num_examples, metrics = client.evaluate(*_read(message))
     return Message(_records(num_examples, {**metrics, "loss": loss}), reply_to=message)
+
+
+def _require_protected(client: NumPyClient) -> None:
+    if isinstance(client, PromptTuningClient) and client.privacy != "none":
+        raise ConfigError(
+            f"privacy = {client.privacy!r}: a PromptTuningClient alone does not keep to it; take "
+            "the client that message_client.client_of returns"
+        )
 
 
 def _read(message: Message) -> tuple[NDArrays, dict[str, Any]]:

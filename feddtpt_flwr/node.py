@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from flwr.common import Context
 from pydantic import Field
 
 from feddtpt_flwr.config import ConfigError, RunConfig
@@ -113,6 +114,22 @@ class Node:
     data: ClientData
     public: tuple[Example, ...]
     ledger: LedgerFile | None = None
+
+
+def of_this_app(context: Context) -> Context:
+    """Return the context with this app's keys only, for an app that has settings of its own.
+
+    A misspelt key of this app's is then taken for one of the others.
+    """
+    run = {kebab(name) for name in RunConfig.model_fields}
+    node = {*OVERRIDES, *(kebab(name) for name in _Settings.model_fields)}
+    return Context(
+        run_id=context.run_id,
+        node_id=context.node_id,
+        node_config={k: value for k, value in context.node_config.items() if k in node},
+        state=context.state,
+        run_config={k: value for k, value in context.run_config.items() if k in run},
+    )
 
 
 def load_node(config: NodeConfig, node_id: int, run_id: int = 0) -> Node:

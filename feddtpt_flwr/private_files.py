@@ -1,4 +1,4 @@
-"""Files that only their owner may read: what is in them tells something of private texts."""
+"""Files that only their owner may read, since they tell of private texts; and files that last."""
 
 import os
 from pathlib import Path
@@ -16,3 +16,24 @@ def open_private(file: Path, mode: Literal["w", "a"]) -> IO[str]:
     return open(
         file, mode, encoding="utf-8", opener=lambda path, flags: os.open(path, flags, 0o600)
     )
+
+
+def write_through(file: Path, text: str) -> None:
+    """Write a text file so that it is on the disk, and not on its way there.
+
+    Where it is to take the place of another one, a power failure may otherwise leave neither.
+
+    Raises
+    ------
+    OSError
+        If it cannot be written.
+    """
+    with file.open("w", encoding="utf-8") as opened:
+        opened.write(text)
+        flush(opened)
+
+
+def flush(opened: IO[str]) -> None:
+    """Wait until what was written is on the disk."""
+    opened.flush()
+    os.fsync(opened.fileno())

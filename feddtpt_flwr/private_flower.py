@@ -7,8 +7,10 @@ SuperLink is started for the run on a free port, with the dependencies that are 
 stopped afterwards; one that somebody else started is neither used nor disturbed.
 """
 
+import ctypes
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -20,8 +22,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from feddtpt_flwr.loopback import spare
+
 _START_TIMEOUT = 60.0  # seconds; importing Flower alone takes several on a slow machine
 _CONNECTION = "private"
+_PAUSE = 2.0  # seconds between two looks at a run whose log ended before it
+_PR_SET_PDEATHSIG = 1  # of <linux/prctl.h>
 
 
 class FlowerError(RuntimeError):
@@ -78,9 +84,14 @@ class PrivateFlower:
         answer = self._json(command)
         return str(answer["run-id"])
 
-    def stream(self, run_id: str) -> None:
-        """Print the run's log until it ends."""
-        subprocess.run(_flwr("log", run_id, _CONNECTION, "--stream"), env=self.environment)
+    def stream(self, run_id: str) -> str:
+        """Print the run's log until the run ends; return its status then."""
+        while True:
+            subprocess.run(_flwr("log", run_id, _CONNECTION, "--stream"), env=self.environment)
+            # What shows the log may end by itself: a character that a terminal does not know.
+            if (status := self.status(run_id)).startswith("finished"):
+                return status
+            time.sleep(_PAUSE)
 
     def status(self, run_id: str) -> str:
         """Return the run's status, ``"finished:completed"`` if all went well."""
@@ -130,6 +141,7 @@ def private_flower() -> Iterator[PrivateFlower]:
             "RAY_DEDUP_LOGS": "0",  # progress lines look alike
             "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # Ray's future default; quiets a warning
         }
+        spare(environment)
         command = [str(Path(sys.executable).parent / "flower-superlink"), "--insecure"]
         command += ["--simulation", "--isolation", "subprocess"]
         command += ["--disable-runtime-dependency-installation"]
@@ -137,7 +149,11 @@ def private_flower() -> Iterator[PrivateFlower]:
         log = Path(home) / "superlink.log"
         with log.open("w", encoding="utf-8") as file:
             process = subprocess.Popen(
-                command, env=environment, stdout=file, stderr=subprocess.STDOUT
+                command,
+                env=environment,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                preexec_fn=_end_with_parent if sys.platform == "linux" else None,
             )
             try:
                 _wait_until_up(process, port, log)
@@ -149,6 +165,11 @@ def private_flower() -> Iterator[PrivateFlower]:
                 except subprocess.TimeoutExpired:
                     process.kill()
                     process.wait()
+
+
+def _end_with_parent() -> None:
+    """Have Linux end this process when its parent does, even if that is killed."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _flwr(*arguments: str) -> list[str]:

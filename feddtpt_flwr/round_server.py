@@ -17,8 +17,9 @@ class RoundServer(Server):
 
     A strategy's methods cannot: after the last of them there may be clients to hear of, or none.
 
-    The run is over when every client that is connected has said that it may ask nothing more. The
-    rounds that are left are then passed over.
+    The run is over when every client that is connected has said that it may ask nothing more, and
+    they are as many as a round needs: others may be away for a while. The rounds that are left are
+    then passed over.
 
     Parameters
     ----------
@@ -55,6 +56,7 @@ class RoundServer(Server):
 
     def fit_round(self, server_round: int, timeout: float | None) -> Any:
         """Let clients search (see Flower's)."""
+        self.over = self.over and self._nobody_is_left()  # some may have come back
         if self.over:
             log(INFO, "passed over: no client has anything left of its limits for the run")
             return None
@@ -72,12 +74,17 @@ class RoundServer(Server):
         """Let clients score; a round ends with it."""
         if self.over:
             return None
-        clients = set(self.client_manager().all())
-        self.over = bool(clients) and clients <= self._used_up
+        self.over = self._nobody_is_left()
         self._seed_sampling("evaluate", server_round)
         result = super().evaluate_round(server_round, timeout)
         self._on_completed(server_round)
         return result
+
+    def _nobody_is_left(self) -> bool:
+        """Return whether no client has anything left, of as many as a round needs."""
+        clients = set(self.client_manager().all())
+        needed = max(1, getattr(self.strategy, "min_available_clients", 1))
+        return len(clients) >= needed and clients <= self._used_up
 
     def _seed_sampling(self, phase: str, server_round: int) -> None:
         # Flower's client manager draws from Python's own generator, and nothing else seeds that.

@@ -1,20 +1,23 @@
 """What a run leaves behind: configuration, history, the learned prompt, a plot."""
 
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from logging import WARNING
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import tomli_w
 from filelock import FileLock, Timeout
 from flwr.common import log
 
 from feddtpt_flwr.config import ConfigError
+from feddtpt_flwr.private_files import write_through
 from feddtpt_flwr.statistics import Proportion
 from feddtpt_flwr.trackers import Tracker
 
@@ -111,8 +114,11 @@ class RunFolder:
         text = json.dumps(line)
 
         def write() -> None:
-            with self._history.open("a", encoding="utf-8") as file:
-                file.write(text + "\n")
+            with self._history.open("a+b") as file:
+                # A full disk, or a kill, may have left half a line.
+                if file.tell() and not _ends_a_line(file):
+                    file.write(b"\n")
+                file.write(f"{text}\n".encode())
 
         self.attempt(write)
         for tracker in self._trackers:
@@ -125,7 +131,11 @@ class RunFolder:
 
     def settled_after(self, num_events: int) -> int:
         """Return how many rounds were settled after the first lines of ``history.jsonl``."""
-        return sum(json.loads(line)["event"] == "round" for line in self._lines()[num_events:])
+        settled = 0
+        for line in self._lines()[num_events:]:
+            with suppress(ValueError):  # half a line
+                settled += json.loads(line)["event"] == "round"
+        return settled
 
     def forget_after(self, num_events: int) -> int:
         """Keep the first lines of ``history.jsonl``; return how many were dropped."""
@@ -176,7 +186,7 @@ class RunFolder:
         # All or nothing: a reader never sees half a file, and a crash keeps the one before.
         def write() -> None:
             temporary = self.path / f".{name}.tmp"
-            temporary.write_text(text, encoding="utf-8")
+            write_through(temporary, text)
             temporary.replace(self.path / name)
 
         self.attempt(write)
@@ -215,3 +225,8 @@ class RunFolder:
                 self.path,
                 error,
             )
+
+
+def _ends_a_line(file: IO[bytes]) -> bool:
+    file.seek(-1, os.SEEK_END)
+    return file.read(1) == b"\n"

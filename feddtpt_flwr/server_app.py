@@ -44,7 +44,7 @@ def main(grid: Grid, context: Context) -> None:
     grid = make_patient(grid)
     config = RunConfig.from_run_config(context.run_config)
     saved = Checkpoint.read(Path(config.resume)) if config.resume else None
-    _look_ahead(config)
+    _look_ahead(config, saved)
     run = build(config, _wait_for_clients(grid, config), saved)
 
     def drive(server: RoundServer, num_rounds: int) -> None:
@@ -75,6 +75,8 @@ class Run:
         At the same.
     folder : RunFolder
         Where everything goes.
+    name : str
+        By which the clients know the run.
     """
 
     config: RunConfig
@@ -84,6 +86,7 @@ class Run:
     strategy: FedDTPT
     recorder: Recorder
     folder: RunFolder
+    name: str
 
     @property
     def rounds(self) -> int:
@@ -92,7 +95,10 @@ class Run:
 
     def save(self) -> None:
         """Write a checkpoint."""
-        checkpoint = Checkpoint(
+        self.folder.attempt(lambda: self.folder.write_checkpoint(self._checkpoint().to_json()))
+
+    def _checkpoint(self) -> Checkpoint:
+        return Checkpoint(
             settings=self.config.to_run_config(),
             task=fingerprint(self.task),
             held_out=examples_fingerprint(self.held_out),
@@ -100,8 +106,8 @@ class Run:
             recorder=self.recorder.state_dict(),
             history_lines=self.folder.num_events,
             num_clients=self.num_clients,
+            run=self.name,
         )
-        self.folder.write_checkpoint(checkpoint.to_json())
 
 
 def conduct(run: Run, drive: Callable[[RoundServer, int], None]) -> str:
@@ -192,7 +198,8 @@ def build(config: RunConfig, num_clients: int, saved: Checkpoint | None = None) 
         model.name,
     )
     # By this name the clients know the run again when it goes on.
-    told: dict[str, Scalar] = {RUN_KEY: folder.path.name}
+    name = (saved and saved.run) or folder.path.name
+    told: dict[str, Scalar] = {RUN_KEY: name}
     if config.clients == "own-data":
         # Simulated clients may import the app from another place, but never on another machine.
         told[VERSION_KEY] = __version__
@@ -229,7 +236,7 @@ def build(config: RunConfig, num_clients: int, saved: Checkpoint | None = None) 
         fit_metrics_aggregation_fn=recorder.fit_metrics,
         evaluate_metrics_aggregation_fn=recorder.evaluate_metrics,
     )
-    run = Run(config, task, data.test, num_clients, strategy, recorder, folder)
+    run = Run(config, task, data.test, num_clients, strategy, recorder, folder, name)
     if saved:
         _restore(run, saved)
     return run
@@ -283,12 +290,15 @@ def _or_all_alike(fluency_fn: FluencyFn) -> FluencyFn:
     return judged
 
 
-def _look_ahead(config: RunConfig) -> None:
+def _look_ahead(config: RunConfig, saved: Checkpoint | None) -> None:
     """Find the likeliest mistakes before the last client has come, which may take hours."""
     trackers.require(config.trackers)
-    load_task(config)
+    task = load_task(config)
+    if saved:
+        saved.check_settings(config, task)
     if config.clients == "own-data":
         load_data(config, 0)
+    seed_tokens(config, task, models.masked_lm(config, task).vocabulary)
     models.ready_language_model(config)
 
 

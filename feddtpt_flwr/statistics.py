@@ -6,6 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
+AT_ONCE = 10**6
+"""Most examples that the bootstrap draws before it takes their means."""
+
 
 @dataclass(frozen=True)
 class Proportion:
@@ -66,6 +69,11 @@ def paired_difference(
     if not difference.std():
         return mean, mean, mean
     interval = stats.bootstrap(
-        (difference,), np.mean, method="percentile", rng=np.random.default_rng(seed)
+        (difference,),
+        np.mean,
+        method="percentile",
+        # All resamples of many examples at once would take gigabytes.
+        batch=max(1, AT_ONCE // len(difference)),
+        rng=np.random.default_rng(seed),
     ).confidence_interval
     return mean, float(interval.low), float(interval.high)

@@ -72,6 +72,22 @@ def test_an_override_that_is_no_setting_is_refused(app_folder: Path, override: s
     expect_refusal(result)
 
 
+def test_an_app_of_somebody_elses_may_have_settings_of_its_own(app_folder: Path) -> None:
+    project = app_folder / "pyproject.toml"
+    text = project.read_text(encoding="utf-8")
+    config = "[tool.flwr.app.config]"
+    assert config in text
+    project.write_text(text.replace(config, f"{config}\ntheirs = 1"), encoding="utf-8")
+    expect_refusal(simulate(app_folder), "unknown configuration key 'theirs'")
+    other = text.replace(config, f"{config}\ntheirs = 1").replace(
+        "feddtpt_flwr.server_app:app", "my_app.server_app:app"
+    )
+    assert "my_app" in other
+    project.write_text(other, encoding="utf-8")
+    assert str(simulate(app_folder).exception) == "Flower was started"
+    expect_refusal(simulate(app_folder, "-c", "k-shot=0"), "k-shot = 0")
+
+
 def test_settings_can_come_from_a_file(app_folder: Path) -> None:
     file = app_folder / "more.toml"
     file.write_text("k-shot = 0\n", encoding="utf-8")
@@ -153,8 +169,9 @@ def test_the_exit_status_is_the_runs(
             told.update(packed=packed, overrides=overrides, **options)
             return "77"
 
-        def stream(self, run_id: str) -> None:
+        def stream(self, run_id: str) -> str:
             told["streamed"] = run_id
+            return status
 
         def status(self, run_id: str) -> str:
             return status

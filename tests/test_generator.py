@@ -1,6 +1,7 @@
 import json
 from collections.abc import Sequence
 from math import inf
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from feddtpt_flwr import models
 from feddtpt_flwr.amounts import Amounts, Tariff
+from feddtpt_flwr.answer_store import AnswerStore
 from feddtpt_flwr.baselines.random_words import RandomProposer
 from feddtpt_flwr.budget import ClientBudget, QueryBudget, Span
 from feddtpt_flwr.client_app import PromptTuningClient
@@ -238,6 +240,17 @@ def test_what_was_written_is_not_paid_for_twice(vocabulary: Vocabulary, task: Ta
     proposer, writer = generator(model, vocabulary, task, cache=cache)
     assert propose(proposer, vocabulary) == expected
     assert (writer.requests, writer.fallbacks) == (0, 0)
+
+
+def test_half_a_character_is_no_use_and_does_no_harm(
+    vocabulary: Vocabulary, task: Task, tmp_path: Path
+) -> None:
+    store = AnswerStore(tmp_path / "answers.sqlite", 2**20)
+    cache, model = AnswerCache(archives=(store,)), Scripted("Friendly \ud83d film?")
+    proposer, writer = generator(model, vocabulary, task, cache=cache)
+    propose(proposer, vocabulary)
+    assert writer.requests == 1
+    assert len(store) == 1, "it is kept as it can be"
 
 
 def test_requests_are_charged_and_are_no_queries(vocabulary: Vocabulary, task: Task) -> None:

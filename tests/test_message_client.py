@@ -7,13 +7,15 @@ from flwr.supercore.task_identity import TaskIdentity
 from numpy.typing import NDArray
 
 from feddtpt_flwr.client_app import PromptTuningClient
-from feddtpt_flwr.config import RunConfig
+from feddtpt_flwr.config import ConfigError, RunConfig
 from feddtpt_flwr.data import ClientData, Example
 from feddtpt_flwr.language_model.local import LocalLanguageModel
-from feddtpt_flwr.message_client import app, reply_to_evaluate, reply_to_train
+from feddtpt_flwr.message_client import app, client_of, reply_to_evaluate, reply_to_train
+from feddtpt_flwr.privacy.clients import ExponentialClient
 from feddtpt_flwr.vocabulary import Vocabulary
 from strategies.wire import (
     CLIENT_KEY,
+    FAILURE_KEY,
     FROM_ARCHIVE_KEY,
     GAIN_KEY,
     MODEL_KEY,
@@ -121,3 +123,33 @@ def test_a_malformed_message_costs_nothing(
             reply_to_evaluate(message, client)
     with pytest.raises(UploadError, match="1 to 8 tokens"):
         reply_to_train(question("train", np.arange(9), **{ROUND_KEY: 1}), client)
+
+
+def context(**settings: bool | float | int | str) -> Context:
+    return Context(7, 5, {"ours": "x"}, RecordDict(), {**SETTINGS, **settings})
+
+
+def test_an_app_of_ones_own_keeps_to_the_runs_privacy(
+    short_reviews: tuple[Example, ...], start: NDArray[np.int64]
+) -> None:
+    pytest.importorskip("opendp")
+    data = ClientData(train=short_reviews[:4], validation=short_reviews[4:6])
+    here = context(privacy="exponential", **{"my-own-setting": 3})
+    client = client_of(here, data, short_reviews[6:8], name="ward 3")
+    assert isinstance(client, ExponentialClient)
+    told = reply_to_evaluate(question("evaluate", start, **{ROUND_KEY: 1}), client).content
+    assert correct_key(0) in told["metrics"]
+    again = reply_to_evaluate(question("evaluate", start, **{ROUND_KEY: 1}), client).content
+    assert again["report"][FAILURE_KEY] == "the round's epsilon is spent"
+
+
+@pytest.mark.parametrize("privacy", ["public-tokens", "synthetic", "exponential"])
+def test_a_client_that_would_not_keep_to_it_is_refused(
+    privacy: str, short_reviews: tuple[Example, ...], start: NDArray[np.int64]
+) -> None:
+    config = RunConfig.from_run_config({**SETTINGS, "privacy": privacy})
+    data = ClientData(train=short_reviews[:4], validation=short_reviews[4:6])
+    bare = PromptTuningClient("ward 3", data, short_reviews[6:8], config, RecordDict())
+    for kind, reply in (("train", reply_to_train), ("evaluate", reply_to_evaluate)):
+        with pytest.raises(ConfigError, match=f"privacy = '{privacy}'.*client_of"):
+            reply(question(kind, start, **{ROUND_KEY: 1}), bare)

@@ -5,12 +5,13 @@ import numpy as np
 import pytest
 from flwr.common import Context, RecordDict
 
+from feddtpt_flwr.app_files import find_file
 from feddtpt_flwr.client_app import client_fn
 from feddtpt_flwr.config import ConfigError, RunConfig
 from feddtpt_flwr.data import DataError, Example
 from feddtpt_flwr.experiment import load_data
 from feddtpt_flwr.language_model.local import LocalLanguageModel
-from feddtpt_flwr.node import OVERRIDES, NodeConfig, load_node, load_public
+from feddtpt_flwr.node import OVERRIDES, NodeConfig, load_node, load_public, of_this_app
 from feddtpt_flwr.node_settings import Part
 from feddtpt_flwr.privacy.ledger import LedgerFile
 from strategies.wire import ROUND_KEY
@@ -93,6 +94,29 @@ def test_the_run_data_may_lie_in_the_apps_folder(
     settings = {"task": "task.toml", "data-source": "files", "train-file": "public.jsonl"}
     config = RunConfig.from_run_config({**OWN, **settings, "test-size": 0, "public-per-class": 2})
     assert len(load_public(config)[0]) == 4
+
+
+def test_a_file_that_came_with_the_app_is_taken_before_one_that_lies_about(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packed, here = tmp_path / "app", tmp_path / "here"
+    for folder in (packed, here):
+        folder.mkdir()
+        (folder / "both.jsonl").touch()
+    (here / "mine.jsonl").touch()
+    monkeypatch.setattr("feddtpt_flwr.app_files._APP", packed)
+    monkeypatch.chdir(here)
+    assert find_file("both.jsonl") == packed / "both.jsonl"
+    assert find_file("mine.jsonl") == here / "mine.jsonl"
+    assert find_file(str(here / "both.jsonl")) == here / "both.jsonl"
+
+
+def test_settings_of_somebody_elses_app_are_left_out() -> None:
+    theirs: dict[str, Any] = {"fraction-train": 0.5, "dataset-path": "/d"}
+    context = Context(1, 2, {**PARTS, **theirs}, RecordDict(), {"k-shot": 3, **theirs})
+    ours = of_this_app(context)
+    assert (ours.node_config, ours.run_config) == (PARTS, {"k-shot": 3})
+    assert ours.state is context.state, "what a client keeps there stays"
 
 
 NODES_OWN: dict[str, Any] = {

@@ -58,6 +58,17 @@ def remote(service: FillMaskService, tiny_bert: Path) -> RemoteMaskedLM:
     return connect(service, tiny_bert)
 
 
+def test_no_proxy_sees_what_is_for_this_machine(
+    service: FillMaskService, tiny_bert: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    remote = connect(service, tiny_bert)
+    remote.fill([(remote.vocabulary.encode("a film"), ())])
+    assert service.questions
+
+
 def test_both_speak_the_same_vocabulary(remote: RemoteMaskedLM, local: HuggingFaceMaskedLM) -> None:
     ours, theirs = remote.vocabulary, local.vocabulary
     assert ours.fingerprint == theirs.fingerprint

@@ -13,6 +13,7 @@ from flwr.common import (
     ndarrays_to_parameters,
     parameters_to_ndarrays,
 )
+from flwr.server import ClientManager, SimpleClientManager
 from flwr.server.client_proxy import ClientProxy
 
 from feddtpt_flwr.round_server import RoundServer
@@ -29,6 +30,7 @@ class Client(ClientProxy):
         super().__init__(cid)
         self.left = rounds
         self.searches = 0
+        self.manager: ClientManager = SimpleClientManager()
 
     def fit(self, ins: FitIns, timeout: Any, group_id: Any) -> FitRes:
         self.searches += 1
@@ -82,6 +84,41 @@ def test_a_run_ends_when_nobody_has_anything_left(
     assert server.over == over
     assert strategy.prompt == (1, 7), "what was found before stays"
     assert strategy.state_dict()["round"] == completed
+
+
+class Leaving(Client):
+    """A double of a client whose node is away for a while after its first search."""
+
+    def fit(self, ins: FitIns, timeout: Any, group_id: Any) -> FitRes:
+        if not self.searches:
+            self.manager.unregister(self)
+        return super().fit(ins, timeout, group_id)
+
+
+def test_a_run_goes_on_with_clients_that_were_away() -> None:
+    """The one that stayed had used up its limits."""
+    strategy = FedDTPT(
+        initial_prompt=np.array([1, 2]),
+        embed_fn=lambda prompts: [np.eye(10)[prompt] for prompt in prompts],
+        vocabulary_size=10,
+        min_fit_clients=1,
+        min_evaluate_clients=1,
+        min_available_clients=2,
+    )
+    stays, leaves = Client("0", 0), Leaving("1", 9)
+    back = {1: [leaves]}  # after which round
+
+    def completed(server_round: int) -> None:
+        for client in back.get(server_round, []):
+            leaves.manager.register(client)
+
+    server = RoundServer(strategy, completed)
+    leaves.manager = server.client_manager()
+    for client in (stays, leaves):
+        leaves.manager.register(client)
+    server.fit(2, None)
+    assert leaves.searches == 2
+    assert not server.over
 
 
 def test_the_seed_says_who_takes_part() -> None:

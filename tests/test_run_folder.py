@@ -50,6 +50,17 @@ def test_rounds_that_a_checkpoint_does_not_know_are_counted(folder: RunFolder) -
     assert [folder.settled_after(lines) for lines in range(5)] == [2, 2, 1, 1, 0]
 
 
+def test_what_a_full_disk_has_cut_off_spoils_no_other_line(folder: RunFolder) -> None:
+    folder.append("start")
+    with (folder.path / "history.jsonl").open("a", encoding="utf-8") as file:
+        file.write('{"event": "sea')
+    folder.append("round", round=1)
+    assert folder.num_events == 3
+    assert folder.settled_after(1) == 1
+    assert folder.forget_after(1) == 2
+    assert folder.num_events == 1
+
+
 def test_the_prompt_is_replaced_as_a_whole(folder: RunFolder) -> None:
     folder.write_prompt({"prompt": "long " * 50})
     folder.write_prompt({"prompt": "naïve"})

@@ -4,6 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from feddtpt_flwr import statistics
 from feddtpt_flwr.statistics import Proportion, paired_difference
 
 
@@ -56,6 +57,13 @@ def test_difference_and_sign() -> None:
     back = paired_difference(after, before)
     assert back[0] == pytest.approx(-mean)
     assert back[1] < back[0] < back[2] < 0
+
+
+def test_many_examples_are_drawn_a_few_resamples_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    before, after = answers(50, 50), answers(70, 30)
+    at_once = paired_difference(before, after)
+    monkeypatch.setattr(statistics, "AT_ONCE", 250)
+    assert paired_difference(before, after) == at_once
 
 
 def test_the_interval_is_that_of_pairs() -> None:

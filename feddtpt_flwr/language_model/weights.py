@@ -190,7 +190,8 @@ def _is_whole(folder: Path) -> bool:
     try:
         lines = (folder / CHECKSUMS).read_text(encoding="utf-8").splitlines()
         pairs = [line.split("  ", 1) for line in lines]
-        return all(_checksum(folder / name) == expected for expected, name in pairs)
+        # An empty list is what a power failure leaves.
+        return bool(pairs) and all(_checksum(folder / name) == digest for digest, name in pairs)
     except (OSError, ValueError):
         return False
 

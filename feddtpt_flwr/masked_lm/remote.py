@@ -1,5 +1,6 @@
 """A masked language model behind HTTP: a node then needs neither torch nor transformers."""
 
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from json import JSONDecodeError
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from feddtpt_flwr.keys import read_key
 from feddtpt_flwr.language_model.base import FatalModelError, ModelUnavailableError
 from feddtpt_flwr.language_model.limits import retry_after
+from feddtpt_flwr.loopback import is_loopback, spare
 from feddtpt_flwr.masked_lm.base import Fillings, Gap
 from feddtpt_flwr.memory import Key, Memory, Value
 from feddtpt_flwr.tokenizer_file import load_tokenizer, mask_token
@@ -211,6 +213,8 @@ class RemoteMaskedLM:
     def _post(self, text: str, **parameters: Any) -> "Sequence[FillMaskOutputElement]":
         from huggingface_hub import InferenceClient
 
+        if is_loopback(self._endpoint):
+            spare(os.environ)
         # Without a key of its own the client would send the user's saved Hugging Face token to
         # whatever the endpoint is; a header that is None is not sent.
         headers: Any = {} if self._key else {"authorization": None}

@@ -5,7 +5,6 @@ than the run has, would average it away; so would one run after the other about 
 """
 
 import json
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -18,7 +17,7 @@ from filelock import FileLock
 from flwr.common import ConfigRecord, RecordDict
 from pydantic import Field, TypeAdapter, ValidationError
 
-from feddtpt_flwr.private_files import open_private
+from feddtpt_flwr.private_files import flush, open_private
 
 LEDGER_KEY = "privacy-ledger"
 
@@ -208,8 +207,7 @@ class FileLedger(Ledger):
                     return reason
                 with open_private(self._file.path, "a") as file:
                     file.write(json.dumps(asdict(booking)) + "\n")
-                    file.flush()
-                    os.fsync(file.fileno())
+                    flush(file)
         except (OSError, NotImplementedError) as error:  # the latter of a disk without locks
             raise LedgerError(_not_written(self._file.path, error)) from None
         return ""

@@ -12,7 +12,7 @@ from tests.e2e.copies import ONE_PROCESS, REPOSITORY
 
 COMPONENTS = {
     "message": ("my_app.server_app:app", "my_app.client_app:app"),
-    "legacy": ("my_app.legacy_server_app:app", "feddtpt_flwr.client_app:app"),
+    "legacy": ("my_app.legacy_server_app:app", "my_app.legacy_client_app:app"),
 }
 QUERIES = 16
 SMALL = f"""

@@ -16,6 +16,7 @@ from feddtpt_flwr.language_model import FatalModelError, ModelError, ModelUnavai
 from feddtpt_flwr.language_model.answers import parse_answer
 from feddtpt_flwr.language_model.api import ApiLanguageModel
 from feddtpt_flwr.language_model.local import LocalLanguageModel
+from feddtpt_flwr.private_flower import _free_port
 from tests.conftest import ENDPOINT_KEY
 from tests.language_model import fault_proxy as faults
 from tests.language_model.fault_proxy import Body, Fault, FaultProxy, Response
@@ -341,6 +342,17 @@ def test_certificates_are_those_of_the_environment(
         assert not proxy.probes
         monkeypatch.setenv("SSL_CERT_FILE", str(file))
         assert len(model(proxy.url).answer(["px"], task.answers)) == 1
+
+
+def test_no_proxy_sees_what_is_for_this_machine(
+    proxy: FaultProxy, task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nobody = f"http://127.0.0.1:{_free_port()}"
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, nobody)
+    assert len(model(proxy.url).answer(["px"], task.answers)) == 1
+    with pytest.raises(ModelUnavailableError, match="no connection"):
+        model("http://192.0.2.1/v1", patience=0.1).prepare(0.1)
 
 
 def test_a_redirect_is_not_followed(proxy: FaultProxy, task: Task) -> None:

@@ -71,6 +71,9 @@ def test_a_damaged_copy_is_made_again(
     (folder / weights.WEIGHTS).write_bytes(b"wei")
     assert weights._from_gguf(embedded_language_model(), "bfloat16") == folder
     assert made == [folder, folder]
+    (folder / weights.CHECKSUMS).write_text("")
+    assert weights._from_gguf(embedded_language_model(), "bfloat16") == folder
+    assert made == [folder, folder, folder], "a power failure left an empty list"
     assert not left.exists(), "what a killed process had begun goes as well"
 
 

@@ -1,0 +1,38 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from feddtpt_flwr import private_flower
+from feddtpt_flwr.private_flower import PrivateFlower
+
+
+def test_a_log_that_ends_early_ends_no_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With doubles of Flower's commands: the one that shows the log breaks off twice."""
+    shown: list[object] = []
+    states = ["running", "running", "finished:completed"]
+    monkeypatch.setattr(subprocess, "run", lambda *a, **_: shown.append(a))
+    monkeypatch.setattr(private_flower, "_PAUSE", 0.0)
+    monkeypatch.setattr(PrivateFlower, "status", lambda *_: states.pop(0))
+    assert PrivateFlower({}).stream("7") == "finished:completed"
+    assert len(shown) == 3
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="others have no such signal")
+def test_a_superlink_ends_with_a_command_that_is_killed(tmp_path: Path) -> None:
+    """With another long-lived process in its place."""
+    parent = """
+import subprocess, sys, time
+from feddtpt_flwr.private_flower import _end_with_parent
+child = [sys.executable, "-c", "import time; print('up', flush=True); time.sleep(60)"]
+subprocess.Popen(child, preexec_fn=_end_with_parent)
+time.sleep(60)
+"""
+    command = [sys.executable, "-c", parent]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"up\n"
+        process.kill()
+        # The child has the same output, which ends when nobody is left to write.
+        assert process.stdout.read() == b""
