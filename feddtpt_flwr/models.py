@@ -19,7 +19,7 @@ from feddtpt_flwr.language_model.constraints import JSON_TOKENS, PREFERENCE
 from feddtpt_flwr.language_model.local import LocalLanguageModel
 from feddtpt_flwr.language_model.remembering import RememberingLanguageModel
 from feddtpt_flwr.language_model.usage import Prices
-from feddtpt_flwr.language_model.weights import is_causal, resolve_device
+from feddtpt_flwr.language_model.weights import CacheError, is_causal, resolve_device
 from feddtpt_flwr.masked_lm import MaskedLM, TokenEmbedder
 from feddtpt_flwr.masked_lm.bert import HuggingFaceMaskedLM
 from feddtpt_flwr.masked_lm.causal import CausalInfiller
@@ -187,6 +187,8 @@ def _named(key: str, value: str) -> Iterator[None]:
         yield
     except AssetError:
         raise
+    except CacheError as error:
+        raise ConfigError(f"{key} = {value!r}: {error}") from error
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"{key} = {value!r}: no model can be loaded from this; allowed are 'embedded', a name "

@@ -34,8 +34,8 @@ class Vocabulary:
         self._pieces = [self._tokenizer.id_to_token(token) or "" for token in range(size)]
         added = self._tokenizer.get_added_tokens_decoder()
         self._special = frozenset(token for token, what in added.items() if what.special)
-        # "##" alone proves nothing: to a byte-level vocabulary it is a heading's mark.
-        self._wordpiece = not any(piece.startswith(_WORD_MARKS) for piece in self._pieces)
+        # Pieces prove nothing: "##" is also a heading's mark, and "Ġ" a letter of Malta's.
+        self._wordpiece = type(self._tokenizer.model).__name__ == "WordPiece"
 
     def __len__(self) -> int:
         """Return the number of token ids."""
@@ -88,7 +88,7 @@ class Vocabulary:
         return list(pairwise([*starts, len(tokens)]))
 
     def proposable(self, excluded_words: Iterable[str] = ()) -> NDArray[np.bool_]:
-        """Return which tokens may be proposed: whole words of letters, and simple punctuation.
+        """Return which tokens may be proposed: whole words of A to Z, and simple punctuation.
 
         Parameters
         ----------
@@ -107,7 +107,7 @@ class Vocabulary:
 
     @cached_property
     def _words(self) -> list[tuple[int, str]]:
-        """Tokens that are whole words of letters or simple punctuation, and the casefolded word."""
+        """Tokens that are whole words of A to Z or simple punctuation, and the casefolded word."""
         found = []
         for token, piece in enumerate(self._pieces):
             if token in self._special or not self.starts_word(token):

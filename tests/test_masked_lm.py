@@ -57,6 +57,15 @@ def test_fillings_are_a_distribution_over_allowed_tokens(
     np.testing.assert_allclose(again.log_probs, fillings.log_probs, atol=1e-4)
 
 
+def test_of_a_context_that_is_too_long_what_is_next_to_the_gap_counts(
+    bert: HuggingFaceMaskedLM,
+) -> None:
+    word, left, right = (encode(bert.vocabulary, text) for text in ("film", "it is a", "review"))
+    near = (*word * bert._room, *left)[-(bert._room - len(right)) :]
+    [long], [short] = bert.fill([(word * 1000 + left, right)]), bert.fill([(near, right)])
+    assert long.tokens.tolist() == short.tokens.tolist()
+
+
 def test_a_movie_word_fits_before_review(infiller: CausalInfiller) -> None:
     words = gap(infiller, "Classify the sentiment of this", "review as good or bad.")
     about_art = {"movie", "film", "book", "product", "music", "game", "restaurant", "hotel"}

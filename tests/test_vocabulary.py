@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
+from tokenizers.models import WordPiece
 
 from feddtpt_flwr.vocabulary import Vocabulary
 
@@ -98,6 +100,14 @@ def test_proposed_words_stay_whole_in_a_text(either: Vocabulary) -> None:
     for token in rng.choice(np.flatnonzero(either.proposable()), 300, replace=False):
         tokens = (*left, int(token), *right)
         assert either.encode(either.decode(tokens)) == tokens
+
+
+def test_a_letter_of_maltas_makes_no_vocabulary_one_of_bytes() -> None:
+    pieces = ["[UNK]", "film", "##s", "good", "Ġ"]
+    model = WordPiece({piece: i for i, piece in enumerate(pieces)}, unk_token="[UNK]")
+    vocabulary = Vocabulary(Tokenizer(model))
+    assert np.flatnonzero(vocabulary.proposable()).tolist() == [1, 3]
+    assert not vocabulary.starts_word(2)
 
 
 def test_answer_words_are_excluded_whatever_their_case(either: Vocabulary) -> None:

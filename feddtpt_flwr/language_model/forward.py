@@ -124,18 +124,29 @@ class TransformersBackbone:
     model : transformers.PreTrainedModel
         A causal language model. If transformers cannot give it another attention function, or if
         its layers do more than attend to all earlier tokens, sequences are padded instead.
+
+    Attributes
+    ----------
+    packs : bool
+        Whether they are not.
     """
 
     def __init__(self, model: Any) -> None:
         self._model = model
         use_faster_products(model)
-        self._packs = _can_pack(model)
+        self.packs = _can_pack(model)
         self._cache = PrefixCache()
-        if self._packs:
+        self._own_attention = model.config._attn_implementation
+        if self.packs:
             from transformers import AttentionInterface
 
             AttentionInterface.register(ATTENTION, _attend)
             model.set_attn_implementation(ATTENTION)
+
+    def pad(self) -> None:
+        """Pad sequences from now on, with the model's own attention."""
+        self._model.set_attn_implementation(self._own_attention)
+        self.packs, self._cache = False, PrefixCache()
 
     def cached(self, sequences: Sequence[TokenIds], last: Sequence[int]) -> list[int]:
         """Return how many tokens of each sequence need not be computed (see `Backbone.cached`)."""
@@ -145,7 +156,7 @@ class TransformersBackbone:
         self, sequences: Sequence[TokenIds], last: Sequence[int], again: Sequence[int] = ()
     ) -> "list[torch.Tensor]":
         """Return the states at the end of each sequence (see `Backbone.states`)."""
-        if self._packs:
+        if self.packs:
             return self._packed(sequences, last, again)
         return self._padded(sequences, last)
 
@@ -263,7 +274,7 @@ def _attend(
 
 def _can_pack(model: Any) -> bool:
     """Return whether every layer attends to all earlier tokens by a function that can be set."""
-    config = model.config
+    config = model.config.get_text_config()  # of one that reads pictures as well
     plain = set(getattr(config, "layer_types", None) or ["full_attention"]) == {"full_attention"}
     capped = getattr(config, "attn_logit_softcapping", None) or getattr(
         config, "sliding_window", None

@@ -9,9 +9,10 @@ output layer.
 
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
-from feddtpt_flwr.language_model.base import FREE_TOKENS
+from feddtpt_flwr.language_model.base import FREE_TOKENS, FatalModelError
 from feddtpt_flwr.language_model.causal_lm import causal_lm
 from feddtpt_flwr.language_model.prefix_tree import TokenIds
 from feddtpt_flwr.language_model.weights import (
@@ -53,6 +54,8 @@ class LocalLanguageModel:
         self._source = (model, self._device, dtype)
         self._model = causal_lm(*self._source)
         self._chat = chat
+        if chat and not self._template_tokenizer.chat_template:
+            raise ValueError("chat = true: the model has no chat template; set chat = false")
         self._max_new_tokens = max_new_tokens
         self._name = f"{model} ({dtype}, {'chat' if chat else 'plain'})"
 
@@ -97,7 +100,9 @@ class LocalLanguageModel:
         import torch
 
         model, tokenizer = load_causal_lm(*self._source)
-        ids = torch.tensor([self._encode([query])[0]], device=self._device)
+        encoded = self._encode([query])
+        self._check_lengths(encoded, self._max_new_tokens)
+        ids = torch.tensor(encoded, device=self._device)
         # In plain text nothing but a blank line tells that a passage is over.
         stop = {} if self._chat else {"stop_strings": ["\n\n"], "tokenizer": tokenizer}
         with torch.inference_mode():
@@ -121,6 +126,7 @@ class LocalLanguageModel:
         queries = [query.rstrip(" ") for query in queries]
         options = self._choice_tokens(queries[0], choices)
         contexts = self._encode(queries)
+        self._check_lengths(contexts, max(map(len, options)))
         answers: list[str] = [""] * len(queries)
         open_queries = {index: (context, options) for index, context in enumerate(contexts)}
         depth = 0
@@ -145,12 +151,34 @@ class LocalLanguageModel:
         separator = "" if query[-1:].isspace() else " "
         stem = self._encode([query])[0]
         whole = self._encode([query + separator + choice for choice in choices])
+        alone = self._model.encode(choices, special=False)
         end = () if self._model.end_token is None else (self._model.end_token,)
+        options = {
+            # Where a query ends in several line breaks, what follows may merge with them.
+            (*(ids[len(stem) :] if ids[: len(stem)] == stem else bare), *end): choice
+            for ids, bare, choice in zip(whole, alone, choices, strict=True)
+        }
         # The end token keeps a choice that is the beginning of another one apart from it.
-        options = {(*ids[len(stem) :], *end): c for ids, c in zip(whole, choices, strict=True)}
-        if len(options) < len(choices):
+        ordered = sorted(options)
+        nested = any(b[: len(a)] == a for a, b in pairwise(ordered))
+        if len(options) < len(choices) or nested:
             raise ValueError(f"answer words {list(choices)} are not told apart by the tokenizer")
         return options
+
+    def _check_lengths(self, contexts: Sequence[TokenIds], more: int) -> None:
+        """Check that contexts and ``more`` tokens fit into what the model reads.
+
+        Raises
+        ------
+        FatalModelError
+            If one does not.
+        """
+        longest, most = max(map(len, contexts)), self._model.context
+        if most is not None and longest + more > most:
+            raise FatalModelError(
+                f"language-model = {self._source[0]!r} reads {most} tokens, and a query with its "
+                f"answer has {longest + more}; shorten the texts"
+            )
 
     def _next_logits(
         self, contexts: Sequence[TokenIds], next_tokens: Sequence[int]
@@ -163,5 +191,11 @@ class LocalLanguageModel:
             logits = self._model.forward.last_states(contexts).float() @ weight.T
             if self._model.output_bias is not None:
                 logits = logits + self._model.output_bias[list(next_tokens)].float()
+            if not bool(logits.isfinite().all()):
+                model, _, dtype = self._source
+                raise FatalModelError(
+                    f"language-model = {model!r}: with dtype = {dtype!r} it computes what is no "
+                    "number; float32 and bfloat16 hold larger ones"
+                )
         rows: list[list[float]] = logits.tolist()
         return rows

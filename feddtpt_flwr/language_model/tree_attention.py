@@ -99,7 +99,7 @@ class Stretch:
             earlier = len(columns) - (last - first)
             mask[first:last, columns[:earlier]] = 0
             own = slice(columns[earlier], columns[earlier] + last - first)
-            mask[first:last, own] = np.triu(np.full((last - first,) * 2, -np.inf), 1)
+            mask[first:last, own][np.tri(last - first, dtype=bool)] = 0
 
 
 @dataclass(frozen=True)

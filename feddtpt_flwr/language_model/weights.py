@@ -20,6 +20,10 @@ CHECKSUMS = "XXH128SUMS"
 times as fast as SHA-256 is enough: every process reads the weights to check them."""
 
 
+class CacheError(RuntimeError):
+    """The cache folder cannot hold a model's weights."""
+
+
 class DeviceError(ValueError):
     """There is no such device on this machine."""
 
@@ -148,7 +152,10 @@ def _from_gguf(path: Path, dtype: str) -> Path:
     folder = cache_folder() / "models" / f"{path.stem}-{_checksum(path)[:16]}-{dtype}"
     if _is_whole(folder):
         return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CacheError(_not_kept(error)) from None
     with FileLock(f"{folder}.lock"):
         if not _is_whole(folder):
             # Nobody else is at work: what else is there a killed process has left.
@@ -161,6 +168,7 @@ def _from_gguf(path: Path, dtype: str) -> Path:
 def _dequantise(path: Path, folder: Path, dtype: str) -> None:
     """Write the weights and tokenizer of a GGUF file to ``folder``, all or nothing."""
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     quantised = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name)
@@ -171,9 +179,10 @@ def _dequantise(path: Path, folder: Path, dtype: str) -> None:
     model = AutoModelForCausalLM.from_config(config)
     model.load_state_dict(quantised.state_dict())
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
+    tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
     try:
         model.to(getattr(torch, dtype)).save_pretrained(temporary)
-        AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name).save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
         files = sorted(temporary.iterdir())
         for file in files:
             file.chmod(0o644)  # a cache folder may be several users'
@@ -181,8 +190,17 @@ def _dequantise(path: Path, folder: Path, dtype: str) -> None:
         (temporary / CHECKSUMS).write_text(lines, encoding="utf-8")
         temporary.chmod(0o755)
         temporary.replace(folder)
+    except (OSError, SafetensorError) as error:
+        raise CacheError(_not_kept(error)) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _not_kept(error: Exception) -> str:
+    return (
+        f"the unpacked weights cannot be kept in {cache_folder()} ({error}); the environment "
+        "variable FEDDTPT_CACHE names another folder"
+    )
 
 
 def _is_whole(folder: Path) -> bool:

@@ -1,5 +1,6 @@
 """A masked language model of the BERT family."""
 
+import sys
 from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -62,6 +63,12 @@ class HuggingFaceMaskedLM:
         return self._vocabulary
 
     @cached_property
+    def _room(self) -> int:
+        """How many tokens fit beside a mask and the special tokens."""
+        positions = getattr(self._model.config, "max_position_embeddings", sys.maxsize)
+        return int(min(self._tokenizer.model_max_length, positions)) - 3
+
+    @cached_property
     def token_embeddings(self) -> NDArray[np.float32]:
         """Where each token lies in meaning, unit rows ``(vocabulary, d)``."""
         return centred_unit_rows(self._model.get_input_embeddings().weight)
@@ -75,6 +82,8 @@ class HuggingFaceMaskedLM:
         return np.array(self._likelihoods.get(prompts))
 
     def _fill(self, gaps: list[Gap]) -> list[Fillings]:
+        # Of a context that is too long, what stands next to the gap counts.
+        gaps = [(left[-max(1, self._room - len(right)) :], right) for left, right in gaps]
         masked = [(*left, self._tokenizer.mask_token_id, *right) for left, right in gaps]
         rows = self._logits(masked, [len(left) for left, _ in gaps])[:, self._allowed]
         tops = [row.topk(min(self._num_candidates, len(row))) for row in rows]

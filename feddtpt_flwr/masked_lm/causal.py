@@ -8,7 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from feddtpt_flwr.language_model.causal_lm import causal_lm
-from feddtpt_flwr.language_model.products import linear
 from feddtpt_flwr.language_model.weights import resolve_device, resolve_dtype
 from feddtpt_flwr.masked_lm.base import Fillings, Gap, centred_unit_rows, ranked
 from feddtpt_flwr.memory import Memory
@@ -184,6 +183,4 @@ class CausalInfiller:
         import torch
 
         with torch.inference_mode():
-            states = torch.cat(self._model.forward.states(sequences, last, again))
-            output = self._model.output_weight, self._model.output_bias
-            return linear(states, *output).float()
+            return self._model.logits(torch.cat(self._model.forward.states(sequences, last, again)))

@@ -84,7 +84,7 @@ def test_states_are_those_of_each_sequence_alone(name: str, max_tokens: int) -> 
     [("grouped queries", True), ("other architecture", True), ("sliding window", False)],
 )
 def test_what_is_packed(name: str, packs: bool) -> None:
-    assert TransformersBackbone(tiny(name))._packs is packs
+    assert TransformersBackbone(tiny(name)).packs is packs
 
 
 def test_attention_is_the_same_as_a_gpu_computes_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,10 +1,12 @@
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
 from feddtpt_flwr.data import Example, Task
+from feddtpt_flwr.language_model import FatalModelError, local
 from feddtpt_flwr.language_model.local import LocalLanguageModel
 from feddtpt_flwr.language_model.weights import load_causal_lm
 
@@ -210,3 +212,47 @@ def test_a_space_at_the_end_of_a_query_is_not_two(language_model: LocalLanguageM
     assert language_model.answer([f"{query} " for query in queries], choices) == (
         language_model.answer(queries, choices)
     )
+
+
+def test_line_breaks_at_the_end_of_a_query_are_no_part_of_the_answer(
+    language_model: LocalLanguageModel,
+) -> None:
+    choices = ["positive", "negative"]
+    after_one, after_two = (
+        language_model._choice_tokens(f"Sentiment:{breaks}", choices) for breaks in ("\n", "\n\n")
+    )
+    assert after_two == after_one
+
+
+def test_a_query_that_does_not_fit_is_refused(
+    language_model: LocalLanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = replace(language_model._model, context=12)
+    monkeypatch.setattr(language_model, "_model", few)
+    assert language_model.answer(["A good film. Sentiment:"], ["good", "bad"])
+    said = r"language-model = 'embedded' reads 12 tokens, and a query with its answer has \d\d"
+    for choices in (["good", "bad"], []):
+        with pytest.raises(FatalModelError, match=said):
+            language_model.answer(["A good film. " * 9 + "Sentiment:"], choices)
+
+
+def test_answers_from_no_numbers_are_none(
+    language_model: LocalLanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nothing = torch.full_like(language_model._model.output_weight, float("nan"))
+    monkeypatch.setattr(
+        language_model, "_model", replace(language_model._model, output_weight=nothing)
+    )
+    with pytest.raises(FatalModelError, match="with dtype = 'float32' it computes what is no"):
+        language_model.answer(["A good film. Sentiment:"], ["good", "bad"])
+
+
+def test_a_chat_needs_a_template(monkeypatch: pytest.MonkeyPatch, embedded_assets: None) -> None:
+    class NoTemplate:
+        """A double of a base model's tokenizer."""
+
+        chat_template = None
+
+    monkeypatch.setattr(local, "read_tokenizer", lambda *_: NoTemplate())
+    with pytest.raises(ValueError, match="chat = true: the model has no chat template"):
+        LocalLanguageModel("embedded", chat=True, dtype="float32", device="cpu")

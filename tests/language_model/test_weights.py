@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from feddtpt_flwr import assets
+from feddtpt_flwr import assets, models
 from feddtpt_flwr.assets import (
     INSTALL_COMMAND,
     AssetError,
@@ -15,6 +15,7 @@ from feddtpt_flwr.assets import (
     embedded_encoder,
     embedded_language_model,
 )
+from feddtpt_flwr.config import ConfigError
 from feddtpt_flwr.language_model import weights
 from feddtpt_flwr.language_model.weights import load_causal_lm, resolve_device, resolve_dtype
 
@@ -92,6 +93,19 @@ def test_a_conversion_that_fails_leaves_nothing(
             weights._from_gguf(broken, "float32")
     left = [path for path in (tmp_path / "cache" / "models").iterdir() if path.suffix != ".lock"]
     assert left == []
+
+
+def test_a_cache_that_cannot_hold_the_weights_is_named(
+    embedded_assets: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("FEDDTPT_CACHE", str(tmp_path / "file"))
+    with pytest.raises(weights.CacheError, match="FEDDTPT_CACHE names another folder"):
+        weights._from_gguf(embedded_language_model(), "float32")
+    weights.converted.cache_clear()
+    said = "language-model = 'embedded': the unpacked weights cannot be kept"
+    with pytest.raises(ConfigError, match=said), models._named("language-model", "embedded"):
+        weights.converted("embedded", "float32")
 
 
 def test_a_file_and_its_copy_are_checked_once_per_process(
