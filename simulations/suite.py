@@ -223,7 +223,10 @@ def most_queries(job: Job) -> int:
     own = most_scored(shared, 2 * config.k_shot * task.num_labels)
     # Soft prompts are averaged, not compared.
     race = 0 if job.baseline else num_compared(config) * own
-    return config.num_server_rounds * (searching * config.queries_per_round + scoring * race)
+    rounds = config.num_server_rounds * (searching * config.queries_per_round + scoring * race)
+    return (
+        min(rounds, job.num_clients * config.queries_per_run) if config.queries_per_run else rounds
+    )
 
 
 def load_suite(name_or_path: str) -> Suite:
