@@ -24,5 +24,7 @@ def spare(environment: MutableMapping[str, str]) -> None:
     """
     given = environment.get("no_proxy") or environment.get("NO_PROXY") or ""
     named = [name.strip() for name in given.split(",") if name.strip()]
-    spared = ",".join([*named, *(name for name in NAMES if name not in named)])
+    # A star spares all, but only where it stands alone.
+    new = () if "*" in named else (name for name in NAMES if name not in named)
+    spared = ",".join([*named, *new])
     environment["NO_PROXY"] = environment["no_proxy"] = spared

@@ -5,6 +5,7 @@ With the app's own settings and data, `train` and `evaluate` are all that a Clie
 `reply_to_train` and `reply_to_evaluate`.
 """
 
+from dataclasses import replace
 from typing import Any
 
 from flwr.app import (
@@ -67,9 +68,17 @@ def client_of(
     Raises
     ------
     ConfigError
-        If a setting is not allowed.
+        If a setting is not allowed, or the ledger has a limit that the run's ``privacy`` does not
+        keep.
     """
     config = RunConfig.from_run_config(of_this_app(context).run_config)
+    if ledger:
+        if ledger.limit and config.privacy != "exponential":
+            raise ConfigError(
+                f"privacy = {config.privacy!r}: nothing keeps to the epsilon that this node's "
+                "ledger limits; only 'exponential' does"
+            )
+        ledger = replace(ledger, run=str(context.run_id))
     node = Node(name or f"node-{context.node_id}", config, data, public, ledger)
     return protected(node, context.state, plain_client)
 

@@ -188,6 +188,11 @@ def _ledger(node: _Settings, run: RunConfig, examples: OwnFile | Part) -> Ledger
     if run.privacy == "exponential" and isinstance(examples, OwnFile):
         beside = examples.path.with_name(f"{examples.path.name}.epsilon.jsonl")
         path = Path(node.epsilon_ledger).expanduser() if node.epsilon_ledger else beside
+        if node.epsilon_ledger and not path.is_absolute():
+            # A SuperNode that was started elsewhere would begin another one.
+            raise ConfigError(
+                f"node config: epsilon-ledger = {node.epsilon_ledger!r}: a whole path is needed"
+            )
         return LedgerFile(path, node.epsilon_limit)
     for key, value in (
         ("epsilon-limit", node.epsilon_limit),

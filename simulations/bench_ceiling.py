@@ -63,6 +63,11 @@ class Climb:
         self.asked = 0
         self._measure([self.seed_prompt])
 
+    @property
+    def num_deciding(self) -> int:
+        """How many examples decide: as many of each label."""
+        return len(self._train)
+
     def best(self) -> list[Tokens]:
         """Return the best prompts so far, by all examples that decide."""
         return sorted(self._known, key=lambda prompt: -self._known[prompt])[:BEAM]
@@ -130,7 +135,7 @@ def run(
         **stamp(),
         "task": task_name,
         "seed": SEED,
-        "deciding": num_train,
+        "deciding": climb.num_deciding,
         "held_out": num_test,
         "changes": changes,
         "device": device,

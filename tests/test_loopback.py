@@ -24,6 +24,7 @@ def test_what_is_this_machine(url: str, here: bool) -> None:
     [
         ({}, "localhost,127.0.0.1,::1"),
         ({"NO_PROXY": "example.org, ::1"}, "example.org,::1,localhost,127.0.0.1"),
+        ({"NO_PROXY": "*"}, "*"),
         ({"no_proxy": "a", "NO_PROXY": "b"}, "a,localhost,127.0.0.1,::1"),
     ],
 )

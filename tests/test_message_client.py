@@ -1,4 +1,6 @@
 import json
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from feddtpt_flwr.data import ClientData, Example
 from feddtpt_flwr.language_model.local import LocalLanguageModel
 from feddtpt_flwr.message_client import app, client_of, reply_to_evaluate, reply_to_train
 from feddtpt_flwr.privacy.clients import ExponentialClient
+from feddtpt_flwr.privacy.ledger import LedgerFile
 from feddtpt_flwr.vocabulary import Vocabulary
 from strategies.wire import (
     CLIENT_KEY,
@@ -141,6 +144,23 @@ def test_an_app_of_ones_own_keeps_to_the_runs_privacy(
     assert correct_key(0) in told["metrics"]
     again = reply_to_evaluate(question("evaluate", start, **{ROUND_KEY: 1}), client).content
     assert again["report"][FAILURE_KEY] == "the round's epsilon is spent"
+
+
+def test_a_ledger_of_ones_own_keeps_to_its_limit(
+    short_reviews: tuple[Example, ...], start: NDArray[np.int64], tmp_path: Path
+) -> None:
+    pytest.importorskip("opendp")
+    data = ClientData(train=short_reviews[:4], validation=short_reviews[4:6])
+    ledger = LedgerFile(tmp_path / "ledger.jsonl", limit=1.0)
+    with pytest.raises(ConfigError, match="privacy = 'none': nothing keeps to the epsilon"):
+        client_of(context(), data, ledger=ledger)
+    told = []
+    for run in (1, 2, 3):  # half of an epsilon each
+        here = replace(context(privacy="exponential"), run_id=run)
+        client = client_of(here, data, short_reviews[6:8], ledger=ledger)
+        reply = reply_to_evaluate(question("evaluate", start, **{ROUND_KEY: 1}), client)
+        told.append(reply.content["report"].get(FAILURE_KEY))
+    assert told == [None, None, "this node's epsilon-limit is reached"]
 
 
 @pytest.mark.parametrize("privacy", ["public-tokens", "synthetic", "exponential"])

@@ -193,6 +193,7 @@ def test_what_a_node_may_replace(key: str) -> None:
         (OWN, {"data-path": "a", "epsilon-ledger": "b"}, "epsilon-ledger = 'b': .*'exponential'"),
         (OWN, {"data-path": "a", "epsilon-limit": -1.0}, "epsilon-limit = -1.0: .*greater"),
         (EXPONENTIAL, {**PARTS, "epsilon-limit": 2}, "epsilon-limit = 2.0: .*'own-data'"),
+        (OWN | EXPONENTIAL, {"data-path": "a", "epsilon-ledger": "b"}, "= 'b': a whole path"),
         ({"clients": "mine"}, PARTS, "clients = 'mine': .*'simulated' or 'own-data'"),
     ],
 )

@@ -1,8 +1,11 @@
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from scipy import stats
 
 from feddtpt_flwr import statistics
 from feddtpt_flwr.statistics import Proportion, paired_difference
@@ -62,8 +65,17 @@ def test_difference_and_sign() -> None:
 def test_many_examples_are_drawn_a_few_resamples_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     before, after = answers(50, 50), answers(70, 30)
     at_once = paired_difference(before, after)
+    batches: list[int] = []
+    bootstrap = stats.bootstrap
+
+    def watched(*arguments: Any, **options: Any) -> Any:
+        batches.append(options["batch"])
+        return bootstrap(*arguments, **options)
+
+    monkeypatch.setattr(stats, "bootstrap", watched)
     monkeypatch.setattr(statistics, "AT_ONCE", 250)
     assert paired_difference(before, after) == at_once
+    assert batches == [2], "of 100 examples"
 
 
 def test_the_interval_is_that_of_pairs() -> None:

@@ -31,6 +31,17 @@ architecture does more than is computed here, it is off by several."""
 COARSE = 1.0
 """The same of the types with few digits."""
 
+_NOT_FITTING = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+"""What layers raise that take other arguments, or give other results, than they are taken to."""
+
 
 @dataclass(frozen=True)
 class CausalLM:
@@ -203,7 +214,9 @@ def _off_by(model: CausalLM, sequences: Sequence[TokenIds], expected: "torch.Ten
         try:
             with torch.inference_mode():
                 logits = model.logits(model.forward.last_states(sequences))
-        except (ArithmeticError, AttributeError, RuntimeError, TypeError, ValueError):
+        except torch.OutOfMemoryError:
+            raise
+        except _NOT_FITTING:
             return float("inf")
         off = (logits.log_softmax(1).gather(1, likely) - right).abs().max()
         worst = max(worst, float(off)) if bool(off.isfinite()) else float("inf")

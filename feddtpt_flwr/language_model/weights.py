@@ -8,6 +8,8 @@ processes on a machine then share its pages.
 import hashlib
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -152,23 +154,24 @@ def _from_gguf(path: Path, dtype: str) -> Path:
     folder = cache_folder() / "models" / f"{path.stem}-{_checksum(path)[:16]}-{dtype}"
     if _is_whole(folder):
         return folder
-    try:
+    lock = FileLock(f"{folder}.lock")
+    with _keeping():
         folder.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CacheError(_not_kept(error)) from None
-    with FileLock(f"{folder}.lock"):
+        lock.acquire()
+    try:
         if not _is_whole(folder):
             # Nobody else is at work: what else is there a killed process has left.
             for left in (folder, *folder.parent.glob(f".{folder.name}-*")):
                 shutil.rmtree(left, ignore_errors=True)
             _dequantise(path, folder, dtype)
+    finally:
+        lock.release()
     return folder
 
 
 def _dequantise(path: Path, folder: Path, dtype: str) -> None:
     """Write the weights and tokenizer of a GGUF file to ``folder``, all or nothing."""
     import torch
-    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     quantised = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name)
@@ -178,29 +181,36 @@ def _dequantise(path: Path, folder: Path, dtype: str) -> None:
         del config.quantization_config
     model = AutoModelForCausalLM.from_config(config)
     model.load_state_dict(quantised.state_dict())
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
+    with _keeping():
+        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
     tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
     try:
-        model.to(getattr(torch, dtype)).save_pretrained(temporary)
-        tokenizer.save_pretrained(temporary)
-        files = sorted(temporary.iterdir())
-        for file in files:
-            file.chmod(0o644)  # a cache folder may be several users'
-        lines = "".join(f"{_checksum(file)}  {file.name}\n" for file in files)
-        (temporary / CHECKSUMS).write_text(lines, encoding="utf-8")
-        temporary.chmod(0o755)
-        temporary.replace(folder)
-    except (OSError, SafetensorError) as error:
-        raise CacheError(_not_kept(error)) from None
+        with _keeping():
+            model.to(getattr(torch, dtype)).save_pretrained(temporary)
+            tokenizer.save_pretrained(temporary)
+            files = sorted(temporary.iterdir())
+            for file in files:
+                file.chmod(0o644)  # a cache folder may be several users'
+            lines = "".join(f"{_checksum(file)}  {file.name}\n" for file in files)
+            (temporary / CHECKSUMS).write_text(lines, encoding="utf-8")
+            temporary.chmod(0o755)
+            temporary.replace(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _not_kept(error: Exception) -> str:
-    return (
-        f"the unpacked weights cannot be kept in {cache_folder()} ({error}); the environment "
-        "variable FEDDTPT_CACHE names another folder"
-    )
+@contextmanager
+def _keeping() -> Iterator[None]:
+    """Name the cache folder if what is written there cannot be."""
+    from safetensors import SafetensorError  # what its own writer raises on a full disk
+
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise CacheError(
+            f"the unpacked weights cannot be kept in {cache_folder()} ({error}); the environment "
+            "variable FEDDTPT_CACHE names another folder"
+        ) from None
 
 
 def _is_whole(folder: Path) -> bool:

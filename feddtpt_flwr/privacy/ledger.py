@@ -5,8 +5,10 @@ than the run has, would average it away; so would one run after the other about 
 """
 
 import json
+import os
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from math import fsum
@@ -40,7 +42,7 @@ class LedgerFile:
     Attributes
     ----------
     path : Path
-        The file; it is made with the first answer.
+        The file; it is made with the first answer, in a folder that exists.
     limit : float
         Most epsilon of all runs together; 0 for no limit.
     run : str
@@ -183,8 +185,8 @@ class FileLedger(Ledger):
                 found.append(_BOOKING.validate_json(line, strict=True))
             except ValidationError:
                 raise LedgerError(
-                    f"epsilon-ledger {path}, line {number} is no booking: {line[:80]!r}; it may "
-                    "have been cut off by a full disk, before anything was asked: then remove it"
+                    f"epsilon-ledger {path}, line {number} is no booking: {line[:80]!r}; a last "
+                    "line that a full disk has cut off, before anything was asked, may be removed"
                 ) from None
         return found
 
@@ -195,37 +197,48 @@ class FileLedger(Ledger):
     def refusal(self, phase: Phase, server_round: int) -> str:
         """Return why no answer may be given (see `Ledger.refusal`)."""
         self.check()  # or what is asked until it is booked is paid for nothing
-        return self._reason(phase, server_round)
+        with self._alone():
+            return self._reason(phase, server_round)
 
     def book(self, phase: Phase, server_round: int) -> str:
         """Note that an answer is given, or return why none may be; it is on disk then."""
         now = datetime.now(UTC).isoformat(timespec="seconds")
         booking = Booking(now, self._file.run, server_round, phase, self._epsilons[phase])
-        try:
-            with FileLock(f"{self._file.path}.lock"):
-                if reason := self._reason(phase, server_round):
-                    return reason
-                with open_private(self._file.path, "a") as file:
-                    file.write(json.dumps(asdict(booking)) + "\n")
-                    flush(file)
-        except (OSError, NotImplementedError) as error:  # the latter of a disk without locks
-            raise LedgerError(_not_written(self._file.path, error)) from None
+        path = self._file.path
+        with self._alone():
+            if reason := self._reason(phase, server_round):
+                return reason
+            # An editor may have left the last line without its end.
+            ended = not path.exists() or path.read_bytes()[-1:] in (b"", b"\n")
+            with open_private(path, "a") as file:
+                file.write(("" if ended else "\n") + json.dumps(asdict(booking)) + "\n")
+                flush(file)
         return ""
 
     def check(self) -> None:
-        """Check that the file can be read and written; if there is none, make it.
+        """Check that the file can be read, and written by this user; nothing is made.
 
         Raises
         ------
         LedgerError
             If not.
         """
+        path = self._file.path
         self.bookings()
+        if not path.parent.is_dir():
+            raise LedgerError(_not_written(path, "its folder does not exist"))
+        needed = (p if p.exists() else path.parent for p in (path, Path(f"{path}.lock")))
+        if not all(os.access(p, os.W_OK) for p in needed):
+            raise LedgerError(_not_written(path, "this user may not"))
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Keep others from the file."""
         try:
-            with FileLock(f"{self._file.path}.lock"), open_private(self._file.path, "a"):
-                pass
+            with FileLock(f"{self._file.path}.lock"):
+                yield
         except (OSError, NotImplementedError) as error:  # the latter of a disk without locks
-            raise LedgerError(_not_written(self._file.path, error)) from None
+            raise LedgerError(_not_written(self._file.path, str(error))) from None
 
     def _reason(self, phase: Phase, server_round: int) -> str:
         bookings = self.bookings()
@@ -242,7 +255,7 @@ class FileLedger(Ledger):
         return super().refusal(phase, server_round)
 
 
-def _not_written(path: Path, error: Exception) -> str:
+def _not_written(path: Path, error: str) -> str:
     return (
         f"epsilon-ledger {path} cannot be written ({error}), and no answer is "
         "given that is not booked; name another file with the node config's epsilon-ledger"

@@ -347,6 +347,8 @@ def test_certificates_are_those_of_the_environment(
 def test_no_proxy_sees_what_is_for_this_machine(
     proxy: FaultProxy, task: Task, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.setenv(name, "")
     nobody = f"http://127.0.0.1:{_free_port()}"
     for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
         monkeypatch.setenv(name, nobody)

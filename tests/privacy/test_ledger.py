@@ -94,11 +94,27 @@ def test_a_line_that_is_no_booking_is_named(line: str, file: LedgerFile) -> None
             look()
 
 
+def test_a_line_that_an_editor_left_open_is_ended(file: LedgerFile) -> None:
+    ledger = FileLedger(file, EPSILONS, num_rounds=1)
+    ledger.book("search", 1)
+    file.path.write_text(file.path.read_text(encoding="utf-8").rstrip("\n"), encoding="utf-8")
+    assert ledger.book("score", 1) == ""
+    assert [booking.phase for booking in ledger.bookings()] == ["search", "score"]
+
+
+def test_to_look_at_a_ledger_makes_none(file: LedgerFile) -> None:
+    FileLedger(file, EPSILONS, num_rounds=1).check()
+    assert not list(file.path.parent.iterdir())
+
+
 def test_a_file_that_cannot_be_written_is_found_early(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     ledger = FileLedger(LedgerFile(tmp_path / "file" / "ledger.jsonl"), EPSILONS, num_rounds=1)
     for look in (ledger.check, lambda: ledger.book("search", 1)):
         with pytest.raises(LedgerError, match=r"ledger.jsonl cannot be written .*epsilon-ledger"):
             look()
+    gone = FileLedger(LedgerFile(tmp_path / "gone" / "ledger.jsonl"), EPSILONS, num_rounds=1)
+    with pytest.raises(LedgerError, match="its folder does not exist"):
+        gone.refusal("search", 1)
     with pytest.raises(LedgerError, match="cannot be read"):
         FileLedger(LedgerFile(tmp_path), EPSILONS, num_rounds=1).refusal("search", 1)
