@@ -1,5 +1,6 @@
 """A run that goes on, with real clients in this process."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,6 @@ def test_clients_know_a_run_again_whose_folder_was_renamed(
 
     with pytest.raises(ConfigError, match=r"k-shot = 2: the run to resume has 1"):
         _look_ahead(RunConfig.from_run_config(again | {"k-shot": 2}), saved)
-    without = Checkpoint(**{**vars(saved), "run": ""})  # of the version before
+    without = replace(Checkpoint.read(renamed), run="")  # of the version before
     ready = build(RunConfig.from_run_config(again), NUM_CLIENTS, without)
     assert ready.name == renamed.name
