@@ -145,18 +145,22 @@ def masked_lm(config: RunConfig, task: Task) -> MaskedLM:
         If there is no such model.
     """
     excluded = task.answers if config.exclude_answer_words else ()
+    # A task in English needs no other letters, and names with accents would only stand in the way.
+    told = (config.seed_prompt or task.seed_prompt, task.template, *task.answers)
+    beyond_ascii = not all(text.isascii() for text in told)
     if config.masked_lm_endpoint:
         return _remote_masked_lm(
             config.masked_lm_endpoint,
             config.masked_lm,
             config.masked_lm_key_env,
             excluded,
+            beyond_ascii,
             config.timeout,
             config.concurrency,
         )
     device = _device(config)
     with _named("masked-lm", config.masked_lm):
-        return _masked_lm(config.masked_lm, excluded, device, config.dtype)
+        return _masked_lm(config.masked_lm, excluded, beyond_ascii, device, config.dtype)
 
 
 def token_embedder(config: RunConfig, task: Task) -> TokenEmbedder:
@@ -236,6 +240,7 @@ def _remote_masked_lm(
     tokenizer: str,
     key_env: str,
     excluded: tuple[str, ...],
+    beyond_ascii: bool,
     timeout: float,
     concurrency: int,
 ) -> MaskedLM:
@@ -245,6 +250,7 @@ def _remote_masked_lm(
             tokenizer,
             key_env=key_env,
             excluded_words=excluded,
+            beyond_ascii=beyond_ascii,
             timeout=timeout,
             concurrency=concurrency,
         )
@@ -253,7 +259,10 @@ def _remote_masked_lm(
 
 
 @cache
-def _masked_lm(model: str, excluded: tuple[str, ...], device: str, dtype: str) -> MaskedLM:
+def _masked_lm(
+    model: str, excluded: tuple[str, ...], beyond_ascii: bool, device: str, dtype: str
+) -> MaskedLM:
+    words: dict[str, Any] = {"excluded_words": excluded, "beyond_ascii": beyond_ascii}
     if model == EMBEDDED or is_causal(model):
-        return CausalInfiller(model, excluded_words=excluded, device=device, dtype=dtype)
-    return HuggingFaceMaskedLM(model, excluded_words=excluded, device=device)
+        return CausalInfiller(model, **words, device=device, dtype=dtype)
+    return HuggingFaceMaskedLM(model, **words, device=device)

@@ -1,6 +1,7 @@
 """The token vocabulary in which prompts are written: the masked language model's."""
 
 import hashlib
+import unicodedata
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from itertools import pairwise
@@ -21,6 +22,8 @@ class Vocabulary:
     tokenizer : tokenizers.Tokenizer or transformers.PreTrainedTokenizerFast
         The masked language model's tokenizer. Of the latter only the former inside it is used, so
         that a node without transformers reads and writes prompts like one with it.
+    beyond_ascii : bool
+        Whether words with other letters than A to Z may be proposed.
 
     Raises
     ------
@@ -28,8 +31,9 @@ class Vocabulary:
         If it is a tokenizer that has no `tokenizers.Tokenizer` inside.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, *, beyond_ascii: bool = False) -> None:
         self._tokenizer = _plain(tokenizer)
+        self._beyond_ascii = beyond_ascii
         size = self._tokenizer.get_vocab_size(with_added_tokens=True)
         self._pieces = [self._tokenizer.id_to_token(token) or "" for token in range(size)]
         added = self._tokenizer.get_added_tokens_decoder()
@@ -88,7 +92,9 @@ class Vocabulary:
         return list(pairwise([*starts, len(tokens)]))
 
     def proposable(self, excluded_words: Iterable[str] = ()) -> NDArray[np.bool_]:
-        """Return which tokens may be proposed: whole words of A to Z, and simple punctuation.
+        """Return which tokens may be proposed: whole words of letters, and simple punctuation.
+
+        The letters are A to Z, or all there are with ``beyond_ascii``.
 
         Parameters
         ----------
@@ -107,21 +113,39 @@ class Vocabulary:
 
     @cached_property
     def _words(self) -> list[tuple[int, str]]:
-        """Tokens that are whole words of A to Z or simple punctuation, and the casefolded word."""
+        """Tokens that are whole words of letters or simple punctuation, and the casefolded word."""
         found = []
         for token, piece in enumerate(self._pieces):
             if token in self._special or not self.starts_word(token):
                 continue
             marked = self._wordpiece or piece.startswith(_WORD_MARKS)
             word = piece.lstrip("".join(_WORD_MARKS))
+            if self._beyond_ascii and marked and not word.isascii():
+                word = self._word_beyond_ascii(token)
             if word in {",", ".", ":", "?", ";", "!"}:
                 fits = not marked or self._wordpiece
             else:
-                letters = word.isascii() and word.isalpha()
-                fits = marked and letters and (len(word) > 1 or word in {"a", "I"})
+                letters = _is_letters(word) and (word.isascii() or self._beyond_ascii)
+                short = len(word) == 1 and word.isascii() and word not in {"a", "I"}
+                fits = marked and letters and not short
             if fits:
                 found.append((token, word.casefold()))
         return found
+
+    def _word_beyond_ascii(self, token: int) -> str:
+        """Return the word that a token is, or nothing if the word would be read as other tokens.
+
+        A byte-level vocabulary spells bytes and not letters, and some tokenizers leave out accents.
+        """
+        word = self.decode([token])
+        return word if self.encode(word) == (token,) else ""
+
+
+def _is_letters(word: str) -> bool:
+    """Return whether a word has letters only, with what is written above and below them."""
+    return word[:1].isalpha() and all(
+        sign.isalpha() or unicodedata.category(sign) in ("Mn", "Mc") for sign in word
+    )
 
 
 def _plain(tokenizer: Any) -> Any:

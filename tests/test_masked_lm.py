@@ -66,6 +66,17 @@ def test_of_a_context_that_is_too_long_what_is_next_to_the_gap_counts(
     assert long.tokens.tolist() == short.tokens.tolist()
 
 
+def test_a_task_in_another_language_is_given_its_words(task: Task, embedded_assets: None) -> None:
+    def words(seed_prompt: str) -> set[str]:
+        config = RunConfig.from_run_config({"seed-prompt": seed_prompt, "dtype": "float32"})
+        vocabulary = models.masked_lm(config, task).vocabulary
+        allowed = np.flatnonzero(vocabulary.proposable())
+        return {vocabulary.decode([int(token)]) for token in allowed}
+
+    assert all(word.isascii() for word in words("Is this film good?"))
+    assert "für" in words("Für wen ist dieser Film?") - words("Is this film good?")
+
+
 def test_a_movie_word_fits_before_review(infiller: CausalInfiller) -> None:
     words = gap(infiller, "Classify the sentiment of this", "review as good or bad.")
     about_art = {"movie", "film", "book", "product", "music", "game", "restaurant", "hotel"}

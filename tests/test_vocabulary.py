@@ -5,7 +5,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
-from tokenizers.models import WordPiece
+from tokenizers.decoders import ByteLevel as ByteLevelDecoder
+from tokenizers.decoders import Metaspace as MetaspaceDecoder
+from tokenizers.models import WordLevel, WordPiece
+from tokenizers.pre_tokenizers import ByteLevel, Metaspace
 
 from feddtpt_flwr.vocabulary import Vocabulary
 
@@ -108,6 +111,34 @@ def test_a_letter_of_maltas_makes_no_vocabulary_one_of_bytes() -> None:
     vocabulary = Vocabulary(Tokenizer(model))
     assert np.flatnonzero(vocabulary.proposable()).tolist() == [1, 3]
     assert not vocabulary.starts_word(2)
+
+
+@pytest.mark.parametrize(
+    ("pieces", "model", "proposed"),
+    [
+        # Bytes that are no character by themselves, and a word that would be read as two tokens.
+        (["ĠfÃ¼r", "ĠÃ", "Ġfilm", "Ġгут", "Ġa"], "bytes", {"für", "film", "a"}),
+        (
+            ["▁für", "▁Привет", "▁好", "▁x", "▁हिन्दी", "▁1a"],
+            "metaspace",
+            {"für", "Привет", "好", "हिन्दी"},
+        ),
+    ],
+)
+def test_words_of_other_letters_are_proposed_where_they_are_wanted(
+    pieces: list[str], model: str, proposed: set[str]
+) -> None:
+    tokenizer = Tokenizer(WordLevel({p: i for i, p in enumerate(["[UNK]", *pieces])}, "[UNK]"))
+    if model == "bytes":
+        tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = ByteLevelDecoder()
+    else:
+        tokenizer.pre_tokenizer = Metaspace(prepend_scheme="never")
+        tokenizer.decoder = MetaspaceDecoder(prepend_scheme="never")
+    for beyond_ascii in (False, True):
+        vocabulary = Vocabulary(tokenizer, beyond_ascii=beyond_ascii)
+        found = {vocabulary.decode([int(i)]) for i in np.flatnonzero(vocabulary.proposable())}
+        assert found == (proposed if beyond_ascii else {w for w in proposed if w.isascii()})
 
 
 def test_answer_words_are_excluded_whatever_their_case(either: Vocabulary) -> None:

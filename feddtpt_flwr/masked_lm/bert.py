@@ -31,6 +31,8 @@ class HuggingFaceMaskedLM:
         A hub name, such as ``"FacebookAI/roberta-base"``, or a folder.
     excluded_words : tuple[str, ...]
         Words never proposed.
+    beyond_ascii : bool
+        Whether words with other letters than A to Z are.
     num_candidates : int
         How many fillings a gap gets.
     """
@@ -40,6 +42,7 @@ class HuggingFaceMaskedLM:
         model: str,
         *,
         excluded_words: tuple[str, ...] = (),
+        beyond_ascii: bool = False,
         num_candidates: int = 24,
         device: str = "auto",
     ) -> None:
@@ -50,7 +53,7 @@ class HuggingFaceMaskedLM:
         self._tokenizer = AutoTokenizer.from_pretrained(model)
         self._model = AutoModelForMaskedLM.from_pretrained(model).to(self._device).eval()
         use_faster_products(self._model)
-        self._vocabulary = Vocabulary(self._tokenizer)
+        self._vocabulary = Vocabulary(self._tokenizer, beyond_ascii=beyond_ascii)
         self._num_candidates = num_candidates
         allowed = np.flatnonzero(self._vocabulary.proposable(excluded_words))
         self._allowed = torch.from_numpy(allowed).to(self._device)

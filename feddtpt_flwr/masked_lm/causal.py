@@ -45,6 +45,8 @@ class CausalInfiller:
         ``"embedded"``, a hub name, a folder or a ``.gguf`` file.
     excluded_words : tuple[str, ...]
         Words never proposed.
+    beyond_ascii : bool
+        Whether words with other letters than A to Z are.
     num_candidates : int
         How many continuations are weighed.
     right_tokens : int
@@ -56,6 +58,7 @@ class CausalInfiller:
         model: str,
         *,
         excluded_words: tuple[str, ...] = (),
+        beyond_ascii: bool = False,
         num_candidates: int = 16,
         right_tokens: int = 3,
         device: str = "auto",
@@ -65,7 +68,7 @@ class CausalInfiller:
 
         self._device = resolve_device(device)
         self._model = causal_lm(model, self._device, resolve_dtype(dtype, self._device))
-        self._vocabulary = Vocabulary(self._model.tokenizer)
+        self._vocabulary = Vocabulary(self._model.tokenizer, beyond_ascii=beyond_ascii)
         [self._frame] = self._model.encode([FRAME])
         self._num_candidates = num_candidates
         self._right_tokens = right_tokens

@@ -48,6 +48,8 @@ class RemoteMaskedLM:
         The environment variable that holds the service's key; empty if it needs none.
     excluded_words : tuple[str, ...]
         Words never proposed.
+    beyond_ascii : bool
+        Whether words with other letters than A to Z are.
     num_candidates : int
         How many tokens are proposed for a gap.
     timeout : float
@@ -70,6 +72,7 @@ class RemoteMaskedLM:
         *,
         key_env: str = "",
         excluded_words: tuple[str, ...] = (),
+        beyond_ascii: bool = False,
         num_candidates: int = 24,
         timeout: float = 60.0,
         concurrency: int = 8,
@@ -80,7 +83,7 @@ class RemoteMaskedLM:
         self._source = tokenizer
         self._key_env = key_env
         self._key = _key(key_env)
-        self._vocabulary = Vocabulary(plain)
+        self._vocabulary = Vocabulary(plain, beyond_ascii=beyond_ascii)
         self._mask = mask_token(plain, tokenizer)
         self._allowed = self._vocabulary.proposable(excluded_words)
         self._num_candidates = num_candidates
