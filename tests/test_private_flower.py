@@ -35,4 +35,4 @@ time.sleep(60)
         assert process.stdout.readline() == b"up\n"
         process.kill()
         # The child has the same output, which ends when nobody is left to write.
-        assert process.stdout.read() == b""
+        assert process.communicate(timeout=20) == (b"", None)

@@ -24,7 +24,7 @@ the type of device; a GPU has computed many before the next call is there. Its n
 
 SHARES_HEADS = {"cpu"}
 """Types of device whose fast attention takes keys and values with fewer heads than queries, under a
-mask of any width. On a GPU torch then takes its plainest way, in float32 and twice as slow."""
+mask of any width. On a GPU torch then takes its plainest way, which computes in float32."""
 
 ALIGNED = 16
 """In multiples of how many numbers the rows of a mask begin for a GPU's fast attention."""

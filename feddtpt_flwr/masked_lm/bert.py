@@ -32,7 +32,7 @@ class HuggingFaceMaskedLM:
     excluded_words : tuple[str, ...]
         Words never proposed.
     beyond_ascii : bool
-        Whether words with other letters than A to Z are.
+        Whether words with other letters than A to Z are proposed.
     num_candidates : int
         How many fillings a gap gets.
     """

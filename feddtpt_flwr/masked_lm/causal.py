@@ -46,7 +46,7 @@ class CausalInfiller:
     excluded_words : tuple[str, ...]
         Words never proposed.
     beyond_ascii : bool
-        Whether words with other letters than A to Z are.
+        Whether words with other letters than A to Z are proposed.
     num_candidates : int
         How many continuations are weighed.
     right_tokens : int

@@ -49,7 +49,7 @@ class RemoteMaskedLM:
     excluded_words : tuple[str, ...]
         Words never proposed.
     beyond_ascii : bool
-        Whether words with other letters than A to Z are.
+        Whether words with other letters than A to Z are proposed.
     num_candidates : int
         How many tokens are proposed for a gap.
     timeout : float
@@ -78,6 +78,8 @@ class RemoteMaskedLM:
         concurrency: int = 8,
         attempts: int = ATTEMPTS,
     ) -> None:
+        if is_loopback(endpoint):  # before the library makes its first connection
+            spare(os.environ)
         plain = load_tokenizer(tokenizer)
         self._endpoint = endpoint
         self._source = tokenizer
@@ -216,8 +218,6 @@ class RemoteMaskedLM:
     def _post(self, text: str, **parameters: Any) -> "Sequence[FillMaskOutputElement]":
         from huggingface_hub import InferenceClient
 
-        if is_loopback(self._endpoint):
-            spare(os.environ)
         # Without a key of its own the client would send the user's saved Hugging Face token to
         # whatever the endpoint is; a header that is None is not sent.
         headers: Any = {} if self._key else {"authorization": None}
