@@ -15,7 +15,7 @@ from flwr.common.config import parse_config_args
 
 from feddtpt_flwr.bundle import BundleError, copy_app, read_app, write_app
 from feddtpt_flwr.config import ConfigError, RunConfig
-from feddtpt_flwr.config_rules import kebab
+from feddtpt_flwr.config_rules import keys_of
 from feddtpt_flwr.fedpit.config import FedPITConfig
 from feddtpt_flwr.private_flower import FlowerError, private_flower
 
@@ -236,7 +236,7 @@ def _settings(app: Mapping[str, Any], run_config: list[str]) -> dict[str, Any]:
     server = str(app.get("components", {}).get("serverapp", __package__))
     if server.partition(".")[0] == __package__:
         return settings
-    ours = {kebab(name) for name in RunConfig.model_fields}
+    ours = keys_of(RunConfig)
     return {key: value for key, value in settings.items() if key in ours}
 
 

@@ -6,7 +6,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from feddtpt_flwr.assets import EMBEDDED
-from feddtpt_flwr.config_rules import find_mistakes, kebab
+from feddtpt_flwr.config_rules import find_mistakes, kebab, keys_of
 from feddtpt_flwr.data import DEFAULT_TASK
 from feddtpt_flwr.language_model.constraints import Constrain
 from strategies.aggregation import Method
@@ -282,7 +282,7 @@ def _explain(error: Any) -> str:
     """Turn one of pydantic's errors into a line that names key, value and what is allowed."""
     key, value = ".".join(map(str, error["loc"])), error["input"]
     if error["type"] == "extra_forbidden":
-        known = ", ".join(kebab(name) for name in RunConfig.model_fields)
+        known = ", ".join(keys_of(RunConfig))
         # Without the value: it may be a key of another kind.
         return f"unknown configuration key {key!r}; keys: {known}"
     return f"{key} = {value!r}: {error['msg'][0].lower()}{error['msg'][1:]}"

@@ -7,6 +7,8 @@ from urllib.parse import urlsplit
 from feddtpt_flwr.assets import EMBEDDED
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
+
     from feddtpt_flwr.config import RunConfig
 
 TRACKERS = ("tensorboard", "mlflow")
@@ -45,6 +47,11 @@ def find_mistakes(config: "RunConfig") -> list[str]:
 def kebab(name: str) -> str:
     """Return an attribute's name as it stands in the configuration."""
     return name.replace("_", "-")
+
+
+def keys_of(model: "type[BaseModel]") -> list[str]:
+    """Return the names of all settings of a model as they stand in the configuration."""
+    return [kebab(name) for name in model.model_fields]
 
 
 def tracker_names(trackers: str) -> list[str]:

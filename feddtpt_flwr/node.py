@@ -9,7 +9,7 @@ from flwr.common import Context
 from pydantic import Field
 
 from feddtpt_flwr.config import ConfigError, RunConfig
-from feddtpt_flwr.config_rules import LIMITS, kebab
+from feddtpt_flwr.config_rules import LIMITS, kebab, keys_of
 from feddtpt_flwr.data import ClientData, Example
 from feddtpt_flwr.data.own import OwnFile, split_own
 from feddtpt_flwr.experiment import load_data, load_task
@@ -121,8 +121,7 @@ def of_this_app(context: Context) -> Context:
 
     A misspelt key of this app's is then taken for one of the others.
     """
-    run = {kebab(name) for name in RunConfig.model_fields}
-    node = {*OVERRIDES, *(kebab(name) for name in _Settings.model_fields)}
+    run, node = keys_of(RunConfig), [*OVERRIDES, *keys_of(_Settings)]
     return Context(
         run_id=context.run_id,
         node_id=context.node_id,

@@ -8,7 +8,7 @@ from typing import Any, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from feddtpt_flwr.config import ConfigError
-from feddtpt_flwr.config_rules import kebab
+from feddtpt_flwr.config_rules import kebab, keys_of
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class NodeSettings(BaseModel):
         try:
             return cls.model_validate(own)
         except ValidationError as error:
-            known = [*(kebab(name) for name in cls.model_fields), *overrides]
+            known = [*keys_of(cls), *overrides]
             raise ConfigError("\n".join(_explain(e, known) for e in error.errors())) from None
 
     def part(self) -> Part:

@@ -53,6 +53,17 @@ class Client(ClientProxy):
     def reconnect(self, *_: Any) -> Any: ...
 
 
+def small_strategy(**settings: Any) -> FedDTPT:
+    return FedDTPT(
+        initial_prompt=np.array([1, 2]),
+        embed_fn=lambda prompts: [np.eye(10)[prompt] for prompt in prompts],
+        vocabulary_size=10,
+        min_fit_clients=1,
+        min_evaluate_clients=1,
+        **settings,
+    )
+
+
 @pytest.mark.parametrize(
     ("rounds", "searches", "completed", "over"),
     [
@@ -65,14 +76,7 @@ class Client(ClientProxy):
 def test_a_run_ends_when_nobody_has_anything_left(
     rounds: tuple[int, ...], searches: tuple[int, ...], completed: int, over: bool
 ) -> None:
-    strategy = FedDTPT(
-        initial_prompt=np.array([1, 2]),
-        embed_fn=lambda prompts: [np.eye(10)[prompt] for prompt in prompts],
-        vocabulary_size=10,
-        min_fit_clients=1,
-        min_evaluate_clients=1,
-        min_available_clients=2,
-    )
+    strategy = small_strategy(min_available_clients=2)
     told: list[int] = []
     server = RoundServer(strategy, told.append)
     clients = [Client(str(number), left) for number, left in enumerate(rounds)]
@@ -97,20 +101,12 @@ class Leaving(Client):
 
 def test_a_run_goes_on_with_clients_that_were_away() -> None:
     """The one that stayed had used up its limits."""
-    strategy = FedDTPT(
-        initial_prompt=np.array([1, 2]),
-        embed_fn=lambda prompts: [np.eye(10)[prompt] for prompt in prompts],
-        vocabulary_size=10,
-        min_fit_clients=1,
-        min_evaluate_clients=1,
-        min_available_clients=2,
-    )
+    strategy = small_strategy(min_available_clients=2)
     stays, leaves = Client("0", 0), Leaving("1", 9)
-    back = {1: [leaves]}  # after which round
 
     def completed(server_round: int) -> None:
-        for client in back.get(server_round, []):
-            leaves.manager.register(client)
+        if server_round == 1:
+            leaves.manager.register(leaves)
 
     server = RoundServer(strategy, completed)
     leaves.manager = server.client_manager()
@@ -126,14 +122,7 @@ def test_the_seed_says_who_takes_part() -> None:
         """Return who searched, one list of clients after each round."""
         clients = [Client(str(number), 99) for number in range(6)]
         seen: list[tuple[int, ...]] = []
-        strategy = FedDTPT(
-            initial_prompt=np.array([1, 2]),
-            embed_fn=lambda prompts: [np.eye(10)[prompt] for prompt in prompts],
-            vocabulary_size=10,
-            fraction_fit=0.34,
-            min_fit_clients=1,
-            min_evaluate_clients=1,
-        )
+        strategy = small_strategy(fraction_fit=0.34)
         server = RoundServer(
             strategy,
             lambda _: seen.append(tuple(client.searches for client in clients)),

@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from feddtpt_flwr.assets import EMBEDDED
 from feddtpt_flwr.config import ConfigError, Dtype
-from feddtpt_flwr.config_rules import kebab
+from feddtpt_flwr.config_rules import kebab, keys_of
 from feddtpt_flwr.data import Partition
 from strategies.adapters import WireDtype
 
@@ -155,6 +155,6 @@ class FedPITConfig(BaseModel):
 def _explain(error: Any) -> str:
     key, value = ".".join(map(str, error["loc"])), error["input"]
     if error["type"] == "extra_forbidden":
-        known = ", ".join(kebab(name) for name in FedPITConfig.model_fields)
+        known = ", ".join(keys_of(FedPITConfig))
         return f"unknown configuration key {key!r} (= {value!r}); keys: {known}"
     return f"{key} = {value!r}: {error['msg'][0].lower()}{error['msg'][1:]}"
