@@ -13,7 +13,7 @@ from feddtpt_flwr.config import ConfigError, RunConfig
 from feddtpt_flwr.data import ClientData, Example
 from feddtpt_flwr.language_model.local import LocalLanguageModel
 from feddtpt_flwr.message_client import app, client_of, reply_to_evaluate, reply_to_train
-from feddtpt_flwr.privacy.clients import ExponentialClient
+from feddtpt_flwr.privacy.exponential_client import ExponentialClient
 from feddtpt_flwr.privacy.ledger import LedgerFile
 from feddtpt_flwr.vocabulary import Vocabulary
 from strategies.wire import (
