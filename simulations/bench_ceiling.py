@@ -42,6 +42,13 @@ class Climb:
         Examples that decide, how many of them every change is tried on, and those that only tell.
     device : str
         What computes.
+
+    Attributes
+    ----------
+    seed_prompt : Tokens
+        Where it begins.
+    asked : int
+        Questions about examples that decide, so far.
     """
 
     def __init__(
