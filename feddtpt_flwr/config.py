@@ -74,6 +74,9 @@ class RunConfig(BaseModel):
         runs.
     constrain : {"auto", "json-schema", "grammar", "choice", "none"}
         How the endpoint is to confine answers to the answer words; ``"auto"`` finds out.
+    extra_body : str
+        With an endpoint: a JSON object of further fields for every request, such as
+        ``'{"reasoning_effort": "low"}'``; empty for none.
     concurrency : int
         Most requests of one process at a time.
     requests_per_minute, tokens_per_minute : int
@@ -206,6 +209,7 @@ class RunConfig(BaseModel):
     max_answer_tokens: int = Field(16, ge=1)
     temperature: float = Field(0.0, ge=0, le=2)
     constrain: Constrain = "auto"
+    extra_body: str = ""
     concurrency: int = Field(8, ge=1, le=1000)
     requests_per_minute: int = Field(0, ge=0)
     tokens_per_minute: int = Field(0, ge=0)

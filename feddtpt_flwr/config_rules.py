@@ -1,5 +1,6 @@
 """Which settings do not fit each other; each mistake in a line that names key, value and remedy."""
 
+import json
 import re
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -23,6 +24,13 @@ LIMITS = (
     "seconds_per_run",
 )
 """What a client may use besides ``queries_per_round``; 0 stands for no limit in each."""
+
+REQUEST_FIELDS = (
+    *("model", "messages", "prompt", "n", "stream", "stop"),
+    *("temperature", "seed", "max_tokens", "max_completion_tokens"),
+    *("response_format", "grammar", "structured_outputs", "guided_choice"),
+)
+"""Fields of a request to an endpoint that are the app's to set."""
 
 _VARIABLE = re.compile(
     r"(?!(hf|gsk|sk|xai|r8)_[A-Za-z0-9]{16})(?!(?=\D*\d)[A-Za-z0-9]{24})[A-Za-z_][A-Za-z0-9_]*"
@@ -143,7 +151,11 @@ def _endpoint_mistakes(config: "RunConfig") -> list[str]:
     """Return a line for every setting that does not fit the endpoint, or its absence."""
     if not config.endpoint:
         # A local model would not obey these, and so answer another question than the one asked.
-        settings = {"system-message": config.system_message, "temperature": config.temperature}
+        settings = {
+            "system-message": config.system_message,
+            "temperature": config.temperature,
+            "extra-body": config.extra_body,
+        }
         return [
             f"{key} = {value!r}: is for a model behind an endpoint, and endpoint is empty"
             for key, value in settings.items()
@@ -159,9 +171,30 @@ def _endpoint_mistakes(config: "RunConfig") -> list[str]:
             f"system-message = {config.system_message!r}: needs chat = true, as plain completions "
             "know no messages"
         )
+    mistakes += _extra_body_mistakes(config.extra_body)
     if not config.api_key_env:
         mistakes.append("api-key-env = '': the name of an environment variable is needed")
     return mistakes
+
+
+def _extra_body_mistakes(extra_body: str) -> list[str]:
+    """Return a line if this is no JSON object, or has a field that other settings decide."""
+    if not extra_body:
+        return []
+    try:
+        fields = json.loads(extra_body)
+    except ValueError:
+        fields = None
+    if not isinstance(fields, dict):
+        return [
+            f"extra-body = {extra_body!r}: a JSON object is needed, such as "
+            '\'{"reasoning_effort": "low"}\''
+        ]
+    return [
+        f"extra-body: {name!r} is what the app itself sends; only other fields are allowed"
+        for name in fields
+        if name in REQUEST_FIELDS
+    ]
 
 
 def _masked_lm_mistakes(config: "RunConfig") -> list[str]:

@@ -1,5 +1,6 @@
 """The models that a configuration names, each built once per process."""
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -119,6 +120,7 @@ def generator_settings(config: RunConfig) -> RunConfig:
             "api_key_env": config.generator_key_env,
             "chat": True,
             "system_message": "",
+            "extra_body": "",
             "price_per_million_input": config.generator_price_per_million_input,
             "price_per_million_output": config.generator_price_per_million_output,
         }
@@ -216,6 +218,7 @@ def _api_language_model(
         seed=config.seed if config.temperature else 0,
         max_answer_tokens=config.max_answer_tokens,
         constrain=config.constrain,
+        extra_body=json.loads(config.extra_body or "{}"),
         concurrency=config.concurrency,
         requests_per_minute=config.requests_per_minute,
         tokens_per_minute=config.tokens_per_minute,
@@ -225,7 +228,7 @@ def _api_language_model(
 
 @cache
 def _answer_store(size_mib: int) -> AnswerStore:
-    return AnswerStore(cache_folder() / "answers" / "answers-1.sqlite", size_mib * 2**20)
+    return AnswerStore(cache_folder() / "answers" / "answers-2.sqlite", size_mib * 2**20)
 
 
 @cache

@@ -19,6 +19,7 @@ from feddtpt_flwr.privacy.ledger import LedgerFile
 OVERRIDES = (
     "language-model",
     "endpoint",
+    "extra-body",
     "api-key-env",
     "concurrency",
     "requests-per-minute",

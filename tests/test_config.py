@@ -183,7 +183,9 @@ REMOTE = {"endpoint": "http://127.0.0.1:8080/v1", "language-model": "some-model"
 
 def test_an_endpoint() -> None:
     config = RunConfig.from_run_config(
-        REMOTE | {"chat": True, "system-message": "Be terse.", "temperature": 1}
+        REMOTE
+        | {"chat": True, "system-message": "Be terse.", "temperature": 1}
+        | {"extra-body": '{"reasoning_effort": "low"}'}
     )
     assert config.endpoint == "http://127.0.0.1:8080/v1"
 
@@ -206,6 +208,10 @@ def test_trackers_are_named_with_commas() -> None:
         ({"system-message": "Hi"}, "system-message = 'Hi': needs chat = true"),
         ({"endpoint": "", "temperature": 0.5}, "temperature = 0.5: is for a model behind an"),
         ({"endpoint": "", "system-message": "Hi"}, "system-message = 'Hi': is for a model behind"),
+        ({"endpoint": "", "extra-body": "{}"}, "extra-body = '{}': is for a model behind"),
+        ({"extra-body": "low"}, "extra-body = 'low': a JSON object is needed"),
+        ({"extra-body": "[1]"}, "extra-body = '[1]': a JSON object is needed"),
+        ({"extra-body": '{"stop": ""}'}, "extra-body: 'stop' is what the app itself sends"),
     ],
 )
 def test_settings_that_do_not_fit_an_endpoint(settings: dict[str, Any], message: str) -> None:

@@ -123,6 +123,7 @@ NODES_OWN: dict[str, Any] = {
     "language-model": "there",
     "endpoint": "http://node/v1",
     "api-key-env": "NODE_KEY",
+    "extra-body": '{"reasoning_effort": "low"}',
     "concurrency": 3,
     "requests-per-minute": 10,
     "tokens-per-minute": 1000,

@@ -6,6 +6,17 @@ import unicodedata
 from collections.abc import Sequence
 from functools import lru_cache
 
+_THINKS = re.compile(r"\s*(<think(ing)?>|\[THINK\])")
+_THOUGHT = re.compile(r"</think(ing)?>|\[/THINK\]")
+
+_UNSPACED = (
+    "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"
+)
+"""Kana, Han, Thai, Lao, Burmese and Khmer, which put no spaces between words."""
+
+_HANGUL = "\uac00-\ud7a3"
+"""Its words have spaces before them, but particles and endings behind."""
+
 
 def parse_answer(
     text: str, answers: Sequence[str], synonyms: Sequence[Sequence[str]] = ()
@@ -44,6 +55,16 @@ def unwrap_json(text: str) -> str:
     return value if isinstance(value, str) else text
 
 
+def without_thinking(text: str) -> str:
+    """Return what a model says after it has thought aloud; "" while it still thinks.
+
+    Some servers pass on the thoughts of reasoning models with their marks, some the last mark only.
+    """
+    if ends := list(_THOUGHT.finditer(text)):
+        return text[ends[-1].end() :].lstrip()
+    return "" if _THINKS.match(text) else text
+
+
 def _normal(text: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
@@ -61,10 +82,17 @@ def _words(answers: tuple[str, ...], synonyms: tuple[tuple[str, ...], ...]) -> d
 
 @lru_cache(maxsize=64)
 def _pattern(words: tuple[str, ...]) -> re.Pattern[str]:
-    # Alternatives are tried in order, so the longest stands first. A hyphen makes another word:
-    # "non-positive" is not "positive".
+    # Alternatives are tried in order, so the longest stands first.
     longest_first = sorted(words, key=len, reverse=True)
-    alternatives = "|".join(re.escape(word) for word in longest_first)
-    # The underscore is a mark here, as in Markdown.
-    letter = r"[^\W_]"
-    return re.compile(rf"(?<!{letter})(?<!{letter}-)(?:{alternatives})(?!-?{letter})")
+    return re.compile("|".join(_whole(word) for word in longest_first))
+
+
+def _whole(word: str) -> str:
+    """Return the pattern of a word that is no part of another, where its script shows that.
+
+    A hyphen makes another word: "non-positive" is not "positive".
+    """
+    letter = r"[^\W_]"  # the underscore is a mark here, as in Markdown
+    before = "" if re.match(f"[{_UNSPACED}]", word) else rf"(?<!{letter})(?<!{letter}-)"
+    after = "" if re.search(f"[{_UNSPACED}{_HANGUL}]$", word) else rf"(?!-?{letter})"
+    return before + re.escape(word) + after

@@ -2,43 +2,38 @@
 
 Requests run concurrently in an event loop of their own thread, because only there can one that
 trickles on for ever be given up after a set time. Here is decided what to ask and when to stop; how
-one request is sent, and what its failure means, is in `endpoint`.
+one request is sent, and what its failure means, is in `endpoint`, what an endpoint understands in
+`dialect`.
 """
 
 import asyncio
+import json
 import queue
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from functools import cache
 from logging import WARNING, getLogger
 from typing import Any
 
-from feddtpt_flwr.language_model.answers import unwrap_json
 from feddtpt_flwr.language_model.base import FREE_TOKENS, FatalModelError, ModelError
-from feddtpt_flwr.language_model.constraints import (
-    JSON_TOKENS,
-    PREFERENCE,
-    PROBE,
-    PROBE_CHOICES,
-    Constrain,
-    Constraint,
-    constraint_fields,
+from feddtpt_flwr.language_model.constraints import PROBE, PROBE_CHOICES, Constrain
+from feddtpt_flwr.language_model.dialect import Dialect, find_dialect
+from feddtpt_flwr.language_model.endpoint import (
+    Endpoint,
+    NoAnswerError,
+    RefusedError,
+    TransientError,
 )
-from feddtpt_flwr.language_model.endpoint import Endpoint, RefusedError, TransientError
 from feddtpt_flwr.language_model.limits import Pacer
 from feddtpt_flwr.language_model.retries import nap, persistently
 from feddtpt_flwr.language_model.usage import Usage
 
+UNANSWERED = 6
+"""So often one question may find no answer before it is seen whether others do: by then 15 seconds
+have passed, on average."""
+
 _log = getLogger("flwr")
-
-
-@dataclass(frozen=True)
-class _Dialect:
-    """How the endpoint wants to be spoken to: its constraint, its name for the answer's limit."""
-
-    constraint: Constraint
-    limit_field: str
 
 
 class ApiLanguageModel:
@@ -64,6 +59,8 @@ class ApiLanguageModel:
         Longest answer, in tokens, at least 1; free text may always have `FREE_TOKENS`.
     constrain : {"auto", "json-schema", "grammar", "choice", "none"}
         How the server is to confine answers to the choices; ``"auto"`` finds out what it can.
+    extra_body : Mapping[str, Any], optional
+        Further fields of every request, such as ``{"reasoning_effort": "low"}``.
     concurrency : int
         Most requests at a time, at least 1.
     requests_per_minute, tokens_per_minute : int
@@ -86,6 +83,7 @@ class ApiLanguageModel:
         seed: int = 0,
         max_answer_tokens: int = 16,
         constrain: Constrain = "auto",
+        extra_body: Mapping[str, Any] | None = None,
         concurrency: int = 8,
         requests_per_minute: int = 0,
         tokens_per_minute: int = 0,
@@ -95,21 +93,27 @@ class ApiLanguageModel:
         self._endpoint = Endpoint(endpoint, model, key=key, timeout=timeout)
         self._chat = chat
         self._system_message = system_message
-        self._fields: dict[str, Any] = {"temperature": temperature}
+        self._sampling: dict[str, Any] = {"temperature": temperature}
         if temperature:  # otherwise it decides nothing, and some servers refuse it
-            self._fields["seed"] = seed
+            self._sampling["seed"] = seed
+        self._extra_body = dict(extra_body or {})
         self._max_answer_tokens = max_answer_tokens
         self._constrain = constrain
         self._concurrency = concurrency
         self._pacer = Pacer(requests_per_minute, tokens_per_minute)
         self._patience = patience
-        self._dialect: _Dialect | None = None
+        self._dialect: Dialect | None = None
         self._usage = Usage()
-        self._warned = False
-        system = f", system message {system_message!r}" if system_message else ""
+        self._said: set[str] = set()
+        self._probing = asyncio.Lock()
+        self._probed_at = 0.0
+        self._probe_failed: RefusedError | TransientError | None = None
+        further = f", system message {system_message!r}" if system_message else ""
+        if self._extra_body:
+            further += f", {json.dumps(self._extra_body, sort_keys=True)}"
         self._name = (
             f"{model} at {endpoint} ({'chat' if chat else 'plain'}, temperature {temperature:g}, "
-            f"seed {seed}, up to {max_answer_tokens} tokens, constrain {constrain}{system})"
+            f"seed {seed}, up to {max_answer_tokens} tokens, constrain {constrain}{further})"
         )
 
     @property
@@ -175,7 +179,7 @@ class ApiLanguageModel:
         self,
         queries: Sequence[str],
         choices: Sequence[str],
-        dialect: _Dialect,
+        dialect: Dialect,
         put: Callable[[tuple[int, str | None]], None],
     ) -> None:
         places = asyncio.Semaphore(self._concurrency)
@@ -199,27 +203,57 @@ class ApiLanguageModel:
             raise first[0]
 
     async def _answer(
-        self, query: str, choices: Sequence[str], dialect: _Dialect, failed: asyncio.Event
+        self, query: str, choices: Sequence[str], dialect: Dialect, failed: asyncio.Event
     ) -> str | None:
+        """Return the answer to a question, None if the endpoint has none to this one alone.
+
+        What it means for all of them, as that the account is empty, some providers say as if it
+        were about the question. So a harmless one is asked as well.
+        """
+        unanswered = 0
+
+        async def ask() -> str:
+            nonlocal unanswered
+            try:
+                return await self._ask(query, choices, dialect, failed)
+            except RefusedError:
+                if isinstance(failure := await self._probe(dialect, failed), RefusedError):
+                    raise FatalModelError(str(failure)) from None
+                raise
+            except NoAnswerError as error:
+                unanswered += 1
+                if unanswered < UNANSWERED or await self._probe(dialect, failed):
+                    raise
+                raise RefusedError(f"{error}, after {unanswered} attempts", "") from None
+
         try:
-            return await self._persist(query, choices, dialect, self._patience, failed)
+            return await self._persist(ask, self._patience, failed)
         except RefusedError as error:
-            if not self._warned:
-                self._warned = True
-                _log.log(WARNING, "%s; the answer counts as wrong", error)
+            self._say_once(f"{error}; the answer counts as wrong", "refused")
             return None
 
+    async def _probe(
+        self, dialect: Dialect, failed: asyncio.Event
+    ) -> RefusedError | TransientError | None:
+        """Return why the endpoint does not even answer a harmless question; None if it does."""
+        asked_at = time.monotonic()
+        async with self._probing:
+            if self._probed_at < asked_at:  # else one began meanwhile, for another question
+                self._probed_at = time.monotonic()
+                try:
+                    await self._ask(PROBE, PROBE_CHOICES, dialect, failed)
+                    self._probe_failed = None
+                except (RefusedError, TransientError) as error:
+                    self._probe_failed = error
+            return self._probe_failed
+
     async def _persist(
-        self,
-        query: str,
-        choices: Sequence[str],
-        dialect: _Dialect,
-        patience: float,
-        failed: asyncio.Event,
+        self, ask: Callable[[], Awaitable[str]], patience: float, failed: asyncio.Event
     ) -> str:
         return await persistently(
-            lambda: self._ask(query, choices, dialect, failed),
+            ask,
             patience=patience,
+            busy_patience=self._patience,
             failed=failed,
             on_retry=self._count_retry,
         )
@@ -228,75 +262,69 @@ class ApiLanguageModel:
         self._usage += Usage(retries=1)
 
     async def _ask(
-        self, query: str, choices: Sequence[str], dialect: _Dialect, failed: asyncio.Event
+        self, query: str, choices: Sequence[str], dialect: Dialect, failed: asyncio.Event
     ) -> str:
         """Send one request when its turn has come; return its text."""
         limit = self._max_answer_tokens if choices else max(self._max_answer_tokens, FREE_TOKENS)
-        if choices and dialect.constraint == "json-schema":
-            limit += JSON_TOKENS
-        fields = self._fields | {dialect.limit_field: limit}
-        fields |= constraint_fields(dialect.constraint, choices, chat=self._chat)
-        expected = len(query) // 4 + limit
+        fields = dialect.fields(self._sampling, limit, choices, chat=self._chat)
+        expected = len(query) // 4 + fields[dialect.limit_field]
+        fields = {**self._extra_body, **fields}
+        tell = query == PROBE
         if (seconds := self._pacer.reserve(expected)) > 0:
             await nap(seconds, failed)
         if failed.is_set():  # perhaps while this one waited
             raise TransientError("not sent, as another question failed")
         try:
             if self._chat:
-                text, usage = await self._endpoint.chat(query, self._system_message, fields)
+                reply = await self._endpoint.chat(query, self._system_message, fields, tell=tell)
             else:
                 # The answer stands on the line that the query began.
                 stop = {"stop": "\n"} if choices else {}
-                text, usage = await self._endpoint.complete(query, fields | stop)
+                reply = await self._endpoint.complete(query, {**fields, **stop}, tell=tell)
         except TransientError as error:
             if error.retry_after <= self._patience:  # else nobody waits for it
                 self._pacer.pause(error.retry_after)
+            if isinstance(error, NoAnswerError):
+                self._usage += error.usage
             raise
+        usage = reply.usage
         self._usage += usage
         self._pacer.correct(usage.prompt_tokens + usage.completion_tokens - expected)
-        return text
+        if reply.cut_off and not reply.text.strip() and not tell:
+            self._say_once(
+                f"max-answer-tokens = {self._max_answer_tokens}: {self._endpoint.url} had nothing "
+                "said when an answer was cut off there; models that think before they answer need "
+                "several hundred",
+                "cut off",
+            )
+        return reply.text
 
-    def _known_dialect(self, patience: float) -> _Dialect:
+    def _say_once(self, message: str, kind: str) -> None:
+        if kind not in self._said:
+            self._said.add(kind)
+            _log.log(WARNING, "%s", message)
+
+    def _known_dialect(self, patience: float) -> Dialect:
         if self._dialect is None:
             work = asyncio.run_coroutine_threadsafe(self._detect(patience), _loop())
             self._dialect = work.result()
         return self._dialect
 
-    async def _detect(self, patience: float) -> _Dialect:
-        """Find a constraint that the endpoint keeps to.
+    async def _detect(self, patience: float) -> Dialect:
+        never = asyncio.Event()
 
-        Servers ignore fields they do not know, so only an answer tells.
-        """
-        kinds = PREFERENCE if self._constrain == "auto" else (self._constrain,)
-        refused: RefusedError | None = None
-        for kind in kinds:
-            for field in ("max_tokens", "max_completion_tokens"):
-                dialect = _Dialect(kind, field)
-                try:
-                    text = await self._persist(
-                        PROBE, PROBE_CHOICES, dialect, patience, asyncio.Event()
-                    )
-                except RefusedError as error:
-                    refused = error
-                    # Some models want the newer name, some servers know the older one only.
-                    if "max_completion_tokens" in error.detail:
-                        continue
-                    break
-                if kind == "none" and self._chat and not text.strip():
-                    raise FatalModelError(
-                        f"max-answer-tokens = {self._max_answer_tokens}: {self._endpoint.url} "
-                        "answers nothing in so many; models that think before they answer need "
-                        "several hundred"
-                    )
-                if kind == "none" or unwrap_json(text).strip() in PROBE_CHOICES:
-                    return dialect
-                break
-        if refused:
-            raise FatalModelError(f"{refused}: {refused.detail}")
-        raise FatalModelError(
-            f"constrain = {self._constrain!r}: {self._endpoint.url} does not keep to it; "
-            f"allowed are 'auto' and 'none', and of {', '.join(map(repr, PREFERENCE[:-1]))} "
-            "what the server supports"
+        async def ask(dialect: Dialect) -> str:
+            return await self._persist(
+                lambda: self._ask(PROBE, PROBE_CHOICES, dialect, never), patience, never
+            )
+
+        return await find_dialect(
+            ask,
+            self._constrain,
+            self._sampling,
+            url=self._endpoint.url,
+            chat=self._chat,
+            max_answer_tokens=self._max_answer_tokens,
         )
 
 

@@ -22,6 +22,10 @@ class ModelUnavailableError(ModelError):
     """The model did not answer, however often it was asked; it may do so later."""
 
 
+class UnansweredError(ModelUnavailableError):
+    """The model was reached every time and gave no answer."""
+
+
 class LanguageModel(Protocol):
     """A black-box language model.
 

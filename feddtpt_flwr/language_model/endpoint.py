@@ -4,21 +4,45 @@ import asyncio
 import json
 import re
 import ssl
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from feddtpt_flwr import __version__
+from feddtpt_flwr.language_model.answers import without_thinking
 from feddtpt_flwr.language_model.base import FatalModelError
 from feddtpt_flwr.language_model.limits import retry_after
 from feddtpt_flwr.language_model.usage import Usage
-from feddtpt_flwr.loopback import DIRECT
+from feddtpt_flwr.loopback import DIRECT, is_loopback
 
 if TYPE_CHECKING:
     import httpx
 
 _TRY_AGAIN = {408, 409, 425, 429}
-_REFUSED = {400, 413, 422}
-_WHY_FATAL = {401: "the key is refused", 403: "the key is refused", 404: "no such model or path"}
+_REFUSED = {400, 403, 413, 422}
+"""What providers say of a single question, as too long or not allowed; some, of all of them."""
+
+_WHY_FATAL = {401: "the key is refused", 404: "no such model or path"}
+_USED_UP = {"insufficient_quota", "budget_exceeded"}
 _CODE = re.compile(r"[A-Za-z][\w.-]{0,63}")
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What the endpoint answers.
+
+    Attributes
+    ----------
+    text : str
+        The answer, without what a model thinks before it; "" where it declines.
+    usage : Usage
+        What it cost.
+    cut_off : bool
+        Whether the limit of tokens ended it.
+    """
+
+    text: str
+    usage: Usage
+    cut_off: bool
 
 
 class TransientError(RuntimeError):
@@ -37,8 +61,28 @@ class TransientError(RuntimeError):
         self.retry_after = retry_after
 
 
+class BusyError(TransientError):
+    """The server works, and asks to be left alone for a while."""
+
+
+class NoAnswerError(TransientError):
+    """The server was reached and gave no answer, perhaps to this one question.
+
+    Parameters
+    ----------
+    message : str
+        What happened.
+    usage : Usage
+        What it cost all the same.
+    """
+
+    def __init__(self, message: str, usage: Usage) -> None:
+        super().__init__(message)
+        self.usage = usage
+
+
 class RefusedError(RuntimeError):
-    """The endpoint refuses this one question.
+    """The endpoint refuses this one question, or says so.
 
     Parameters
     ----------
@@ -70,6 +114,11 @@ class Endpoint:
         The key; empty sends none.
     timeout : float
         Seconds for a whole request.
+
+    Raises
+    ------
+    FatalModelError
+        If the environment's proxies or certificates cannot be used.
     """
 
     def __init__(self, url: str, model: str, *, key: str, timeout: float) -> None:
@@ -85,21 +134,40 @@ class Endpoint:
         }
         if key:
             headers["Authorization"] = f"Bearer {key}"
-        self._client = httpx.AsyncClient(
-            headers=headers,
-            # A proxy would read every question to a server on this machine.
-            mounts=DIRECT,
-            timeout=timeout,
-            # Reading the certificates takes long; in the clear there is nothing to verify.
-            verify=url.lower().startswith("https:") or ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT),
-            # How many there are at a time is the caller's to say.
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
-        )
+        in_the_clear = not url.lower().startswith("https:")
+        try:
+            self._client = httpx.AsyncClient(
+                headers=headers,
+                # A proxy would read every question to a server on this machine.
+                mounts=DIRECT,
+                trust_env=not (in_the_clear and is_loopback(url)),
+                timeout=timeout,
+                # Reading the certificates takes long; in the clear there is nothing to verify.
+                verify=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT) if in_the_clear else True,
+                # How many there are at a time is the caller's to say.
+                limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
+            )
+        except (ValueError, ImportError, OSError, httpx.InvalidURL) as error:
+            raise FatalModelError(
+                f"{url}: the environment's proxies or certificates (HTTP_PROXY, HTTPS_PROXY, "
+                f"ALL_PROXY, NO_PROXY, SSL_CERT_FILE, SSL_CERT_DIR) cannot be used: {error}"
+            ) from None
 
     async def chat(
-        self, query: str, system_message: str, fields: dict[str, Any]
-    ) -> tuple[str, Usage]:
-        """Send ``query`` as the user's message; return the answer and what it cost.
+        self, query: str, system_message: str, fields: dict[str, Any], *, tell: bool = False
+    ) -> Reply:
+        """Send ``query`` as the user's message.
+
+        Parameters
+        ----------
+        query : str
+            The question.
+        system_message : str
+            The message before it; empty for none.
+        fields : dict[str, Any]
+            Further fields of the request.
+        tell : bool
+            Whether a failure's message says what the server says: it may quote the question.
 
         Raises
         ------
@@ -108,21 +176,21 @@ class Endpoint:
         """
         messages = [{"role": "system", "content": system_message}] if system_message else []
         messages.append({"role": "user", "content": query})
-        return await self._send("/chat/completions", {"messages": messages, **fields})
+        return await self._send("/chat/completions", {**fields, "messages": messages}, tell)
 
-    async def complete(self, query: str, fields: dict[str, Any]) -> tuple[str, Usage]:
+    async def complete(self, query: str, fields: dict[str, Any], *, tell: bool = False) -> Reply:
         """Let the model continue ``query``; otherwise as `chat`."""
-        return await self._send("/completions", {"prompt": query, **fields})
+        return await self._send("/completions", {**fields, "prompt": query}, tell)
 
-    async def _send(self, path: str, fields: dict[str, Any]) -> tuple[str, Usage]:
+    async def _send(self, path: str, fields: dict[str, Any], tell: bool) -> Reply:
         import httpx
 
         # httpx would write UTF-8, in which half of a character, as files may hold, is an error.
-        body = json.dumps({"model": self._model, **fields})
+        content = json.dumps({**fields, "model": self._model})
         try:
             # The client's own limit is one for each piece that arrives, not for the whole.
             async with asyncio.timeout(self._timeout):
-                response = await self._client.post(self.url.rstrip("/") + path, content=body)
+                response = await self._client.post(self.url.rstrip("/") + path, content=content)
         except (TimeoutError, httpx.TimeoutException):
             raise TransientError(
                 f"{self.url}: no answer in timeout = {self._timeout:g} s"
@@ -137,14 +205,14 @@ class Endpoint:
             body = response.json()
         except ValueError:
             if not response.is_success:
-                self._explain(response, response.status_code, None)
+                self._explain(response, response.status_code, None, tell)
             raise TransientError(f"{self.url}: the response is no valid JSON") from None
         if not response.is_success:
-            self._explain(response, response.status_code, body)
-        return self._read(response, body)
+            self._explain(response, response.status_code, body, tell)
+        return self._read(response, body, tell)
 
-    def _read(self, response: "httpx.Response", body: object) -> tuple[str, Usage]:
-        """Take text and usage from a response, believing nothing about it."""
+    def _read(self, response: "httpx.Response", body: object, tell: bool) -> Reply:
+        """Take the answer from a response, believing nothing about it."""
         body = body if isinstance(body, dict) else {}
         choices = body.get("choices")
         choice = choices[0] if isinstance(choices, list) and choices else None
@@ -152,35 +220,44 @@ class Endpoint:
         for part in (body, choice):
             # So gateways pass on that the server behind them failed.
             if part.get("error") or part.get("finish_reason") == "error":
-                self._explain(response, _status(part), part)
+                self._explain(response, _status(part), part, tell)
+        usage = _usage(body.get("usage"))
         if not choice.keys() & {"message", "text"}:
-            raise TransientError(f"{self.url}: the response holds no answer")
+            raise NoAnswerError(f"{self.url}: the response holds no answer", usage)
         message = choice.get("message")
         content = message.get("content") if isinstance(message, dict) else choice.get("text")
-        counts = body.get("usage")
-        usage = Usage(1, 0, _count(counts, "prompt_tokens"), _count(counts, "completion_tokens"))
-        return _text(content), usage
+        return Reply(
+            without_thinking(_text(content)), usage, choice.get("finish_reason") == "length"
+        )
 
-    def _explain(self, response: "httpx.Response", status: int, body: object) -> NoReturn:
+    def _explain(
+        self, response: "httpx.Response", status: int, body: object, tell: bool
+    ) -> NoReturn:
         """Raise what an HTTP status, or the error in a body that stands for one, means."""
-        code, detail = _error(body, response.text)
-        said = f" ({code})" if code else ""
-        message = f"{self.url}: HTTP {status}{said}"
-        if code == "insufficient_quota" or status == 402:
-            raise FatalModelError(f"{message}: the account is used up")
+        code, kind, detail = _error(body, response.text)
+        detail = self._without_key(" ".join(detail.split()))
+        said = f": {detail}" if tell and detail else ""
+        message = f"{self.url}: HTTP {status}{f' ({code})' if code else ''}"
+        if status == 402 or _USED_UP & {code, kind}:
+            raise FatalModelError(f"{message}: the account is used up{said}")
         if status in _TRY_AGAIN or status >= 500:
-            raise TransientError(message, retry_after(response.headers))
+            seconds = retry_after(response.headers)
+            if status == 429 or (status == 503 and seconds):
+                raise BusyError(message + said, seconds)
+            if status == 500:
+                raise NoAnswerError(message + said, Usage())
+            raise TransientError(message + said, seconds)
+        if status in (401, 403) and not self._key:
+            raise FatalModelError(
+                f"{message}: model {self._model!r}: a key is needed, and the variable that "
+                "api-key-env (for a prompt generator generator-key-env) names is not set"
+            )
         if status in _REFUSED:
-            raise RefusedError(message, self._without_key(detail))
+            raise RefusedError(message + said, detail)
         if response.is_redirect:
             raise FatalModelError(f"{message}: it sends to another address; set endpoint to that")
         reason = _WHY_FATAL.get(status, "not understood")
-        if status in (401, 403) and not self._key:
-            reason = (
-                "a key is needed, and the variable that api-key-env (for a prompt generator "
-                "generator-key-env) names is not set"
-            )
-        raise FatalModelError(f"{message}: model {self._model!r}: {reason}")
+        raise FatalModelError(f"{message}: model {self._model!r}: {reason}{said}")
 
     def _without_key(self, text: str) -> str:
         return (text.replace(self._key, "***") if self._key else text)[:300]
@@ -201,17 +278,30 @@ def _status(part: dict[str, Any]) -> int:
     return code if isinstance(code, int) and 400 <= code < 600 else 502
 
 
-def _error(body: object, text: str) -> tuple[str, str]:
-    """Return the code and the message of an error, in OpenAI's form, a similar one or none."""
+def _error(body: object, text: str) -> tuple[str, str, str]:
+    """Return code, type and message of an error, in OpenAI's form, a similar one or none."""
     if body is None:
-        return "", text
+        return "", "", text
     error = body.get("error", body) if isinstance(body, dict) else body
     if not isinstance(error, dict):
-        return "", str(error)
-    code, message = error.get("code"), error.get("message")
-    # Only what is a word: numbers repeat the status, and a text might quote the question.
-    known = code if isinstance(code, str) and _CODE.fullmatch(code) else ""
-    return known, message if isinstance(message, str) else text
+        return "", "", str(error)
+    message = error.get("message")
+    return _word(error, "code"), _word(error, "type"), message if isinstance(message, str) else text
+
+
+def _word(error: dict[str, Any], name: str) -> str:
+    """Return a field that is a word: numbers repeat the status, a text might quote the question."""
+    value = error.get(name)
+    return value if isinstance(value, str) and _CODE.fullmatch(value) else ""
+
+
+def _usage(counts: object) -> Usage:
+    """Return what one answer cost."""
+    prompt, completion, total = (
+        _count(counts, f"{name}_tokens") for name in ("prompt", "completion", "total")
+    )
+    # Some providers count in the total alone what a model thought before it answered.
+    return Usage(1, 0, prompt, max(completion, total - prompt))
 
 
 def _count(counts: object, name: str) -> int:

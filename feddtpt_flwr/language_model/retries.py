@@ -3,9 +3,13 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
-from feddtpt_flwr.language_model.base import ModelUnavailableError
-from feddtpt_flwr.language_model.endpoint import TransientError
+from feddtpt_flwr.language_model.base import ModelUnavailableError, UnansweredError
+from feddtpt_flwr.language_model.endpoint import BusyError, NoAnswerError, TransientError
+
+if TYPE_CHECKING:
+    from tenacity import RetryCallState
 
 FEWEST_ATTEMPTS = 4
 LONGEST_BACKOFF = 20.0  # seconds
@@ -15,6 +19,7 @@ async def persistently(
     ask: Callable[[], Awaitable[str]],
     *,
     patience: float,
+    busy_patience: float,
     failed: asyncio.Event,
     on_retry: Callable[[], None],
 ) -> str:
@@ -29,6 +34,8 @@ async def persistently(
         Sends the question once.
     patience : float
         Seconds after which no further attempt is made, once there were `FEWEST_ATTEMPTS`.
+    busy_patience : float
+        The same where the server works and says that it is busy.
     failed : asyncio.Event
         Set when another question has failed for good.
     on_retry : Callable[[], None]
@@ -36,31 +43,31 @@ async def persistently(
 
     Raises
     ------
+    UnansweredError
+        If the server was reached to the last and gave no answer.
     ModelUnavailableError
-        If there is no answer in the end. What is no `TransientError` is raised as it is.
+        If there is no answer for another reason. What is no `TransientError` is raised as it is.
     """
-    from tenacity import (
-        AsyncRetrying,
-        RetryCallState,
-        retry_if_exception_type,
-        stop_after_attempt,
-        stop_after_delay,
-        wait_random_exponential,
-    )
+    from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponential
 
     backoff = wait_random_exponential(multiplier=1, max=LONGEST_BACKOFF, min=0.1)
-    used_up = stop_after_attempt(FEWEST_ATTEMPTS) & stop_after_delay(patience)
 
-    def asked_to_wait(state: RetryCallState) -> float:
-        error = state.outcome.exception() if state.outcome else None
-        return error.retry_after if isinstance(error, TransientError) else 0.0
+    def wait(state: "RetryCallState") -> float:
+        return max(backoff(state), _error_of(state).retry_after)
+
+    def gives_up(state: "RetryCallState") -> bool:
+        error = _error_of(state)
+        enough = busy_patience if isinstance(error, BusyError) else patience
+        used_up = (state.seconds_since_start or 0.0) >= enough
+        tried = state.attempt_number >= FEWEST_ATTEMPTS
+        return failed.is_set() or (tried and used_up) or error.retry_after > enough
 
     async def attempt() -> str:  # tenacity awaits only what is declared so
         return await ask()
 
     retrying = AsyncRetrying(
-        stop=lambda s: failed.is_set() or used_up(s) or asked_to_wait(s) > patience,
-        wait=lambda s: max(backoff(s), asked_to_wait(s)),
+        stop=gives_up,
+        wait=wait,
         sleep=lambda seconds: nap(seconds, failed),
         before_sleep=lambda _: on_retry(),
         retry=retry_if_exception_type(TransientError),
@@ -70,7 +77,13 @@ async def persistently(
         return await retrying(attempt)
     except TransientError as error:
         attempts = retrying.statistics.get("attempt_number", 1)
-        raise ModelUnavailableError(f"{error}, after {attempts} attempts") from None
+        kind = UnansweredError if isinstance(error, NoAnswerError) else ModelUnavailableError
+        raise kind(f"{error}, after {attempts} attempts") from None
+
+
+def _error_of(state: "RetryCallState") -> TransientError:
+    error = state.outcome.exception() if state.outcome else None
+    return error if isinstance(error, TransientError) else TransientError("")
 
 
 async def nap(seconds: float, failed: asyncio.Event) -> None:

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from feddtpt_flwr.language_model.answers import parse_answer, unwrap_json
+from feddtpt_flwr.language_model.answers import parse_answer, unwrap_json, without_thinking
 
 POLARITY = ("negative", "positive")
 
@@ -54,6 +54,42 @@ def test_answers_of_marks_and_spaces() -> None:
     assert parse_answer("It is C++, I guess", ("C++", "C", "sci-fi")) == "C++"
     assert parse_answer("Sci-Fi.", ("C++", "C", "sci-fi")) == "sci-fi"
     assert parse_answer("4 stars", ("1 star", "4 stars")) == "4 stars"
+
+
+@pytest.mark.parametrize(
+    ("text", "answers", "expected"),
+    [
+        ("这条评论是正面的。", ("负面", "正面"), "正面"),
+        ("该评论的情感是负面", ("负面", "正面"), "负面"),
+        ("これは肯定的です", ("否定的", "肯定的"), "肯定的"),
+        ("รีวิวนี้เป็นบวก", ("ลบ", "บวก"), "บวก"),
+        ("긍정입니다", ("부정", "긍정"), "긍정"),
+        ("비긍정", ("부정", "긍정"), None),
+        ("это положительный отзыв", ("отрицательный", "положительный"), "положительный"),
+        ("неположительный", ("отрицательный", "положительный"), None),
+    ],
+)
+def test_words_in_scripts_without_spaces(
+    text: str, answers: tuple[str, ...], expected: str | None
+) -> None:
+    assert parse_answer(text, answers) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("<think>\npositive?\n</think>\n\nnegative", "negative"),
+        ("positive? no.</think>negative", "negative"),
+        ("<thinking>positive</thinking>negative", "negative"),
+        ("[THINK]positive[/THINK]negative", "negative"),
+        ("<think>positive", ""),
+        (" [THINK]positive", ""),
+        ("negative <think", "negative <think"),
+        ("", ""),
+    ],
+)
+def test_thoughts_are_no_answer(text: str, answer: str) -> None:
+    assert without_thinking(text) == answer
 
 
 def test_synonyms() -> None:

@@ -12,7 +12,13 @@ from feddtpt_flwr.answer_store import AnswerStore
 from feddtpt_flwr.budget import QueryBudget
 from feddtpt_flwr.data import Example, Task
 from feddtpt_flwr.evaluation import AnswerCache, Evaluator
-from feddtpt_flwr.language_model import FatalModelError, ModelError, ModelUnavailableError
+from feddtpt_flwr.language_model import (
+    FatalModelError,
+    ModelError,
+    ModelUnavailableError,
+    api,
+    retries,
+)
 from feddtpt_flwr.language_model.answers import parse_answer
 from feddtpt_flwr.language_model.api import ApiLanguageModel
 from feddtpt_flwr.language_model.local import LocalLanguageModel
@@ -182,6 +188,61 @@ def test_a_constraint_that_is_not_kept_is_refused_at_once(
     assert not proxy.asked
 
 
+def unless(field: str, said: str) -> Any:
+    """A server that refuses a field."""
+
+    def rewrite(body: Body) -> Response | None:
+        return faults.error(400, said)(None, body) if field in body else None  # type: ignore[arg-type]
+
+    return rewrite
+
+
+@pytest.mark.parametrize(
+    ("field", "said", "temperature", "warnings"),
+    [
+        ("temperature", "Unsupported value: 'temperature' does not support 0", 0.0, 1),
+        ("temperature", "`temperature` is deprecated for this model.", 0.7, 1),
+        ("seed", "[{'type': 'extra_forbidden', 'loc': ['body', 'seed']}]", 0.7, 0),
+    ],
+)
+def test_a_field_of_the_sampling_that_is_refused_is_left_out(
+    field: str,
+    said: str,
+    temperature: float,
+    warnings: int,
+    proxy: FaultProxy,
+    task: Task,
+    warned: list[str],
+) -> None:
+    proxy.rewrite = unless(field, said)
+    llm = model(proxy.url, temperature=temperature, constrain="auto")
+    assert llm.prepare() == "grammar"
+    llm.answer(["px"], task.answers)
+    (body,) = proxy.asked
+    assert field not in body
+    assert ("seed" in body) == (field == "temperature" and temperature > 0)
+    assert len(warned) == warnings
+
+
+def test_further_fields_are_sent(proxy: FaultProxy, task: Task) -> None:
+    llm = model(proxy.url, extra_body={"reasoning_effort": "low"})
+    llm.answer(["px"], task.answers)
+    assert proxy.asked[0]["reasoning_effort"] == "low"
+    assert '"reasoning_effort": "low"' in llm.name
+
+
+def test_a_server_that_fails_at_a_constraint_is_asked_without(
+    proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails_at_schemas(body: Body) -> Response | None:
+        without_grammar(body)
+        return Response(b"{}", 500) if "response_format" in body else None
+
+    monkeypatch.setattr(retries, "FEWEST_ATTEMPTS", 1)
+    proxy.rewrite = fails_at_schemas
+    assert model(proxy.url, constrain="auto", chat=True).prepare(patience=0.0) == "none"
+
+
 # What goes wrong once
 
 
@@ -238,6 +299,13 @@ def test_retry_after_holds_for_all_questions(
     assert len(proxy.asked) == len(some) + 1
 
 
+def test_a_server_that_is_busy_at_the_start_is_waited_for(proxy: FaultProxy) -> None:
+    busy = [Response(b"{}", 429, headers={"retry-after": "1"})]
+    proxy.rewrite = lambda body: busy.pop() if busy else None
+    assert model(proxy.url).prepare(patience=0.0) == "grammar"
+    assert not busy
+
+
 # What goes wrong for good
 
 
@@ -285,11 +353,11 @@ def test_answers_on_their_way_are_kept(
     proxy: FaultProxy, task: Task, some: tuple[Example, ...]
 ) -> None:
     """One question fails for good while the others wait for a slow server."""
-    refused = faults.error(403)
+    refused = faults.error(401)
     proxy.faults = [faults.delay(1.0), faults.delay(1.0), refused]
     llm = model(proxy.url, concurrency=3)
     judge = evaluator(llm, task, budget=4)
-    with pytest.raises(FatalModelError, match="HTTP 403"):
+    with pytest.raises(FatalModelError, match="HTTP 401"):
         judge.correct(PROMPT, some)
     assert judge.budget.used == len(judge.cache) == 2
     assert len(proxy.asked) == 3, "after a failure nothing new is asked"
@@ -300,11 +368,11 @@ def test_what_waits_to_be_repeated_is_given_up(
 ) -> None:
     def refused_later(handler: faults.Handler, body: Body) -> Response | None:
         time.sleep(0.5)
-        return faults.error(403)(handler, body)
+        return faults.error(401)(handler, body)
 
     proxy.faults = [faults.error(503, retry_after="20"), refused_later]
     start = time.monotonic()
-    with pytest.raises(FatalModelError, match="HTTP 403"):
+    with pytest.raises(FatalModelError, match="HTTP 401"):
         evaluator(model(proxy.url, concurrency=2, patience=60.0), task).correct(PROMPT, some)
     assert time.monotonic() - start < 10
     assert len(proxy.asked) == 2
@@ -414,6 +482,9 @@ def test_an_error_may_come_with_status_200(
         ({"role": "assistant"}, ""),  # what was filtered
         ({"content": None, "refusal": "no"}, ""),
         ({"content": [{"type": "text", "text": "a"}, {"type": "image"}]}, "a"),
+        ({"content": "<think>\nIs it a or b? a…\n</think>\n\nb"}, "b"),
+        ({"content": "Is it a or b? a…</think>b"}, "b"),
+        ({"content": "<think>\nIs it a or b? a"}, ""),
     ],
 )
 def test_an_answer_may_have_any_form(message: Any, text: str, proxy: FaultProxy) -> None:
@@ -425,6 +496,40 @@ def test_an_answer_may_have_any_form(message: Any, text: str, proxy: FaultProxy)
     proxy.rewrite = lambda body: Response(json.dumps(content).encode(), 200)
     assert llm.answer(["q"], []) == [text]
     assert (llm.usage - before).prompt_tokens == 5
+
+
+@pytest.mark.parametrize(
+    ("usage", "counted"),
+    [
+        ({"prompt_tokens": 4, "completion_tokens": 2, "total_tokens": 331}, 327),
+        ({"prompt_tokens": 4, "completion_tokens": 2, "total_tokens": 6}, 2),
+        ({"prompt_tokens": 4, "completion_tokens": 2}, 2),
+        ({"total_tokens": "many"}, 0),
+    ],
+)
+def test_what_was_thought_is_counted(
+    usage: dict[str, Any], counted: int, proxy: FaultProxy
+) -> None:
+    llm = model(proxy.url, constrain="none", chat=True)
+    llm.prepare()
+    before = llm.usage
+    content = {"choices": [{"message": {"content": "a"}}], "usage": usage}
+    proxy.rewrite = lambda body: Response(json.dumps(content).encode(), 200)
+    llm.answer(["q"], [])
+    assert (llm.usage - before).completion_tokens == counted
+
+
+def test_an_answer_that_was_cut_off_in_thought_is_told_once(
+    proxy: FaultProxy, warned: list[str]
+) -> None:
+    llm = model(proxy.url, constrain="none", chat=True)
+    llm.prepare()
+    choice = {"message": {"content": "<think> good or"}, "finish_reason": "length"}
+    content = {"choices": [choice]}
+    proxy.rewrite = lambda body: Response(json.dumps(content).encode(), 200)
+    assert llm.answer(["q", "r"], ["good", "bad"]) == ["", ""]
+    (warning,) = warned
+    assert "max-answer-tokens = 16" in warning
 
 
 def test_a_model_that_has_no_tokens_left_to_answer_is_named(proxy: FaultProxy) -> None:
@@ -462,6 +567,39 @@ def test_the_real_server_refuses_a_wrong_key(key: str, message: str, endpoint: s
     assert "wrong" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("status", "said", "told"),
+    [
+        (404, "This is a chat model. Did you mean to use v1/chat/completions?", "chat model"),
+        (200, "Unexpected endpoint or method.", "Unexpected endpoint"),
+    ],
+)
+def test_at_the_start_the_server_has_its_say(
+    status: int, said: str, told: str, proxy: FaultProxy
+) -> None:
+    """The question is none of anybody's text."""
+    proxy.rewrite = lambda body: Response(json.dumps({"error": said}).encode(), status)
+    with pytest.raises(ModelError, match=told):
+        model(proxy.url).prepare(patience=0.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("ALL_PROXY", "socks://127.0.0.1:7890/"),
+        ("NO_PROXY", "localhost,[::1]"),
+        ("SSL_CERT_FILE", "/nowhere/ca.pem"),
+    ],
+)
+def test_an_environment_that_cannot_be_used_is_named(
+    name: str, value: str, proxy: FaultProxy, task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(FatalModelError, match=r"the environment's proxies or certificates .*"):
+        model("https://192.0.2.1/v1")
+    assert len(model(proxy.url).answer(["px"], task.answers)) == 1, "of no interest to loopback"
+
+
 def test_nobody_listens() -> None:
     with pytest.raises(ModelUnavailableError, match=r"http://127.0.0.1:9/v1: no connection"):
         model("http://127.0.0.1:9/v1").prepare(0.1)
@@ -479,6 +617,75 @@ def test_a_question_that_is_refused_is_a_wrong_answer(
     (warning,) = warned
     assert "HTTP 400" in warning
     assert "secretword" not in warning
+
+
+def only(question: str, response: Response) -> Any:
+    """A server that has this response to one question, and answers all others."""
+    return lambda body: response if question in faults.question(body) else None
+
+
+BLOCKED = Response(b'{"choices": [], "usage": {"prompt_tokens": 9, "total_tokens": 12}}')
+
+
+@pytest.mark.parametrize(
+    "response",
+    [
+        Response(b'{"error": {"message": "flagged"}}', 403),
+        Response(b'{"error": {"message": "Context size has been exceeded."}}', 500),
+        BLOCKED,
+    ],
+)
+def test_one_text_without_an_answer_is_a_wrong_answer(
+    response: Response,
+    proxy: FaultProxy,
+    task: Task,
+    some: tuple[Example, ...],
+    expected: list[bool],
+    warned: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(api, "UNANSWERED", 2)
+    proxy.rewrite = only("secretword", response)
+    llm = model(proxy.url)
+    judge = evaluator(llm, task)
+    correct = judge.correct(PROMPT, [*some, Example("secretword", 1)])
+    assert correct.tolist() == [*expected, False]
+    assert judge.unparsed == 1
+    assert judge.budget.used == len(some) + 1
+    (warning,) = warned
+    assert f"HTTP {response.status}" in warning or response is BLOCKED
+    assert "secretword" not in warning
+    if response is BLOCKED:
+        cost = evaluator(model(proxy.url), task)
+        cost.correct(PROMPT, some)
+        assert cost.usage
+        assert judge.usage
+        assert judge.usage.completion_tokens >= cost.usage.completion_tokens + 6
+
+
+@pytest.mark.parametrize("status", [400, 403])
+def test_what_is_refused_to_all_is_no_wrong_answer(
+    status: int, proxy: FaultProxy, task: Task, some: tuple[Example, ...]
+) -> None:
+    """Some providers say so of an account that is used up, or of a key."""
+    said = f"Your credit balance is too low for {ENDPOINT_KEY}"
+    llm = model(proxy.url, concurrency=1)
+    judge = evaluator(llm, task)
+    judge.correct(PROMPT, some[:2])
+    content = json.dumps({"error": {"message": said}}).encode()
+    proxy.rewrite = lambda body: Response(content, status)
+    with pytest.raises(FatalModelError, match=f"HTTP {status}: Your credit balance") as caught:
+        judge.correct(PROMPT, some)
+    assert ENDPOINT_KEY not in str(caught.value)
+    assert judge.budget.used == 2
+    assert not judge.unparsed
+
+
+def test_a_budget_that_is_used_up_may_be_told_by_its_type(proxy: FaultProxy) -> None:
+    error = {"message": "Budget has been exceeded!", "type": "budget_exceeded", "code": "400"}
+    proxy.rewrite = lambda body: Response(json.dumps({"error": error}).encode(), 400)
+    with pytest.raises(FatalModelError, match=r"HTTP 400: the account is used"):
+        model(proxy.url).prepare()
 
 
 # Limits
@@ -504,7 +711,7 @@ def test_the_budget_is_exact_whatever_fails(
     proxy: FaultProxy, task: Task, short_reviews: tuple[Example, ...], tmp_path: Path
 ) -> None:
     paid = 0
-    for fault in (faults.error(403), faults.error(500), faults.no_choices, None, None):
+    for fault in (faults.error(401), faults.error(500), faults.no_choices, None, None):
         proxy.faults = [None, fault, None]
         cache = AnswerCache(archives=[AnswerStore(tmp_path / "answers.sqlite", 2**20)])
         budget = QueryBudget(7)
@@ -542,6 +749,7 @@ def test_the_name_tells_all_that_changes_answers_and_no_secret(endpoint: str) ->
         {"max_answer_tokens": 3},
         {"constrain": "none"},
         {"chat": True, "system_message": "Be terse."},
+        {"extra_body": {"top_p": 0.5}},
     ]
     models = [model(endpoint, **each) for each in settings]
     models.append(model("http://127.0.0.1:1/v1"))

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from feddtpt_flwr.language_model import FatalModelError, ModelUnavailableError
-from feddtpt_flwr.language_model.endpoint import TransientError
+from feddtpt_flwr.language_model.base import UnansweredError
+from feddtpt_flwr.language_model.endpoint import BusyError, NoAnswerError, TransientError
 from feddtpt_flwr.language_model.limits import Pacer, retry_after
 from feddtpt_flwr.language_model.retries import FEWEST_ATTEMPTS, persistently
 from feddtpt_flwr.language_model.usage import Prices, Usage
@@ -92,7 +93,9 @@ class Server:
         return "yes"
 
 
-def ask(server: Server, patience: float, failed: bool = False) -> tuple[str, int]:
+def ask(
+    server: Server, patience: float, failed: bool = False, busy_patience: float = 0.0
+) -> tuple[str, int]:
     retries = 0
 
     def count() -> None:
@@ -103,7 +106,13 @@ def ask(server: Server, patience: float, failed: bool = False) -> tuple[str, int
         event = asyncio.Event()
         if failed:
             event.set()
-        return await persistently(server, patience=patience, failed=event, on_retry=count)
+        return await persistently(
+            server,
+            patience=patience,
+            busy_patience=busy_patience,
+            failed=event,
+            on_retry=count,
+        )
 
     return asyncio.run(main()), retries
 
@@ -122,6 +131,18 @@ def test_whoever_wants_longer_than_the_patience_is_not_waited_for() -> None:
     server = Server(TransientError("busy", 3600))
     with pytest.raises(ModelUnavailableError, match="busy, after 1 attempts"):
         ask(server, 120)
+
+
+def test_a_busy_server_has_a_patience_of_its_own() -> None:
+    assert ask(Server(BusyError("busy", 1.0)), 0, busy_patience=2) == ("yes", 1)
+    with pytest.raises(ModelUnavailableError, match="busy, after 1 attempts"):
+        ask(Server(BusyError("busy", 1.0)), 2, busy_patience=0)
+
+
+def test_a_server_without_an_answer_is_told_from_one_that_is_down() -> None:
+    failures = [NoAnswerError("nothing", Usage()) for _ in range(4)]
+    with pytest.raises(UnansweredError, match="nothing, after 4 attempts"):
+        ask(Server(*failures), 0)
 
 
 def test_patience_ends() -> None:
