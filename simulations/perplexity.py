@@ -1,6 +1,5 @@
 """How well a suite's prompts read: their pseudo-perplexity by the model that proposed them."""
 
-import json
 from collections.abc import Sequence
 from itertools import product
 
@@ -41,12 +40,12 @@ def of_texts(config: RunConfig, prompts: Sequence[str]) -> str:
 
 
 def before_and_after(outcome: Outcome) -> tuple[float, float]:
-    """Return the pseudo-perplexity of a run's seed prompt and of its learned prompt."""
+    """Return the pseudo-perplexity of a run's seed prompt and of its learned prompt, as texts."""
     config = outcome.config
     task = load_task(config)
-    learned = json.loads((outcome.folder / "prompt.json").read_text(encoding="utf-8"))["tokens"]
     vocabulary = models.masked_lm(config, task).vocabulary
-    before, after = perplexities(config, [seed_tokens(config, task, vocabulary), tuple(learned)])
+    learned = vocabulary.encode(outcome.prompt)
+    before, after = perplexities(config, [seed_tokens(config, task, vocabulary), learned])
     return before, after
 
 
