@@ -1,10 +1,11 @@
 """The token vocabulary in which prompts are written: the masked language model's."""
 
 import hashlib
+import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from functools import cached_property
-from itertools import pairwise
+from itertools import groupby, pairwise
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,8 @@ from numpy.typing import NDArray
 
 _WORD_MARKS = ("Ġ", "▁")  # how byte-level BPE and SentencePiece mark a leading space
 _CONTINUATION = "##"  # how WordPiece marks that there is none
+_BYTE = re.compile(r"<0x[0-9A-F]{2}>")  # how SentencePiece spells one of a letter that it lacks
+_WITHIN = ("\u00a1", "\u00bf")  # as which byte-level vocabularies spell bytes within a letter
 
 
 class Vocabulary:
@@ -40,6 +43,7 @@ class Vocabulary:
         self._special = frozenset(token for token, what in added.items() if what.special)
         # Pieces prove nothing: "##" is also a heading's mark, and "Ġ" a letter of Malta's.
         self._wordpiece = type(self._tokenizer.model).__name__ == "WordPiece"
+        self._byte_level = "ByteLevel" in repr(self._tokenizer.decoder)
 
     def __len__(self) -> int:
         """Return the number of token ids."""
@@ -84,6 +88,8 @@ class Vocabulary:
         piece = self._pieces[token]
         if self._wordpiece:
             return not piece.startswith(_CONTINUATION)
+        if _BYTE.fullmatch(piece) or (self._byte_level and _WITHIN[0] <= piece[:1] <= _WITHIN[1]):
+            return False  # it begins within a letter
         return piece.startswith(_WORD_MARKS) or not piece[:1].isalnum()
 
     def words(self, tokens: Sequence[int]) -> list[tuple[int, int]]:
@@ -141,11 +147,19 @@ class Vocabulary:
         return word if self.encode(word) == (token,) else ""
 
 
+def letters(text: str) -> list[str]:
+    """Return the runs of letters in a text, each with what is written above and below them."""
+    runs = groupby(text, key=lambda sign: sign.isalpha() or is_mark(sign))
+    return ["".join(run) for are_letters, run in runs if are_letters]
+
+
+def is_mark(sign: str) -> bool:
+    """Return whether a sign is written above, below or around a letter."""
+    return unicodedata.category(sign) in ("Mn", "Mc")
+
+
 def _is_letters(word: str) -> bool:
-    """Return whether a word has letters only, with what is written above and below them."""
-    return word[:1].isalpha() and all(
-        sign.isalpha() or unicodedata.category(sign) in ("Mn", "Mc") for sign in word
-    )
+    return word[:1].isalpha() and letters(word) == [word]
 
 
 def _plain(tokenizer: Any) -> Any:

@@ -2,12 +2,14 @@
 
 import json
 import re
+import unicodedata
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from feddtpt_flwr.data import Task
+from feddtpt_flwr.vocabulary import is_mark
 
-_MARKS = " ,.:?;!'-"  # what may stand in a prompt besides letters
+_CODE = "{}[]<>#*_@\\|"  # marks of code and Markdown: what has them is no plain sentence
 _BULLET = re.compile(
     r"^(?:[-*•>#\s]|\(?\d{1,2}[.):\]]|(?:instruction|prompt)\s*\d*\s*:)+", re.IGNORECASE
 )
@@ -67,8 +69,8 @@ def read_prompts(text: str) -> list[str]:
     """Return the prompts in what a language model wrote: JSON, or one in each line.
 
     Numbers, bullets and quotes around them are taken off. Lines that are no prompts, such as those
-    that announce some, are left out, and so is what holds other signs than letters and simple
-    punctuation.
+    that announce some, are left out, and so is what holds other signs than letters, digits and
+    the punctuation of sentences.
     """
     lines = _json_texts(text) or [line for line in text.splitlines() if "```" not in line]
     prompts = []
@@ -76,12 +78,18 @@ def read_prompts(text: str) -> list[str]:
         prompt = " ".join(_BULLET.sub("", line.strip()).strip(_QUOTES).split())
         if (
             prompt
-            and not prompt.endswith(":")
+            and not prompt.endswith((":", "："))  # noqa: RUF001  the wide one of Chinese
             and any(sign.isalpha() for sign in prompt)
-            and all(sign.isalpha() or sign in _MARKS for sign in prompt)
+            and all(map(_fits, prompt))
         ):
             prompts.append(prompt)
     return list(dict.fromkeys(prompts))
+
+
+def _fits(sign: str) -> bool:
+    """Return whether a sign may stand in a prompt: letters, digits and sentences' punctuation."""
+    plain = sign == " " or is_mark(sign) or unicodedata.category(sign)[0] in "LNP"
+    return plain and sign not in _CODE
 
 
 def _json_texts(text: str) -> list[str]:

@@ -175,6 +175,16 @@ def test_ngrams_are_joined_where_words_come_together_often(vocabulary: Vocabular
     assert len(ngram_vocabulary(examples, vocabulary, 2)) == 2
 
 
+def test_texts_without_words_that_may_be_proposed_are_told(
+    vocabulary: Vocabulary, warned: list[str], task: Task
+) -> None:
+    examples = [Example(" Очень хороший фильм", 0)] * 4
+    evaluator = Evaluator(Liking("x"), task, QueryBudget(100))
+    rng = np.random.default_rng(0)
+    PolicyGradientSearch(evaluator, vocabulary, examples, rng, max_tokens=8)
+    assert "no word of the examples" in warned[0]
+
+
 class Liking:
     """A double of the black box, for the arithmetic alone: right more often the more it likes.
 

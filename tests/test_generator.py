@@ -90,7 +90,21 @@ def test_whatever_is_written_a_prompt_is_letters_and_simple_punctuation(text: st
     for prompt in prompts:
         assert prompt == " ".join(prompt.split())
         assert any(sign.isalpha() for sign in prompt)
-        assert all(sign.isalpha() or sign in " ,.:?;!'-" for sign in prompt)
+        assert not set(prompt) & set("{}[]<>#*_@\\|`$+\n\t")
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "¿Es positiva o negativa esta crítica?",
+        "Is the review’s tone warm (or cold) – on a scale of 1/10?",  # noqa: RUF001
+        "क्या यह समीक्षा सकारात्मक है?",
+        "这条评论是正面的还是负面的？",  # noqa: RUF001
+        "هل هذه المراجعة إيجابية أم سلبية؟",
+    ],
+)
+def test_prompts_of_any_language_are_read(prompt: str) -> None:
+    assert read_prompts(f"Here they are:\n1. {prompt}\n2. x = {{y}}\n") == [prompt]
 
 
 tokens = st.lists(st.integers(0, 3), max_size=8).map(tuple)

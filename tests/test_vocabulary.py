@@ -10,7 +10,7 @@ from tokenizers.decoders import Metaspace as MetaspaceDecoder
 from tokenizers.models import WordLevel, WordPiece
 from tokenizers.pre_tokenizers import ByteLevel, Metaspace
 
-from feddtpt_flwr.vocabulary import Vocabulary
+from feddtpt_flwr.vocabulary import Vocabulary, letters
 
 KINDS = ["vocabulary", "wordpiece"]
 TEXTS = [
@@ -85,6 +85,40 @@ def test_words_are_the_words_of_the_text(either: Vocabulary) -> None:
     assert words == ["unbelievably", "antidisestablishmentarian", "prose", ",", "really"]
     assert len(tokens) > len(words), "the long word must be in pieces for this to say anything"
     assert either.words(()) == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Είναι αυτή η κριτική θετική ή αρνητική;",
+        "Bu film eleştirisi olumlu mu, olumsuz mu?",
+        "Bài phê bình phim này là tích cực hay tiêu cực?",
+        "Чи є цей відгук про фільм схвальним?",
+        "이 영화 평은 긍정적입니까, 부정적입니까?",
+        "这条评论是正面的还是负面的？",  # noqa: RUF001
+        "รีวิวนี้เป็นบวกหรือลบ",
+        "क्या यह समीक्षा सकारात्मक है?",
+        "هل هذه المراجعة إيجابية أم سلبية؟",
+    ],
+)
+def test_no_word_begins_within_a_letter(text: str, vocabulary: Vocabulary) -> None:
+    tokens = vocabulary.encode(text)
+    words = [vocabulary.decode(tokens[start:stop]) for start, stop in vocabulary.words(tokens)]
+    assert not [word for word in words if "\ufffd" in word]
+    assert "".join(words) == text.replace(" ", "")
+
+
+def test_bytes_that_sentencepiece_spells_begin_no_word() -> None:
+    pieces = {"<unk>": 0, "▁film": 1, "<0xE8>": 2, "<0xBF>": 3, "<b>": 4}
+    vocabulary = Vocabulary(Tokenizer(WordLevel(pieces, "<unk>")))
+    assert vocabulary.words((1, 2, 3, 1, 4)) == [(0, 3), (3, 4), (4, 5)]
+
+
+def test_letters_are_told_from_all_else() -> None:
+    text = "Schöner Film für Mädchen, 2nd! हिन्दी привет_мир"
+    found = ["Schöner", "Film", "für", "Mädchen", "nd", "हिन्दी", "привет", "мир"]
+    assert letters(text) == found
+    assert letters("17") == letters("") == []
 
 
 def test_proposable_are_whole_words_and_marks(either: Vocabulary) -> None:

@@ -3,10 +3,10 @@
 It is also the client of FedOne (arXiv 2506.14929).
 """
 
-import re
 from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
+from logging import WARNING, getLogger
 from math import log
 
 import numpy as np
@@ -20,7 +20,7 @@ from feddtpt_flwr.feedback import Feedback
 from feddtpt_flwr.language_model import ModelError
 from feddtpt_flwr.search import require
 from feddtpt_flwr.search_result import SearchResult
-from feddtpt_flwr.vocabulary import Vocabulary
+from feddtpt_flwr.vocabulary import Vocabulary, letters
 from strategies.candidates import Tokens
 
 MOST_IDLE = 100
@@ -34,6 +34,8 @@ COMPARING_SHARE = 0.25
 """How much of the budget, at least, is for comparing prompts on all examples in the end."""
 
 Floats = NDArray[np.float64]
+
+_log = getLogger("flwr")
 
 
 class PolicyGradientSearch:
@@ -119,6 +121,12 @@ class PolicyGradientSearch:
         self._start_probability = start_probability
         texts = examples if corpus is None else corpus
         self._ngrams = ngram_vocabulary(texts, vocabulary, num_ngrams, excluded_words)
+        if not self._ngrams:
+            _log.log(
+                WARNING,
+                "search = 'bdpl': no word of the examples is one token that may be proposed, so "
+                "that there is nothing to try",
+            )
 
     def run(self, start: Tokens, feedback: Feedback) -> SearchResult:
         """Search from ``start`` until the budget is used up; ``feedback`` stays as it is.
@@ -239,7 +247,7 @@ def ngram_vocabulary(
     excluded_words : tuple[str, ...]
         Words that no n-gram holds.
     """
-    texts = [re.findall(r"[A-Za-z]+", example.input) for example in examples]
+    texts = [letters(example.input) for example in examples]
     words = Counter(word for text in texts for word in text)
     pairs = Counter(pair for text in texts for pair in pairwise(text))
     num_words, num_pairs = sum(words.values()), sum(pairs.values())
