@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from feddtpt_flwr import models
 from feddtpt_flwr.assets import AssetError
-from feddtpt_flwr.client_limits import most_scored, num_compared, too_few_queries
+from feddtpt_flwr.client_limits import Sizes, most_scored, num_compared, too_few_queries
 from feddtpt_flwr.config import ConfigError, RunConfig
 from feddtpt_flwr.data import DataError, Task
 from feddtpt_flwr.data.own import OwnFile, count_by_class
@@ -110,7 +110,7 @@ def check_node(run_config: Mapping[str, Any], node_config: Mapping[str, Any]) ->
         yield of_epsilon
         if left is not None and round(left, 9) < 0:  # tenths do not add up exactly
             yield Finding("epsilon", "", _too_little_epsilon(file.limit, config.run))
-    if node and (mistake := too_few_queries(config.run, node.data, len(node.public))):
+    if node and (mistake := too_few_queries(config.run, Sizes.of(node.data, node.public))):
         yield Finding("queries", "", mistake)
     seconds, of_masked_lm = _attempt("masked LM", lambda: _measure_masked_lm(config.run, task))
     yield of_masked_lm

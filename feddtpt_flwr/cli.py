@@ -16,6 +16,7 @@ from flwr.common.config import parse_config_args
 from feddtpt_flwr.bundle import BundleError, copy_app, read_app, write_app
 from feddtpt_flwr.config import ConfigError, RunConfig
 from feddtpt_flwr.config_rules import keys_of
+from feddtpt_flwr.data import DataError
 from feddtpt_flwr.fedpit.config import FedPITConfig
 from feddtpt_flwr.private_flower import FlowerError, private_flower
 
@@ -201,14 +202,28 @@ def _check(folder: Path, app_name: str, run_config: list[str], num_clients: int)
     try:
         app = read_app(folder, app_name) if app_name else _described(folder / "pyproject.toml")
         config = APPS[app_name].from_run_config(_settings(app, run_config))
-    except (BundleError, ConfigError) as error:
+        mistake = _too_few(config, num_clients) if isinstance(config, RunConfig) else ""
+    except (BundleError, ConfigError, DataError) as error:
         raise typer.BadParameter(str(error)) from None
+    if mistake:
+        raise typer.BadParameter(mistake)
     if num_clients < config.min_available_clients:
         # It would wait for clients that never come.
         raise typer.BadParameter(
             f"--num-clients {num_clients}: min-available-clients = {config.min_available_clients} "
             "needs as many or more"
         )
+
+
+def _too_few(config: RunConfig, num_clients: int) -> str:
+    """Return why the settings leave simulated clients too few queries; empty if they do not."""
+    from feddtpt_flwr.client_limits import Sizes, too_few_in_run, too_few_queries
+    from feddtpt_flwr.experiment import load_task
+
+    if config.clients != "simulated" or config.task.endswith(".toml"):
+        return ""  # how much there is, nodes know, and where a file is, the run
+    sizes = Sizes.wanted(config, load_task(config))
+    return too_few_queries(config, sizes) or too_few_in_run(config, sizes, num_clients)
 
 
 def _has_gpu() -> bool:

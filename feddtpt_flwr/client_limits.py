@@ -1,13 +1,16 @@
 """What a client may use for one message, by the settings and by what it has used in the run."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from math import inf
+from typing import Self
 
 from feddtpt_flwr import models
 from feddtpt_flwr.amounts import Amounts
 from feddtpt_flwr.budget import ClientBudget, Span
 from feddtpt_flwr.client_state import ClientState
 from feddtpt_flwr.config import RunConfig
-from feddtpt_flwr.data import ClientData
+from feddtpt_flwr.data import ClientData, Example, Task
 
 QUERIES_PER_EXAMPLE = 4
 """A search has at least so many queries for each example that it judges prompts by: to measure the
@@ -15,6 +18,34 @@ prompt that it starts from takes a quarter of them at most, unless they are very
 
 FEWEST_EXAMPLES = 8
 """But it judges by so many examples, if there are as many: a batch of a race."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How many examples a client has.
+
+    Attributes
+    ----------
+    train, validation : int
+        Private ones, to search on and to validate with.
+    public : int
+        Those of the public set.
+    """
+
+    train: int
+    validation: int
+    public: int
+
+    @classmethod
+    def of(cls, data: ClientData, public: Sequence[Example]) -> Self:
+        """Return what a client has."""
+        return cls(len(data.train), len(data.validation), len(public))
+
+    @classmethod
+    def wanted(cls, config: RunConfig, task: Task) -> Self:
+        """Return what the settings give each simulated client."""
+        own = config.k_shot * task.num_labels
+        return cls(own, own, config.public_per_class * task.num_labels)
 
 
 def search_budget(config: RunConfig, state: ClientState, num_scored: int) -> ClientBudget:
@@ -78,36 +109,62 @@ def too_few_to_search(config: RunConfig, num_examples: int) -> str:
     )
 
 
-def too_few_queries(config: RunConfig, data: ClientData, num_public: int) -> str:
+def too_few_queries(config: RunConfig, sizes: Sizes) -> str:
     """Return why ``queries-per-round`` is too few for what a client is to do; empty if it is not.
 
     Parameters
     ----------
     config : RunConfig
         Settings of the run on this node.
-    data : ClientData
-        The node's examples.
-    num_public : int
-        Examples of the public set.
+    sizes : Sizes
+        The client's examples.
     """
-    train, examples = len(data.train), len(data.train) + num_public
+    train, examples = sizes.train, sizes.train + sizes.public
     if config.privacy == "exponential":
-        least = train * (4 if num_public else 2)
+        least = train * (4 if sizes.public else 2)
         why = f"for two prompts to choose from with {train} private examples"
     elif config.privacy == "synthetic":
         search = 2 * examples
         # Examples are written in two turns, and with half of what that search may ask at most.
         uploading = search + min(2 * train, search - 1)
-        least = 2 * max(uploading, search + len(data.validation))
+        least = 2 * max(uploading, search + sizes.validation)
         why = (
             f"for two searches on {examples} examples, to write {train} of them, and to validate "
-            f"on {len(data.validation)}"
+            f"on {sizes.validation}"
         )
     else:
         return too_few_to_search(config, examples)
     if config.queries_per_round >= least:
         return ""
     return f"queries-per-round = {config.queries_per_round}: {least} or more are needed {why}"
+
+
+def too_few_in_run(config: RunConfig, sizes: Sizes, num_clients: int) -> str:
+    """Return why ``queries-per-run`` would let a client ask nothing at all; empty if it does not.
+
+    Parameters
+    ----------
+    config : RunConfig
+        Settings of the run.
+    sizes : Sizes
+        The client's examples.
+    num_clients : int
+        All clients of the run.
+    """
+    if not config.queries_per_run:
+        return ""
+    size = batch_size(config, sizes.train + sizes.public)
+    comparing = max(1, int(num_clients * config.fraction_evaluate))
+    share = -(-config.race_examples // comparing)
+    own = most_scored(config, sizes.train + sizes.validation)
+    scored = min(own, share) if share else own
+    least = 2 * size + num_compared(config) * scored
+    if config.queries_per_run >= least:
+        return ""
+    return (
+        f"queries-per-run = {config.queries_per_run}: {least} or more are needed for a search on "
+        f"{size} examples and to compare {num_compared(config)} prompts on {scored}"
+    )
 
 
 def num_compared(config: RunConfig) -> int:

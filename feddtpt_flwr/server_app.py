@@ -16,7 +16,7 @@ from flwr.serverapp import Grid, ServerApp
 from feddtpt_flwr import __version__, logs, models, trackers
 from feddtpt_flwr.budget import QueryBudget
 from feddtpt_flwr.checkpoint import Checkpoint, examples_fingerprint, fingerprint
-from feddtpt_flwr.client_limits import too_few_queries
+from feddtpt_flwr.client_limits import Sizes, too_few_in_run, too_few_queries
 from feddtpt_flwr.client_state import RUN_KEY, VERSION_KEY
 from feddtpt_flwr.config import ConfigError, RunConfig
 from feddtpt_flwr.data import Example, Task
@@ -167,7 +167,8 @@ def build(config: RunConfig, num_clients: int, saved: Checkpoint | None = None) 
     task = load_task(config)
     data = load_data(config, 0 if config.clients == "own-data" else num_clients)
     for own in data.clients:
-        if mistake := too_few_queries(config, own, len(data.public)):
+        sizes = Sizes.of(own, data.public)
+        if mistake := too_few_queries(config, sizes) or too_few_in_run(config, sizes, num_clients):
             raise ConfigError(mistake)
     if saved:
         saved.check(config, task, data.test, num_clients)

@@ -11,9 +11,15 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError
 
-from feddtpt_flwr.client_limits import most_scored, num_compared, too_few_queries
+from feddtpt_flwr.client_limits import (
+    Sizes,
+    most_scored,
+    num_compared,
+    too_few_in_run,
+    too_few_queries,
+)
 from feddtpt_flwr.config import ConfigError, RunConfig
-from feddtpt_flwr.data import ClientData, DataError, Example
+from feddtpt_flwr.data import DataError
 from feddtpt_flwr.experiment import load_task
 from simulations import soft_prompts
 
@@ -325,15 +331,14 @@ def _too_few_queries(job: Job) -> str:
     Of the examples their numbers alone matter, and these the settings tell; of clients with data of
     their own they do not.
     """
-    config, num_labels = job.config, load_task(job.config).num_labels
+    config = job.config
+    sizes = Sizes.wanted(config, load_task(config))
     if config.clients == "own-data":
         return ""
-    own, num_public = config.k_shot * num_labels, config.public_per_class * num_labels
     if job.baseline in BASELINES:
-        budget = config.queries_per_round
-        return soft_prompts.too_few_queries(job.baseline, budget, own + num_public)
-    examples = (Example("", 0),) * own
-    return too_few_queries(config, ClientData(examples, examples), num_public)
+        budget, examples = config.queries_per_round, sizes.train + sizes.public
+        return soft_prompts.too_few_queries(job.baseline, budget, examples)
+    return too_few_queries(config, sizes) or too_few_in_run(config, sizes, job.num_clients)
 
 
 def _explain(path: Path, error: Any) -> str:

@@ -57,6 +57,9 @@ def test_without_a_mistake_flower_is_started(app_folder: Path) -> None:
         ('guard="yes"', ["guard = 'yes'", "boolean"]),
         ("k-shot=0 seed=-1", ["k-shot = 0", "seed = -1"]),
         ('data-source="files"', ["train-file", "needs a file"]),
+        ("queries-per-round=15", ["queries-per-round = 15", "16 or more are needed"]),
+        ("queries-per-run=415", ["queries-per-run = 415", "416 or more are needed"]),
+        ('task="tweets"', ["unknown task 'tweets'", "tweet_sentiment"]),
     ],
 )
 def test_a_bad_setting_is_refused(app_folder: Path, override: str, words: list[str]) -> None:

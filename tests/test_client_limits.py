@@ -9,10 +9,11 @@ from flwr.common import RecordDict
 
 from feddtpt_flwr import __version__, models
 from feddtpt_flwr.client_app import PromptTuningClient
-from feddtpt_flwr.client_limits import num_compared
+from feddtpt_flwr.client_limits import Sizes, num_compared, too_few_in_run
 from feddtpt_flwr.client_state import RUN_KEY, VERSION_KEY
 from feddtpt_flwr.config import RunConfig
 from feddtpt_flwr.data import ClientData, Example
+from feddtpt_flwr.data.tasks import TASKS
 from feddtpt_flwr.vocabulary import Vocabulary
 from strategies.wire import (
     COMPLETION_TOKENS_KEY,
@@ -45,6 +46,29 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def start(vocabulary: Vocabulary) -> list[Any]:
     return [np.array(vocabulary.encode(START), dtype=np.int64)]
+
+
+@pytest.mark.parametrize(
+    ("settings", "clients", "least", "scored"),
+    [
+        ({}, 4, 2 * 48 + 5 * 64, 64),
+        ({}, 10, 2 * 48 + 5 * 26, 26),
+        ({"fraction-evaluate": 0.5}, 10, 2 * 48 + 5 * 52, 52),
+        ({"race-examples": 0}, 10, 2 * 48 + 5 * 64, 64),
+        ({"race-candidates": 1, "queries-per-round": 40}, 10, 2 * 10 + 2 * 26, 26),
+    ],
+)
+def test_a_limit_of_the_run_under_which_nothing_would_be_asked(
+    settings: dict[str, Any], clients: int, least: int, scored: int
+) -> None:
+    def told(limit: int) -> str:
+        config = RunConfig.from_run_config({**settings, "queries-per-run": limit})
+        return too_few_in_run(config, Sizes.wanted(config, TASKS["rotten_tomatoes"]), clients)
+
+    assert told(least - 1).startswith(f"queries-per-run = {least - 1}: {least} or more are needed")
+    assert told(least - 1).endswith(f"on {scored}")
+    assert not told(least)
+    assert not told(0)
 
 
 class Node:
@@ -192,6 +216,7 @@ def test_a_search_leaves_what_its_share_of_the_comparison_asks_and_no_more(
     node = Node(endpoint, short_reviews, queries_per_run=2 * EXAMPLES + 2 * 3)
     _, refused = node.fit(start)
     assert refused[USED_UP_KEY] == "queries-per-run", "for a comparison on all its examples"
+    assert too_few_in_run(node.config, Sizes(6, 2, PUBLIC), 1)
     node.share = 4
     _, refused = node.fit(start)
     assert refused[USED_UP_KEY] == "queries-per-run", "no change could be tried"

@@ -11,7 +11,7 @@ from flwr.common import ConfigRecord, NDArrays, RecordDict, Scalar, log
 
 from feddtpt_flwr import models
 from feddtpt_flwr.assets import cache_folder
-from feddtpt_flwr.client_limits import too_few_queries
+from feddtpt_flwr.client_limits import Sizes, too_few_queries
 from feddtpt_flwr.client_report import mismatch, refusal
 from feddtpt_flwr.client_state import RUN_KEY
 from feddtpt_flwr.data import ClientData, Example
@@ -127,7 +127,7 @@ class SyntheticClient(NumPyClient):
         """Search twice; return the prompt that has not seen private examples."""
         node = self._node
         if reason := mismatch(config, node.config) or too_few_queries(
-            node.config, node.data, len(node.public)
+            node.config, Sizes.of(node.data, node.public)
         ):
             return [], 0, refusal(node.name, config, reason)
         half = node.config.queries_per_round // 2

@@ -9,7 +9,7 @@ from flwr.common import NDArrays, RecordDict, Scalar, log
 
 from feddtpt_flwr import models
 from feddtpt_flwr.budget import QueryBudget
-from feddtpt_flwr.client_limits import too_few_queries
+from feddtpt_flwr.client_limits import Sizes, too_few_queries
 from feddtpt_flwr.client_report import mismatch, refusal
 from feddtpt_flwr.evaluation import AnswerCache, Evaluator
 from feddtpt_flwr.experiment import load_task, readability
@@ -54,7 +54,7 @@ class ExponentialClient(NumPyClient):
         """Draw one of some prompts that were found without private examples."""
         told, run, private = self._about(config), self._node.config, self._node.data.train
         if reason := mismatch(config, run) or too_few_queries(
-            run, self._node.data, len(self._node.public)
+            run, Sizes.of(self._node.data, self._node.public)
         ):
             return [], 0, refusal(self._node.name, config, reason)
         if reason := self._refusal("search", told):

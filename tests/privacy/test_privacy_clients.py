@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from feddtpt_flwr.assets import cache_folder
 from feddtpt_flwr.client_app import PromptTuningClient, client_fn, plain_client
-from feddtpt_flwr.client_limits import too_few_queries
+from feddtpt_flwr.client_limits import Sizes, too_few_queries
 from feddtpt_flwr.client_state import RUN_KEY, VERSION_KEY
 from feddtpt_flwr.config import RunConfig
 from feddtpt_flwr.data import ClientData, DataError, Example, Task
@@ -394,8 +394,8 @@ def test_too_few_queries_are_refused_before_one_is_asked(
     told = f"queries-per-round = {queries}: {least} or more are needed for "
     assert str(metrics[FAILURE_KEY]).startswith(told)
     few, enough = (node(short_reviews, privacy, number) for number in (least - 1, least))
-    assert too_few_queries(few.config, few.data, len(few.public))
-    assert not too_few_queries(enough.config, enough.data, len(enough.public))
+    assert too_few_queries(few.config, Sizes.of(few.data, few.public))
+    assert not too_few_queries(enough.config, Sizes.of(enough.data, enough.public))
 
 
 def test_without_privacy_the_client_is_the_plain_one(short_reviews: tuple[Example, ...]) -> None:

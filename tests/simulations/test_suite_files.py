@@ -166,6 +166,10 @@ def test_a_group_may_have_fewer_seeds(tmp_path: Path) -> None:
             "one/blind/seed0: queries-per-round = 15: 16 or more are needed for a search on 8 exa",
         ),
         (
+            ("feedback = false", "queries-per-run = 50"),
+            "one/blind/seed0: queries-per-run = 50: [0-9]* or more are needed for a search on 48",
+        ),
+        (
             ("feedback = false", "baseline = 'fedbpt'\nqueries-per-round = 239"),
             "one/blind/seed0: queries-per-round = 239: 240 or more are needed for fedbpt on 48 ex",
         ),
