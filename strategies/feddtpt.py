@@ -312,9 +312,7 @@ class FedDTPT(FedAvg):
                 [(res.num_examples, res.metrics) for res in told]
             )
         prompts = self._rounds.propose()
-        if not self._rounds.settings.guard:
-            metrics = {**metrics, **self._take_round_metrics()}
-        return _to_parameters(prompts), metrics
+        return _to_parameters(prompts), {**metrics, **self._take_round_metrics()}
 
     def num_evaluation_clients(self, num_available_clients: int) -> tuple[int, int]:
         """Return how many clients score candidates, and how many of them to wait for."""
@@ -326,8 +324,9 @@ class FedDTPT(FedAvg):
     ) -> list[tuple[ClientProxy, EvaluateIns]]:
         """Send the candidates to the clients that score them."""
         self._rounds.expect(parameters_to_ndarrays(parameters))
+        if self._rounds.nothing_to_compare:
+            return []
         number = self._rounds.number(server_round)
-        # After a round in which nobody searched, Flower still holds the candidates before it.
         compared = _to_parameters([c.tokens for c in self._rounds.candidates])
         configure = super().configure_evaluate
         instructions = _drawn(lambda: configure(number, compared, client_manager))

@@ -176,7 +176,7 @@ class FedPIT(FedAvg):
                 len(usable),
             )
             return None, None
-        metrics = aggregated(usable, self.weighted_by_key, self.train_metrics_aggr_fn)
+        metrics = aggregated(usable, [], self.weighted_by_key, self.train_metrics_aggr_fn)
         return aggregate_arrayrecords(usable, self.weighted_by_key), metrics
 
     def configure_evaluate(
@@ -197,7 +197,7 @@ class FedPIT(FedAvg):
     ) -> MetricRecord | None:
         """Average the usable metrics."""
         usable = self._usable(server_round, replies, "evaluate")
-        return aggregated(usable, self.weighted_by_key, self.evaluate_metrics_aggr_fn)
+        return aggregated(usable, [], self.weighted_by_key, self.evaluate_metrics_aggr_fn)
 
     def _sent(self, messages: Iterable[Message]) -> list[Message]:
         messages = list(messages)
@@ -268,8 +268,10 @@ class FedPIT(FedAvg):
 
 
 def _fingerprint(content: RecordDict) -> bytes:
-    """Return a hash of what a node sent as its adapter."""
+    """Return a hash of what a node sent: its adapter and its metrics."""
     digest = hashlib.blake2b()
+    for metrics in content.metric_records.values():
+        digest.update(repr(sorted(metrics.items())).encode())
     for record in content.array_records.values():
         for name in sorted(record):
             digest.update(record[name].data)

@@ -324,20 +324,22 @@ class FedDTPT(FedAvg):
         """Aggregate the local prompts; with a guard, return the candidates to compare."""
         answered, _ = self._check_and_log_replies(replies, is_train=True, validate=False)
         read = [self._read(message) for message in answered]
-        valid, _ = self._rounds.read_uploads(server_round, read, self._lost(answered))
-        contents = [answered[i].content for i in valid]
-        metrics = aggregated(contents, self.weighted_by_key, self.train_metrics_aggr_fn)
+        valid, failed = self._rounds.read_uploads(server_round, read, self._lost(answered))
+        metrics = aggregated(
+            [answered[i].content for i in valid],
+            [answered[i].content for i in failed],
+            self.weighted_by_key,
+            self.train_metrics_aggr_fn,
+        )
         prompts = self._rounds.propose()
-        if not self._rounds.settings.guard:
-            metrics = self._with_round_metrics(metrics)
-        return _to_record(prompts), metrics
+        return _to_record(prompts), self._with_round_metrics(metrics)
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Send the candidates to the nodes that score them."""
         self._rounds.expect(_to_arrays(arrays))
-        if self.fraction_evaluate == 0:
+        if self.fraction_evaluate == 0 or self._rounds.nothing_to_compare:
             return []
         nodes = draw_evaluating(grid, self.fraction_evaluate, self.min_evaluate_nodes)
         config.update(self._rounds.scoring_config(len(nodes)))
@@ -351,9 +353,13 @@ class FedDTPT(FedAvg):
         """Count the nodes' answers and settle the global prompt."""
         answered, _ = self._check_and_log_replies(replies, is_train=False, validate=False)
         read = [self._read(message) for message in answered]
-        valid, _ = self._rounds.read_scores(read, self._lost(answered))
-        contents = [answered[i].content for i in valid]
-        metrics = aggregated(contents, self.weighted_by_key, self.evaluate_metrics_aggr_fn)
+        valid, failed = self._rounds.read_scores(read, self._lost(answered))
+        metrics = aggregated(
+            [answered[i].content for i in valid],
+            [answered[i].content for i in failed],
+            self.weighted_by_key,
+            self.evaluate_metrics_aggr_fn,
+        )
         score = self._rounds.decide()
         metrics = self._with_round_metrics(metrics)
         if score is None:

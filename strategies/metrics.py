@@ -5,7 +5,6 @@ from logging import INFO, WARNING
 
 from flwr.app import MetricRecord, RecordDict
 from flwr.common import log
-from flwr.serverapp.exception import InconsistentMessageReplies
 from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
 
 from strategies.rounds import RoundResult
@@ -57,30 +56,56 @@ def round_metrics(result: RoundResult) -> dict[str, int | float]:
 
 
 def aggregated(
-    contents: Sequence[RecordDict], weighted_by_key: str, aggregate: MetricsAggrFn
+    contents: Sequence[RecordDict],
+    failed: Sequence[RecordDict],
+    weighted_by_key: str,
+    aggregate: MetricsAggrFn,
 ) -> MetricRecord | None:
-    """Aggregate what all nodes report alike; None, and a warning, if that cannot be told."""
-    if not contents:
-        return None
-    try:
-        alike, left_out = in_common(contents, weighted_by_key)
-    except InconsistentMessageReplies as error:
-        # What the nodes sent besides is good, and paid for.
-        log(WARNING, "the metrics of this round are left out: %s", error)
-        return None
-    if left_out:
-        names = short_line(", ".join(sorted(left_out)))
-        log(INFO, "metrics that not all nodes report alike are left out: %s", names)
-    return aggregate(alike, weighted_by_key)
+    """Aggregate what all nodes report alike; None if there is nothing.
+
+    Parameters
+    ----------
+    contents : Sequence[RecordDict]
+        Replies that are averaged.
+    failed : Sequence[RecordDict]
+        Replies of nodes that only tell what they spent.
+    weighted_by_key : str
+        The metric by which replies are weighted.
+    aggregate : Callable[[list[RecordDict], str], MetricRecord]
+        Aggregates replies with the same metrics.
+    """
+    weighted = [content for content in contents if _has_weight(content, weighted_by_key)]
+    if strange := [content for content in contents if content not in weighted]:
+        log(
+            WARNING,
+            "the metrics of %d of %d nodes are left out: one MetricRecord with a number %r is "
+            "needed",
+            len(strange),
+            len(contents),
+            weighted_by_key,
+        )
+    metrics = None
+    if weighted:
+        alike, left_out = in_common(weighted)
+        if left_out:
+            names = short_line(", ".join(sorted(left_out)))
+            log(INFO, "metrics that not all nodes report alike are left out: %s", names)
+        metrics = aggregate(alike, weighted_by_key)
+    if aggregate is means_and_totals:  # somebody else's may mean something else by these
+        metrics = _plus(metrics, [*failed, *strange])
+    return metrics
 
 
-def in_common(
-    contents: Sequence[RecordDict], weighted_by_key: str
-) -> tuple[list[RecordDict], list[str]]:
+def in_common(contents: Sequence[RecordDict]) -> tuple[list[RecordDict], list[str]]:
     """Return the nodes' replies with the metrics that all of them have, and what is left out.
 
     Flower averages records with the same keys only. Nodes may differ: one that asks a service
     counts tokens, one with a model of its own does not, and has none of `SUMMED` to add.
+
+    Parameters
+    ----------
+    contents : Sequence[RecordDict]
+        Each with one MetricRecord.
 
     Returns
     -------
@@ -89,17 +114,8 @@ def in_common(
     left_out : list[str]
         Metrics that some nodes lack, or that are a number for one and a list for another, or a list
         of another length.
-
-    Raises
-    ------
-    InconsistentMessageReplies
-        If a reply has not one MetricRecord, or no number under ``weighted_by_key``.
     """
-    if any(len(content.metric_records) != 1 for content in contents):
-        raise InconsistentMessageReplies(reason="Each reply needs exactly one MetricRecord.")
     named = [next(iter(content.metric_records.items())) for content in contents]
-    if not all(isinstance(record.get(weighted_by_key), (int, float)) for _, record in named):
-        raise InconsistentMessageReplies(reason=f"Each reply needs a number {weighted_by_key!r}.")
     keys = list(dict.fromkeys(key for _, record in named for key in record))
     none = {key: 0 for key in keys if key in SUMMED}
     filled = [{**none, **record} for _, record in named]
@@ -109,6 +125,23 @@ def in_common(
         for content, (name, _), record in zip(contents, named, filled, strict=True)
     ]
     return replies, [key for key in keys if key not in common]
+
+
+def _has_weight(content: RecordDict, weighted_by_key: str) -> bool:
+    records = list(content.metric_records.values())
+    return len(records) == 1 and isinstance(records[0].get(weighted_by_key), (int, float))
+
+
+def _plus(metrics: MetricRecord | None, contents: Sequence[RecordDict]) -> MetricRecord | None:
+    """Add what further nodes have spent."""
+    spent = {key: sum(numbers) for key in SUMMED if (numbers := _numbers(contents, key))}
+    if not spent:
+        return metrics
+    counted: MetricRecord = metrics or MetricRecord()
+    for key, value in spent.items():
+        so_far = counted.get(key, 0)
+        counted[key] = value + (so_far if isinstance(so_far, (int, float)) else 0)
+    return counted
 
 
 def _shape(value: int | float | list[int] | list[float] | None) -> int | str:

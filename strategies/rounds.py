@@ -172,6 +172,11 @@ class Rounds:
         result, self._result = self._result, None
         return result
 
+    @property
+    def nothing_to_compare(self) -> bool:
+        """Whether clients would be asked to compare one prompt with nothing."""
+        return self.settings.guard and len(self.candidates) == 1
+
     def config(self) -> dict[str, str]:
         """Return what clients are told in every message besides Flower's own."""
         # Flower's message_size_mod fails on empty texts.

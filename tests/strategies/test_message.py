@@ -18,6 +18,7 @@ from strategies.wire import (
     CLIENT_KEY,
     COMPARED_KEY,
     COST_KEY,
+    FAILURE_KEY,
     GAIN_KEY,
     GENERATOR_COST_KEY,
     QUERIES_KEY,
@@ -187,7 +188,7 @@ def test_without_a_usable_upload_the_prompt_stays(guard: bool, replies: list[Mes
     assert server.strategy.prompt == SEED
     (result,) = server.rounds
     counted = {"bytes": result.num_bytes, "failures": 20, "chosen": 0}
-    assert server.metrics == (None if guard else counted)
+    assert server.metrics == counted, "there is nothing to compare in either case"
     assert (result.chosen.tokens, result.failures) == (SEED, 20)
 
 
@@ -341,8 +342,8 @@ def test_replies_without_one_record_of_metrics_do_not_end_the_run(
     )
     assert metrics is not None
     assert metrics["accuracy"] == pytest.approx(0.9)
-    assert SCORED_KEY not in metrics
-    assert "the metrics of this round are left out: " in caplog.text
+    assert metrics[SCORED_KEY] == 10, "of the node whose metrics can be read"
+    assert "the metrics of 1 of 2 nodes are left out: " in caplog.text
 
 
 def test_a_record_of_another_kind_under_the_metrics_name_does_not_end_the_run(
@@ -359,8 +360,33 @@ def test_a_record_of_another_kind_under_the_metrics_name_does_not_end_the_run(
     server = Server()
     candidates = server.train(upload(A), Message(odd, reply_to=QUESTION))
     assert {A, B} < set(candidates)
-    assert server.metrics is None
-    assert "left out: Each reply needs a number 'num-examples'" in caplog.text.replace("\n", " ")
+    assert server.metrics == {GAIN_KEY: pytest.approx(0.1)}, "of the other node"
+    told = caplog.text.replace("\n", " ")
+    assert "left out: one MetricRecord with a number 'num-examples' is needed" in told
+
+
+def test_what_failed_nodes_spent_is_counted() -> None:
+    server = Server()
+    spent = {QUERIES_KEY: 200, COST_KEY: 1.5, ACCURACY_KEY: 0.0}
+    failed = RecordDict(
+        {
+            "metrics": MetricRecord({"num-examples": 0, **spent}),
+            "config": ConfigRecord({FAILURE_KEY: "no answer", VOCABULARY_KEY: "abc"}),
+        }
+    )
+    numbers = {QUERIES_KEY: 50, ACCURACY_KEY: 0.5}
+    server.train(
+        upload(A, numbers=numbers),
+        upload(B, numbers=numbers),
+        Message(failed, reply_to=QUESTION),
+    )
+    assert server.metrics == {
+        GAIN_KEY: pytest.approx(0.1),
+        ACCURACY_KEY: 0.5,
+        QUERIES_KEY: 300,
+        COST_KEY: 1.5,
+    }
+    assert server.strategy.prompt == SEED
 
 
 @pytest.mark.parametrize(("bad", "reason"), SPOILT, ids=str)
