@@ -64,7 +64,7 @@ def simulate(
 ) -> None:
     """Run the app of FOLDER in simulation, in this environment and with a SuperLink of its own.
 
-    Unlike a bare ``flwr run`` this installs nothing, uses no SuperLink that is already running and
+    Unlike a bare 'flwr run' this installs nothing, uses no SuperLink that is already running and
     ends with exit status 1 if the run failed.
     """
     _check(folder, app_name, run_config or [], num_clients)
@@ -109,7 +109,7 @@ def bundle(
     target: Annotated[Path, typer.Argument(help="Folder to write; new or empty.")],
     folder: Annotated[Path, typer.Argument(help="Folder of the checkout.")] = Path(),
 ) -> None:
-    """Write the app APP_NAME of FOLDER to TARGET, as a folder of its own for ``flwr run``."""
+    """Write the app APP_NAME of FOLDER to TARGET, as a folder of its own for 'flwr run'."""
     try:
         write_app(folder, app_name, target)
     except BundleError as error:

@@ -19,9 +19,12 @@ from strategies.wire import (
     UNPARSED_KEY,
 )
 
+WIDTH = 100
+"""Characters in a line of the table, unless a single word needs more."""
+
 
 def render(rows: Mapping[str, str]) -> str:
-    """Return a table of names and values as text, 100 characters wide."""
+    """Return a table of names and values as text, so wide that no path in it is cut."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -29,8 +32,10 @@ def render(rows: Mapping[str, str]) -> str:
     table = Table(title="FedDTPT", show_header=False, title_justify="left")
     for name, value in rows.items():
         table.add_row(name, Text(value))  # prompts and clients' words are not markup
+    words = [word for value in rows.values() for word in value.split()]
+    longest = max(map(len, rows)) + max(map(len, words)) + len("│  │  │ ")
     text = StringIO()
-    Console(file=text, width=100).print(table)
+    Console(file=text, width=max(WIDTH, longest)).print(table)
     return text.getvalue()
 
 

@@ -29,11 +29,13 @@ from simulations.transfer import transfer
 
 RUNS = seeds.RUNS / "suites"
 
+SEED_HELP = "A seed; may be given several times. Default: 0 to 4."
+
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_show_locals=False,  # they may hold what must not be printed
-    help=__doc__,
+    help="Suites of runs, their reports, and benchmarks.",
 )
 app.add_typer(bench, name="bench")
 
@@ -150,7 +152,7 @@ def run_deployment(
 
 @app.command("privacy")
 def run_privacy(
-    seed: Annotated[list[int] | None, typer.Option(help="A seed; give two or more.")] = None,
+    seed: Annotated[list[int] | None, typer.Option(help=SEED_HELP)] = None,
     folder: Annotated[Path, typer.Option(help="Where the table goes.")] = seeds.RESULTS,
 ) -> None:
     """Measure what uploads give away of private texts, with and without each defence."""
@@ -162,7 +164,7 @@ def run_federation(
     variant: Annotated[
         list[str] | None, typer.Option(help=f"One of: {'; '.join(federation.VARIANTS)}.")
     ] = None,
-    seed: Annotated[list[int] | None, typer.Option(help="A seed; give two or more.")] = None,
+    seed: Annotated[list[int] | None, typer.Option(help=SEED_HELP)] = None,
     folder: Annotated[Path, typer.Option(help="Where the table goes.")] = seeds.RESULTS,
 ) -> None:
     """Compare a federation with its members, rivals and bad clients; missing runs only."""
@@ -175,7 +177,7 @@ def run_steps(
     variant: Annotated[
         list[str] | None, typer.Option(help=f"One of: {'; '.join(server_steps.VARIANTS)}.")
     ] = None,
-    seed: Annotated[list[int] | None, typer.Option(help="A seed; give two or more.")] = None,
+    seed: Annotated[list[int] | None, typer.Option(help=SEED_HELP)] = None,
     folder: Annotated[Path, typer.Option(help="Where the table goes.")] = seeds.RESULTS,
 ) -> None:
     """Compare what ways of the server's step make of the same uploads; missing ones only."""
@@ -193,7 +195,9 @@ def _known(variant: list[str] | None, variants: Mapping[str, Any]) -> list[str]:
 @app.command("seeds")
 def run_seeds(
     name: Annotated[str, typer.Argument(help="Name of the results' files.")] = "demo",
-    seed: Annotated[list[int] | None, typer.Option(help="A seed; give one or more.")] = None,
+    seed: Annotated[
+        list[int] | None, typer.Option(help="A seed; may be given several times. Default: 0 to 2.")
+    ] = None,
     run_config: Annotated[
         list[str] | None, typer.Option("--run-config", "-c", help="Settings for every run.")
     ] = None,
@@ -209,7 +213,7 @@ def run_fedpit(
     method: Annotated[
         list[str] | None, typer.Option(help=f"One of: {', '.join(fedpit.METHODS)}.")
     ] = None,
-    seed: Annotated[list[int] | None, typer.Option(help="A seed; give two or more.")] = None,
+    seed: Annotated[list[int] | None, typer.Option(help=SEED_HELP)] = None,
     folder: Annotated[Path, typer.Option(help="Where the table goes.")] = seeds.RESULTS,
 ) -> None:
     """Compare what FedPIT's beta costs in utility and saves in leakage; missing runs only."""

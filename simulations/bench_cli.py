@@ -41,7 +41,8 @@ class Device(StrEnum):
 
 ComputingDevice = Annotated[Device, typer.Option(help="What computes.")]
 JsonFile = Annotated[
-    typer.FileTextWrite, typer.Option("--json", help="File for the figures; - prints them.")
+    typer.FileTextWrite,
+    typer.Option("--json", help="File for the figures; - prints them.", show_default="-"),
 ]
 
 
@@ -163,7 +164,9 @@ def run_scaling(
 
 @bench.command("choices")
 def run_choices(
-    seed: Annotated[list[int] | None, typer.Option(help="A seed; give two or more.")] = None,
+    seed: Annotated[
+        list[int] | None, typer.Option(help="A seed; may be given several times.")
+    ] = None,
     file: JsonFile = sys.stdout,  # type: ignore[assignment]
 ) -> None:
     """Compare what the server's step may do where the paper is silent, with known groups."""

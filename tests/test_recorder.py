@@ -415,6 +415,11 @@ def test_prompts_and_names_are_not_markup() -> None:
     assert "[/x] [red]" in table
 
 
+def test_no_path_is_cut() -> None:
+    path = "/" + "/".join(["a_long_name_of_a_folder"] * 6)
+    assert path in closing_table.render({"run folder": path, "seed prompt": "Is it good?"})
+
+
 def test_what_nodes_spent_is_told_where_the_server_spends_nothing(recorder: Recorder) -> None:
     spent = {UNPARSED_KEY: 2, PROMPT_TOKENS_KEY: 1000, COMPLETION_TOKENS_KEY: 50, COST_KEY: 12.5}
     prompt = recorder._vocabulary

@@ -156,5 +156,6 @@ def _explain(error: Any) -> str:
     key, value = ".".join(map(str, error["loc"])), error["input"]
     if error["type"] == "extra_forbidden":
         known = ", ".join(keys_of(FedPITConfig))
-        return f"unknown configuration key {key!r} (= {value!r}); keys: {known}"
+        # Without the value: it may be a key of another kind.
+        return f"unknown configuration key {key!r}; keys: {known}"
     return f"{key} = {value!r}: {error['msg'][0].lower()}{error['msg'][1:]}"
