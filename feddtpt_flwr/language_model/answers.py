@@ -6,6 +6,9 @@ import unicodedata
 from collections.abc import Sequence
 from functools import lru_cache
 
+THOUGHT = "</think>"
+"""What ends the thoughts of most reasoning models."""
+
 _THINKS = re.compile(r"\s*(<think(ing)?>|\[THINK\])")
 _THOUGHT = re.compile(r"</think(ing)?>|\[/THINK\]")
 
@@ -63,6 +66,11 @@ def without_thinking(text: str) -> str:
     if ends := list(_THOUGHT.finditer(text)):
         return text[ends[-1].end() :].lstrip()
     return "" if _THINKS.match(text) else text
+
+
+def thinks(text: str) -> bool:
+    """Return whether a text ends where a model is to think aloud."""
+    return text.rstrip().endswith("<think>")
 
 
 def _normal(text: str) -> str:

@@ -12,6 +12,7 @@ from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
+from feddtpt_flwr.language_model.answers import THOUGHT, thinks, without_thinking
 from feddtpt_flwr.language_model.base import FREE_TOKENS, FatalModelError
 from feddtpt_flwr.language_model.causal_lm import causal_lm
 from feddtpt_flwr.language_model.prefix_tree import TokenIds
@@ -86,11 +87,14 @@ class LocalLanguageModel:
         if not self._chat:
             return query
         message = [{"role": "user", "content": query}]
-        return str(
+        # An answer comes at once: reasoning models are told not to think before it, as Qwen3's
+        # template knows, or, where the template has them begin (DeepSeek-R1's), that they have.
+        rendered = str(
             self._template_tokenizer.apply_chat_template(
-                message, tokenize=False, add_generation_prompt=True
+                message, tokenize=False, add_generation_prompt=True, enable_thinking=False
             )
         )
+        return f"{rendered.rstrip()}\n\n{THOUGHT}\n\n" if thinks(rendered) else rendered
 
     def _encode(self, texts: Sequence[str]) -> list[TokenIds]:
         # A rendered chat template already carries its special tokens.
@@ -114,7 +118,8 @@ class LocalLanguageModel:
                 pad_token_id=tokenizer.eos_token_id,
                 **stop,
             )
-        return str(tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True))
+        written = str(tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True))
+        return without_thinking(written)
 
     def _choose(self, queries: Sequence[str], choices: Sequence[str]) -> list[str]:
         """Decode greedily among the token sequences of the choices.

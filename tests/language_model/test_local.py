@@ -247,6 +247,37 @@ def test_answers_from_no_numbers_are_none(
         language_model.answer(["A good film. Sentiment:"], ["good", "bad"])
 
 
+@pytest.mark.parametrize(
+    ("template", "rendered"),
+    [
+        # Like Qwen3's, DeepSeek-R1's and all others.
+        (
+            "{% if enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}",
+            "q<think>\n\n</think>\n\n",
+        ),
+        ("<think>\n", "q<think>\n\n</think>\n\n"),
+        ("Answer:", "qAnswer:"),
+    ],
+)
+def test_no_model_is_to_think_before_an_answer(
+    template: str, rendered: str, monkeypatch: pytest.MonkeyPatch, embedded_assets: None
+) -> None:
+    chat = LocalLanguageModel("embedded", chat=True, dtype="float32", device="cpu")
+    asked: list[list[str]] = []
+    monkeypatch.setattr(
+        chat._template_tokenizer, "chat_template", "{{ messages[0].content }}" + template
+    )
+    choose = chat._choose
+
+    def watched(queries: Sequence[str], choices: Sequence[str]) -> list[str]:
+        asked.append(list(queries))
+        return choose(queries, choices)
+
+    monkeypatch.setattr(chat, "_choose", watched)
+    assert chat.answer(["q"], ["yes", "no"])[0] in ("yes", "no")
+    assert asked == [[rendered]]
+
+
 def test_a_chat_needs_a_template(monkeypatch: pytest.MonkeyPatch, embedded_assets: None) -> None:
     class NoTemplate:
         """A double of a base model's tokenizer."""
