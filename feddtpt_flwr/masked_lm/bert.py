@@ -1,7 +1,7 @@
 """A masked language model of the BERT family."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -88,36 +88,37 @@ class HuggingFaceMaskedLM:
         # Of a context that is too long, what stands next to the gap counts.
         gaps = [(left[-max(1, self._room - len(right)) :], right) for left, right in gaps]
         masked = [(*left, self._tokenizer.mask_token_id, *right) for left, right in gaps]
-        rows = self._logits(masked, [len(left) for left, _ in gaps])[:, self._allowed]
-        tops = [row.topk(min(self._num_candidates, len(row))) for row in rows]
-        return [ranked(self._allowed[top.indices], top.values) for top in tops]
+        fillings = []
+        for logits in self._logits(masked, [len(left) for left, _ in gaps]):
+            rows = logits[:, self._allowed]
+            tops = [row.topk(min(self._num_candidates, len(row))) for row in rows]
+            fillings += [ranked(self._allowed[top.indices], top.values) for top in tops]
+        return fillings
 
     def _log_likelihood(self, prompts: list[Tokens]) -> list[float]:
         import torch
 
-        masked, places = [], []
+        masked, places, wanted = [], [], list[int]()
         for prompt in prompts:
+            wanted += prompt
             for place in range(len(prompt)):
                 masked.append(
                     (*prompt[:place], self._tokenizer.mask_token_id, *prompt[place + 1 :])
                 )
                 places.append(place)
-        log_probs = torch.log_softmax(self._logits(masked, places), -1)
+        log_probs: list[torch.Tensor] = []
+        for logits in self._logits(masked, places):
+            tokens = wanted[len(log_probs) : len(log_probs) + len(logits)]
+            log_probs += torch.log_softmax(logits, -1)[range(len(tokens)), tokens]
         lengths = [len(prompt) for prompt in prompts]
-        return [_log_prob(*p) for p in zip(torch.split(log_probs, lengths), prompts, strict=True)]
+        return [float(part.sum()) for part in torch.split(torch.stack(log_probs), lengths)]
 
-    def _logits(self, prompts: list[Tokens], places: list[int]) -> "torch.Tensor":
-        """Return the logits at one place of each prompt, shape ``(prompts, vocabulary)``."""
-        import torch
-
+    def _logits(self, prompts: list[Tokens], places: list[int]) -> "Iterator[torch.Tensor]":
+        """Yield the logits at one place of each prompt, ``(some of the prompts, vocabulary)``."""
         longest = max(map(len, prompts)) + 2  # with special tokens
         size = max(1, MAX_LOGITS // (longest * len(self._vocabulary)))
-        return torch.cat(
-            [
-                self._logits_at(prompts[i : i + size], places[i : i + size])
-                for i in range(0, len(prompts), size)
-            ]
-        )
+        for i in range(0, len(prompts), size):
+            yield self._logits_at(prompts[i : i + size], places[i : i + size])
 
     def _logits_at(self, prompts: list[Tokens], places: list[int]) -> "torch.Tensor":
         import torch
@@ -152,8 +153,3 @@ class HuggingFaceMaskedLM:
         ends = [] if self._tokenizer.sep_token_id is None else [self._tokenizer.sep_token_id]
         ids = [self._tokenizer.cls_token_id] * start + list(tokens) + ends
         return ids, start
-
-
-def _log_prob(log_probs: "torch.Tensor", tokens: Tokens) -> float:
-    """Return the log-probability of ``tokens``, one per row of ``log_probs``."""
-    return float(log_probs[range(len(tokens)), list(tokens)].sum())

@@ -1,8 +1,8 @@
 """A causal language model that fills gaps."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,8 @@ from strategies.candidates import Tokens
 if TYPE_CHECKING:
     import torch
 
+T = TypeVar("T")
+
 FRAME = "Read the text below and follow this instruction.\n\nInstruction:"
 """What an infiller reads before the prompt.
 
@@ -29,6 +31,9 @@ this frame it does: -2.2 to -4.4 against -4.9 to -6.2.
 FINALISTS = 6
 """Continuations that are weighed by more than one token to their right: for all of them, every
 further token would go through the model as often as the first."""
+
+ROWS = 256
+"""Positions whose logits are computed at once: of a vocabulary of 250,000 tokens 256 MB."""
 
 
 class CausalInfiller:
@@ -153,10 +158,13 @@ class CausalInfiller:
         sequences = [self._frame + left for left in lefts]
         # Most are asked about once more, with one of these continuations at their end.
         lengths = [len(sequence) for sequence in sequences]
-        logits = self._read(sequences, [1] * len(lefts), again=lengths)
         number = min(self._num_candidates, len(self._allowed))
-        top = logits[:, self._allowed].topk(number)
-        return list(zip(self._allowed[top.indices], top.values, strict=True))
+
+        def best(logits: "torch.Tensor", _: slice) -> "list[tuple[torch.Tensor, torch.Tensor]]":
+            top = logits[:, self._allowed].topk(number)
+            return list(zip(self._allowed[top.indices], top.values, strict=True))
+
+        return self._read(sequences, [1] * len(lefts), best, again=lengths)
 
     def _log_likelihood(self, prompts: list[Tokens]) -> list[float]:
         return self._log_probs([(*self._frame, *prompt[:-1]) for prompt in prompts], prompts)
@@ -171,19 +179,31 @@ class CausalInfiller:
         if not sequences:
             return []
         last = [len(tokens) for tokens in wanted]
-        logits = self._read(sequences, last)
-        tokens = torch.tensor([token for row in wanted for token in row], device=logits.device)
-        found = logits.gather(1, tokens[:, None])[:, 0] - logits.logsumexp(1)
-        return [float(part.sum()) for part in torch.split(found.cpu(), last)]
+        tokens = torch.tensor([token for row in wanted for token in row], device=self._device)
+
+        def log_probs(logits: "torch.Tensor", rows: slice) -> "list[torch.Tensor]":
+            found = logits.gather(1, tokens[rows, None])[:, 0] - logits.logsumexp(1)
+            return list(found.cpu())
+
+        found = torch.stack(self._read(sequences, last, log_probs))
+        return [float(part.sum()) for part in torch.split(found, last)]
 
     def _read(
-        self, sequences: list[Tokens], last: list[int], again: Sequence[int] = ()
-    ) -> "torch.Tensor":
-        """Return the logits after each sequence's last tokens, ``(sum of last, vocabulary)``.
+        self,
+        sequences: list[Tokens],
+        last: list[int],
+        take: "Callable[[torch.Tensor, slice], list[T]]",
+        again: Sequence[int] = (),
+    ) -> "list[T]":
+        """Return what ``take`` makes of the logits after each sequence's last tokens.
 
-        ``again`` is as for `Backbone.states`.
+        It is given them in parts, each of shape ``(at most ROWS, vocabulary)`` and with the slice
+        of all rows that it is. ``again`` is as for `Backbone.states`.
         """
         import torch
 
         with torch.inference_mode():
-            return self._model.logits(torch.cat(self._model.forward.states(sequences, last, again)))
+            states = torch.cat(self._model.forward.states(sequences, last, again))
+            starts = range(0, len(states), ROWS)
+            parts = [slice(start, start + ROWS) for start in starts]
+            return [item for p in parts for item in take(self._model.logits(states[p]), p)]
