@@ -5,8 +5,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
-from feddtpt_flwr.assets import AssetError, embedded_encoder, embedded_language_model
+from feddtpt_flwr.assets import (
+    AssetError,
+    cache_folder,
+    embedded_encoder,
+    embedded_language_model,
+)
 from feddtpt_flwr.data import DataError, Example, Task, get_source, get_task, to_examples
 from feddtpt_flwr.data.embedded import wheel_folder
 from feddtpt_flwr.encoder import EncoderEmbedder
@@ -17,6 +23,22 @@ from simulations.llama_server import llama_server
 from tests.fill_mask_server import FillMaskService, fill_mask_server
 
 ENDPOINT_KEY = "loopback-only"
+
+# A busy machine may take its time.
+settings.register_profile("patient", deadline=None)
+settings.load_profile("patient")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep clients' states and answers out of the user's cache; its models are used."""
+    models = cache_folder() / "models"
+    models.mkdir(parents=True, exist_ok=True)
+    folder = tmp_path_factory.mktemp("cache")
+    (folder / "models").symlink_to(models)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FEDDTPT_CACHE", str(folder))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -237,3 +237,24 @@ def test_nothing_is_held_back_without_limits() -> None:
     assert (budget.left, budget.tightest, budget.limit) == (100, "", 500)
     free: Any = ClientBudget(5, Span("round", NONE))
     assert free.admit(["q"] * 9) == 9
+
+
+def test_a_question_that_failed_gives_back_what_was_booked() -> None:
+    budget = ClientBudget(10, Span("round", at_most(tokens=10_000)), tariff=TARIFF)
+    budget.admit(["one"])
+    budget.settle(Usage())
+    assert budget.spent.tokens == 0
+
+
+def test_a_generator_that_costs_too_much_leaves_the_rest() -> None:
+    budget = ClientBudget(10, Span("round", at_most(tokens=1000)), tariff=TARIFF)
+    with pytest.raises(BudgetExhaustedError):
+        budget.admit(["x" * 5000], replace(TARIFF))
+    assert budget.left > 0
+
+
+def test_when_time_is_just_up_nothing_is_asked() -> None:
+    times = iter([0.0, *[5.0] * 99])
+    budget = ClientBudget(10, Span("round", at_most(seconds=5)), clock=lambda: next(times))
+    with pytest.raises(BudgetExhaustedError, match="seconds-per-round"):
+        budget.admit(["q"])

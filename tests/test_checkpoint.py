@@ -167,3 +167,14 @@ def test_a_full_disk_gives_one_warning_and_the_run_goes_on(
     (warning,) = warned
     assert "No space left" in warning
     assert "the run goes on" in warning
+
+
+def test_the_epsilon_of_a_private_run_stays(checkpoint: Checkpoint, task: Task) -> None:
+    saved = replace(checkpoint, settings=config(privacy="exponential").to_run_config())
+    with pytest.raises(ConfigError, match=r"epsilon = 9.0: the run to resume has 1.0"):
+        saved.check(config(privacy="exponential", epsilon=9.0), task, HELD_OUT, 4)
+
+
+def test_a_setting_that_came_later_is_no_difference(checkpoint: Checkpoint, task: Task) -> None:
+    older = {key: value for key, value in checkpoint.settings.items() if key != "choose-for"}
+    replace(checkpoint, settings=older).check(config(), task, HELD_OUT, 4)

@@ -1,4 +1,7 @@
 import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -8,20 +11,25 @@ from flwr.common import ConfigRecord, RecordDict, Scalar
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from numpy.typing import NDArray
 
+from feddtpt_flwr import __version__
+from feddtpt_flwr.assets import cache_folder
 from feddtpt_flwr.budget import QueryBudget
 from feddtpt_flwr.client_app import PromptTuningClient, client_fn
-from feddtpt_flwr.client_state import STATE_KEY, STATE_VERSION
+from feddtpt_flwr.client_state import RUN_KEY, STATE_KEY, STATE_VERSION, VERSION_KEY
 from feddtpt_flwr.config import RunConfig
 from feddtpt_flwr.data import ClientData, Example, Task
 from feddtpt_flwr.evaluation import Evaluator
 from feddtpt_flwr.feedback import Trial
+from feddtpt_flwr.language_model import ModelUnavailableError
 from feddtpt_flwr.language_model.local import LocalLanguageModel
 from feddtpt_flwr.search_result import Hunch, SearchResult
+from feddtpt_flwr.searches import SearchParts
 from feddtpt_flwr.vocabulary import Vocabulary
 from strategies.wire import (
     CLIENT_KEY,
     COMPARED_KEY,
     GAIN_KEY,
+    LIMIT_KEY,
     QUERIES_KEY,
     RACE_EXAMPLES_KEY,
     ROUND_KEY,
@@ -330,3 +338,83 @@ def test_a_simulated_node_gets_its_own_part(language_model: LocalLanguageModel) 
     texts = [{e.input for e in (*c._data.train, *c._data.validation)} for c in clients]
     assert not texts[0] & texts[1]
     assert len(texts[0]) == 2 * 2 * 2
+
+
+class Searches:
+    """A double of the search: what each one found, and what it drew first."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.found = SearchResult((5, 6), 0.9, 0.5, (), 4)
+        self.drawn: list[float] = []
+
+    def __call__(self, parts: SearchParts) -> Any:
+        self.drawn.append(parts.rng.random())
+        return SimpleNamespace(run=lambda *_: self.found)
+
+
+@pytest.fixture
+def searches(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, language_model: LocalLanguageModel
+) -> Searches:
+    (tmp_path / "models").symlink_to(cache_folder() / "models")
+    monkeypatch.setenv("FEDDTPT_CACHE", str(tmp_path))
+    double = Searches(tmp_path)
+    monkeypatch.setattr("feddtpt_flwr.client_app.build_search", double)
+    return double
+
+
+@pytest.fixture
+def fit(
+    searches: Searches,
+    data: ClientData,
+    public: tuple[Example, ...],
+    start: NDArray[np.int64],
+) -> Callable[..., dict[str, Scalar]]:
+    def fit(server_round: int = 1, **settings: Any) -> dict[str, Scalar]:
+        config = CONFIG.model_copy(update=settings)
+        client = PromptTuningClient("0", data, public, config, RecordDict())
+        told: dict[str, Scalar] = {ROUND_KEY: server_round, COMPARED_KEY: True}
+        told |= {RUN_KEY: "run", VERSION_KEY: __version__}
+        return client.fit([start], told)[2]
+
+    return fit
+
+
+Fit = Callable[..., dict[str, Scalar]]
+
+
+def test_a_limit_that_did_not_end_a_search_is_not_told(fit: Fit) -> None:
+    assert LIMIT_KEY not in fit(queries_per_run=1000, queries_per_round=2000)
+
+
+def test_each_round_draws_anew(fit: Fit, searches: Searches) -> None:
+    for number in (1, 2):
+        fit(number)
+    assert len(set(searches.drawn)) == 2
+
+
+def test_a_search_that_failed_is_made_again(fit: Fit, searches: Searches) -> None:
+    done, failed = searches.found, ModelUnavailableError("down")
+    searches.found = replace(done, failure=failed)
+    for _ in range(2):
+        fit()
+    assert len(searches.drawn) == 2
+    searches.found = done
+    for _ in range(2):
+        fit()
+    assert len(searches.drawn) == 3, "and one that did not is not"
+
+
+def test_without_a_cache_nothing_is_on_disk(fit: Fit, searches: Searches) -> None:
+    fit(cache_size_mib=0)
+    assert not (searches.folder / "clients").exists()
+    fit()
+    assert (searches.folder / "clients").exists()
+
+
+def test_a_hunch_promises_no_more_than_all_answers(fit: Fit, searches: Searches) -> None:
+    trial = Trial(0, (4,), (7,), "replace", 0.25, 4, 0.75, accepted=False)
+    hunch = Hunch((7,), 0.1, 0.75, trial)
+    searches.found = SearchResult((5, 6), 0.5, 0.5, (), 4, hunch=hunch)
+    assert fit()["accuracy"] == 1.0

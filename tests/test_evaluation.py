@@ -298,3 +298,14 @@ def test_what_was_refused_is_wrong_now_and_may_be_answered_later(task: Task) -> 
     later = Evaluator(CountingModel(), task, QueryBudget(9), AnswerCache(archives=[archive]))
     assert later.correct("p", examples(*range(3))).any()
     assert len(archive) == 3
+
+
+def test_an_archived_answer_is_charged_once(task: Task) -> None:
+    archive = Archive()
+    first = Evaluator(CountingModel(), task, QueryBudget(2), AnswerCache(archives=[archive]))
+    first.correct("p", examples(1, 2))
+    model = CountingModel()
+    again = Evaluator(model, task, QueryBudget(3), AnswerCache(archives=[archive]))
+    for _ in range(2):
+        again.correct("p", examples(1, 2, 4))
+    assert (again.budget.used, again.from_archive, len(model.asked)) == (3, 2, 1)

@@ -11,6 +11,7 @@ from feddtpt_flwr.masked_lm.causal import CausalInfiller
 from feddtpt_flwr.proposer import (
     IN_OTHER_WORDS,
     MAX_PHRASE,
+    NO_REPEAT,
     SHORTEST_REWORDING,
     MaskedLMProposer,
 )
@@ -315,3 +316,47 @@ def test_without_rewording_only_parts_change(
     model = SentenceMaskedLM(vocabulary)
     proposals(MaskedLMProposer(model, max_tokens=24, reword=False), tokens, Feedback())
     assert not any("Paraphrase" in vocabulary.decode(left) for left, _ in model.gaps)
+
+
+class Skewed(UniformMaskedLM):
+    """A double that likes its first word best, and keeps the gaps that it was shown."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        super().__init__(vocabulary)
+        self.gaps: list[Gap] = []
+
+    def fill(self, gaps: Sequence[Gap]) -> list[Fillings]:
+        self.gaps += gaps
+        others = len(self.words) - 1
+        chances = np.array([0.6, *[0.4 / others] * others])
+        return [Fillings(np.array(self.words), np.log(chances)) for _ in gaps]
+
+
+def test_a_low_temperature_keeps_to_the_likeliest_word(vocabulary: Vocabulary) -> None:
+    model, tokens = Skewed(vocabulary), vocabulary.encode(PROMPT)
+
+    def rate(temperature: float) -> float:
+        proposer = MaskedLMProposer(model, max_tokens=24, temperature=temperature, reword=False)
+        edits = [edit for edit in proposals(proposer, tokens, Feedback()) if edit.tokens]
+        return share(edits, lambda edit: edit.tokens[0] == model.words[0])
+
+    assert rate(0.3) > 0.85 > rate(1.0) > 0.45 > rate(3.0)
+
+
+def test_what_follows_is_shown_for_the_last_word_only(vocabulary: Vocabulary) -> None:
+    model, tokens = Skewed(vocabulary), vocabulary.encode(PROMPT)
+    proposer = MaskedLMProposer(model, max_tokens=24, reword=False)
+    edits = proposals(proposer, tokens, Feedback(), 100)
+    longer = sum(len(edit.tokens) > 1 for edit in edits)
+    assert longer
+    hidden = [left for left, right in model.gaps if not right and len(left) < len(tokens)]
+    assert len(hidden) >= longer
+
+
+def test_no_word_comes_near_itself(vocabulary: Vocabulary) -> None:
+    model = UniformMaskedLM(vocabulary)
+    tokens = tuple(model.words[:2])
+    proposer = MaskedLMProposer(model, max_tokens=4, reword=False)
+    for edit in proposals(proposer, tokens, Feedback(), 200):
+        left, right = tokens[: edit.start], tokens[edit.stop :]
+        assert not set(edit.tokens) & {*left[-NO_REPEAT:], *right[:NO_REPEAT]}

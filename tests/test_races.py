@@ -1,5 +1,6 @@
 """Races and acceptance by hand: the answers are given, the search's arithmetic is looked at."""
 
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from math import inf
@@ -273,3 +274,49 @@ def test_a_change_that_was_not_tried_on_all_examples_never_convinces() -> None:
     right, wrong = np.ones(16, dtype=bool), np.zeros(16, dtype=bool)
     runner = Runner(Edit(0, 1, (1,)), order, right, wrong, np.ones(16))
     assert not search._convinces(runner, START)
+
+
+def test_each_label_counts_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 28 of one label and 4 of another, four won of the many do not make up for one lost."""
+    module = sys.modules[__name__]
+    uneven = [Example(str(number), int(number >= 28)) for number in range(32)]
+    before = np.ones(32, dtype=bool)
+    before[[0, 1, 2, 3, 31]] = False
+    change = before.copy()
+    change[:4] = True
+    change[28] = False
+    monkeypatch.setattr(module, "EXAMPLES", uneven)
+    monkeypatch.setattr(module, "HALF", before)
+    result, _, _ = raced([change])
+    assert result.tokens == START
+
+
+def test_every_first_batch_holds_right_and_wrong_answers() -> None:
+    """Of 32 answers 8 are wrong; of the first 8 of a race about 2, and so some always are."""
+    before = np.ones(32, dtype=bool)
+    before[:8] = False
+    wrong = []
+    for seed in range(100):
+        asked: list[list[int]] = []
+
+        class Watched(Given):
+            """A double that also keeps which examples it was asked about."""
+
+            def correct_all(
+                self, prompts: Sequence[str], examples: Sequence[Example]
+            ) -> NDArray[np.bool_]:
+                asked.append([int(example.input) for example in examples])  # noqa: B023
+                return super().correct_all(prompts, examples)
+
+        search = PromptSearch(
+            Watched({START: before, (1,): before}, 10_000),  # type: ignore[arg-type]
+            GivenChanges([(1,)]),
+            language({}),
+            EXAMPLES,
+            np.random.default_rng(seed),
+            max_tokens=1,
+        )
+        search.run(START, Feedback())
+        wrong.append(sum(not before[i] for i in asked[1]))
+    assert min(wrong) >= 1
+    assert max(wrong) <= 3

@@ -186,14 +186,15 @@ def test_synthetic_data_are_new_and_repeatable(
     assert select(model, (), 4) == ()
 
 
-def test_isolation(model: AdaptedModel, start: Adapter, short: tuple[Instruction, ...]) -> None:
-    """With beta 0 the upload is what synthetic data alone have trained."""
+def test_a_round_of_the_real_model(
+    model: AdaptedModel, start: Adapter, short: tuple[Instruction, ...]
+) -> None:
+    """What is trained on what, `test_local_round` sees; here, that all of it works."""
 
-    def uploaded(beta: float, training: str = "isolated") -> tuple[Adapter, dict[str, float]]:
+    def uploaded(beta: float) -> tuple[Adapter, dict[str, float]]:
         config = FedPITConfig.from_run_config(
             {
                 "beta": beta,
-                "training": training,
                 "num-candidates": 2,
                 "num-selected": 2,
                 "num-demonstrations": 3,

@@ -150,3 +150,17 @@ def test_the_beginning_of_a_long_private_text_is_a_copy_of_it() -> None:
     )
     assert made.candidates == ()
     assert made.dropped["private"] > 0
+
+
+def test_repetitions_within_an_attempt_are_dropped() -> None:
+    text = " ".join(f"word{i}" for i in range(100))
+    made = synthesise(
+        cast(AdaptedModel, Parrot()),
+        [Instruction("What did the patient say of it?", text)],
+        num_candidates=2,
+        num_demonstrations=1,
+        max_instruction_tokens=16,
+        max_response_tokens=20,
+        rng=np.random.default_rng(0),
+    )
+    assert made.dropped["repeated"] == 3

@@ -707,6 +707,20 @@ def test_requests_per_minute_are_kept(
     assert proxy.times[-1] - proxy.times[0] >= 0.95 * (len(some) - 1)
 
 
+def test_the_tokens_of_an_answer_correct_what_was_reserved(
+    proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    llm = model(proxy.url, constrain="none", tokens_per_minute=1_000_000)
+    llm.prepare()
+    corrections: list[int] = []
+    monkeypatch.setattr(llm._pacer, "correct", corrections.append)
+    usage = {"prompt_tokens": 7, "completion_tokens": 2}
+    content = {"choices": [{"text": "a"}], "usage": usage}
+    proxy.rewrite = lambda body: Response(json.dumps(content).encode(), 200)
+    llm.answer(["x" * 400], ["a"])
+    assert corrections == [9 - (400 // 4 + 16)]
+
+
 def test_the_budget_is_exact_whatever_fails(
     proxy: FaultProxy, task: Task, short_reviews: tuple[Example, ...], tmp_path: Path
 ) -> None:

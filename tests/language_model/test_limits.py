@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from feddtpt_flwr.language_model import FatalModelError, ModelUnavailableError
+from feddtpt_flwr.language_model import FatalModelError, ModelUnavailableError, retries
 from feddtpt_flwr.language_model.base import UnansweredError
 from feddtpt_flwr.language_model.endpoint import BusyError, NoAnswerError, TransientError
 from feddtpt_flwr.language_model.limits import Pacer, retry_after
@@ -171,3 +171,19 @@ def test_usage_and_its_price() -> None:
     assert before + (after - before) == after
     assert Prices(2.0, 8.0).cost(after - before) == pytest.approx(0.0024)
     assert Prices().cost(after) == 0
+
+
+def test_patience_outlasts_the_fewest_attempts(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def at_once(seconds: float, failed: asyncio.Event) -> None:
+        pass
+
+    monkeypatch.setattr(retries, "nap", at_once)
+    failures = [TransientError("down") for _ in range(2 * FEWEST_ATTEMPTS)]
+    assert ask(Server(*failures), 60) == ("yes", len(failures))
+
+
+def test_a_shorter_pause_ends_no_longer_one() -> None:
+    pacer = Pacer(clock=Clock())
+    pacer.pause(7)
+    pacer.pause(1)
+    assert pacer.reserve(1) == 7

@@ -118,3 +118,9 @@ def test_cached_tokens_make_room_in_a_batch() -> None:
 )
 def test_common_length(first: tuple[int, ...], second: tuple[int, ...], length: int) -> None:
     assert common_length(first, second) == length
+
+
+def test_sequences_that_begin_alike_are_looked_at_together() -> None:
+    tree = PrefixTree.of([(*range(50), end) for end in range(100, 108)])
+    (stretch,) = Stretch.all_of(tree)
+    assert stretch.keys == 50 + 8

@@ -17,6 +17,7 @@ from feddtpt_flwr.client_limits import Sizes, too_few_queries
 from feddtpt_flwr.client_state import RUN_KEY, VERSION_KEY
 from feddtpt_flwr.config import RunConfig
 from feddtpt_flwr.data import ClientData, DataError, Example, Task
+from feddtpt_flwr.evaluation import Evaluator
 from feddtpt_flwr.language_model.local import LocalLanguageModel
 from feddtpt_flwr.node import Node
 from feddtpt_flwr.privacy.clients import (
@@ -105,8 +106,9 @@ class Uploader(NumPyClient):
         self.tokens = tokens
 
     def fit(self, parameters: NDArrays, config: Any) -> tuple[NDArrays, int, dict[str, Scalar]]:
-        accepted = json.dumps([{"after": "secret"}])
-        return [np.array(self.tokens)], 6, {GAIN_KEY: 0.5, "accepted": accepted, CLIENT_KEY: "n"}
+        changed = json.dumps([{"after": "secret"}])
+        told: dict[str, Scalar] = {"accepted": changed, "hunch": changed}
+        return [np.array(self.tokens)], 6, {GAIN_KEY: 0.5, CLIENT_KEY: "n", **told}
 
 
 def test_the_gate_lets_no_other_token_out(
@@ -239,6 +241,44 @@ class Counter(NumPyClient):
 
     def evaluate(self, *_: Any) -> tuple[float, int, dict[str, Scalar]]:
         return 0.5, 4, self.metrics
+
+
+def test_the_mechanisms_decide_with_their_shares_of_epsilon(
+    dp_node: Node, start: NDArray[np.int64], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: list[tuple[Any, ...]] = []
+
+    def choose(counts: list[int], epsilon: float) -> int:
+        used.append((counts, epsilon))
+        return 1
+
+    def noised(counts: list[int], total: int, epsilon: float) -> list[int]:
+        used.append((counts, total, epsilon))
+        return [7]
+
+    class Listening(Counter):
+        """A double of a client that keeps what it was told."""
+
+        def evaluate(self, _: Any, config: Any) -> tuple[float, int, dict[str, Scalar]]:
+            heard.append(config)
+            return super().evaluate()
+
+    heard: list[dict[str, Scalar]] = []
+    candidates, correct = [(5,), (6,)], np.array([[True] * 4, [False] * 4])
+    module = "feddtpt_flwr.privacy.exponential"
+    monkeypatch.setattr(f"{module}.public_candidates", lambda *_, **__: candidates)
+    monkeypatch.setattr(Evaluator, "correct_all", lambda *_: correct)
+    monkeypatch.setattr(f"{module}.choose", choose)
+    monkeypatch.setattr(f"{module}.noised", noised)
+    exact = Listening({correct_key(0): 4, SCORED_KEY: 8})
+    client = protected(dp_node, RecordDict(), lambda *_: exact)
+    (prompt,), _, told = client.fit([start], {ROUND_KEY: 1})
+    assert prompt.tolist() == [6], "the second, as was drawn, though the first has more answers"
+    assert told[QUERIES_KEY] == 2 * 4, "as planned: the true number would tell of the examples"
+    _, _, told = client.evaluate([start], {ROUND_KEY: 1, RACE_EXAMPLES_KEY: 1})
+    assert told[correct_key(0)] == 7
+    assert used == [([4, 0], 0.5), ([4], 8, 0.5)]
+    assert RACE_EXAMPLES_KEY not in heard[0], "all examples are counted, whatever the server wants"
 
 
 def test_a_second_answer_is_refused(dp_node: Node, start: NDArray[np.int64]) -> None:

@@ -103,3 +103,16 @@ def test_without_embeddings_such_a_change_is_not_proposed(vocabulary: Vocabulary
 )
 def test_the_gate(tokens: tuple[int, ...], received: tuple[int, ...], expected: bool) -> None:
     assert passes(tokens, received, np.array([True, True, False, False])) == expected
+
+
+def test_no_answer_word_takes_a_tokens_place(vocabulary: Vocabulary, task: Task) -> None:
+    answer, other, the = (only(vocabulary, word) for word in (task.answers[0], "film", "the"))
+    public = np.zeros(len(vocabulary), dtype=bool)
+    public[[answer, the]] = True
+    embeddings = np.zeros((len(vocabulary), 2), dtype=np.float32)
+    embeddings[[answer, other]] = [1, 0]
+    embeddings[the] = [0, 1]
+    masked_lm: Any = SimpleNamespace(vocabulary=vocabulary, token_embeddings=embeddings)
+    proposer = PublicTokensProposer(Fixed(Edit(0, 1, (other,))), masked_lm, public, task.answers)
+    (edit,) = proposer.propose((1,), Feedback(), np.random.default_rng(0), 1)
+    assert edit.tokens == (the,), "though the answer word is nearer"

@@ -132,3 +132,12 @@ def test_a_real_model_writes_examples(
 def test_demonstrations_are_needed() -> None:
     with pytest.raises(ConfigError, match="privacy = 'synthetic': public-per-class of 1 or more"):
         RunConfig.from_run_config({"privacy": "synthetic", "public-per-class": 0})
+
+
+def test_the_same_text_twice_is_one_example(task: Task) -> None:
+    model = Scripted(*[" such a fine story"] * 4)
+    result = written(model, task, 4, per_class=2)
+    assert len(result.examples) == 1
+    shown = [query for query in model.asked if "Sentiment: positive" in query]
+    assert shown
+    assert not [query for query in shown if "dull" in query or "bored" in query]

@@ -286,6 +286,16 @@ def test_a_run_learns_and_evaluates_what_is_settled(door: str) -> None:
         assert compared
 
 
+def test_start_returns_what_was_settled() -> None:
+    strategy = make("message")
+    rounds: list[RoundResult] = []
+    strategy = make("message", on_round=rounds.append)
+    outcome = Federation("message", four).run_rounds(strategy, 1)
+    assert len(rounds[0].candidates) > 1, "or Flower would hold the settled prompt anyway"
+    (final,) = outcome.arrays.to_numpy_ndarrays()
+    assert tuple(final.tolist()) == strategy.prompt
+
+
 @both_doors
 @pytest.mark.parametrize("guard", [True, False])
 def test_flowers_own_records_hold_the_numbers_of_every_round(door: str, guard: bool) -> None:

@@ -98,13 +98,17 @@ def test_the_order_of_arrival_changes_nothing() -> None:
     uploads = [
         reply(
             to_record(
-                {n: rng.normal(size=a.shape).astype(np.float32) for n, a in START.items()},
+                {
+                    # Of such different sizes that the order of a sum shows.
+                    name: (rng.normal(size=array.shape) * 10.0 ** (3 * k)).astype(np.float32)
+                    for name, array in START.items()
+                },
                 "bfloat16",
             ),
             {"num-examples": 3 + k},
             node=k + 1,
         )
-        for k in range(3)
+        for k in range(5)
     ]
     one, other = Server().train(*uploads)[0], Server().train(*reversed(uploads))[0]
     assert one is not None

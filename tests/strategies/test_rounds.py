@@ -19,6 +19,7 @@ from strategies.wire import (
     FAILURE_KEY,
     GAIN_KEY,
     SCORED_KEY,
+    USED_UP_KEY,
     VOCABULARY_KEY,
     ClientWeights,
     Reply,
@@ -309,3 +310,16 @@ def test_among_many_clients_more_must_share_an_edit(num_clients: int, shared: bo
     rounds.read_uploads(1, replies, 0)
     rounds.propose()
     assert ((1, 8, 3, 4) in {c.tokens for c in rounds.candidates}) == shared
+
+
+def test_who_has_used_up_its_limits_is_no_failure() -> None:
+    settings = RoundSettings(embed, 10, accept_failures=False)
+    rounds = Rounds(settings, SEED, central=lambda *_: None)
+    rounds.begin_round(1)
+    good = [
+        Reply(client, (packed(np.array(tokens)),), {})
+        for client, tokens in (("a", [1, 2, 4]), ("b", [1, 5, 3]))
+    ]
+    used_up = Reply("c", (packed(np.array(SEED)),), {USED_UP_KEY: "cost-per-run"})
+    rounds.read_uploads(1, [*good, used_up], 0)
+    assert len(rounds.propose()) > 1

@@ -1,0 +1,34 @@
+"""What nodes report, in the server's history."""
+
+import json
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from flwr.app import MetricRecord, RecordDict
+
+from feddtpt_flwr.fedpit.config import FedPITConfig
+from feddtpt_flwr.fedpit.recorder import Recorder, _average
+from feddtpt_flwr.run_folder import RunFolder
+from strategies.fedpit import PhaseReport
+
+
+def test_shares_are_averaged_by_examples_and_impossible_ones_left_out() -> None:
+    values: list[dict[str, Any]] = [
+        {"num-examples": 1, "m": 0.0},
+        {"num-examples": 3, "m": 1.0},
+        {"num-examples": 9, "m": 7.0},
+        {"num-examples": 9},
+    ]
+    assert _average(values, "m") == pytest.approx(0.75)
+
+
+def test_a_nodes_metrics_take_no_fields_of_the_history(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path, "run")
+    recorder = Recorder(FedPITConfig.from_run_config({}), cast(Any, None), (), folder)
+    reported = MetricRecord({"num-examples": 4, "round": 9, "event": 1, "self": 2, "loss": 0.5})
+    content = RecordDict({"metrics": reported})
+    recorder.phase(PhaseReport(1, "train", ((7, content),), (), 0, 10))
+    line = json.loads((folder.path / "history.jsonl").read_text(encoding="utf-8"))
+    assert (line["event"], line["round"], line["client"]) == ("train", 1, "node-7")
+    assert line["loss"] == 0.5
