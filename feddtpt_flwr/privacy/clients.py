@@ -24,17 +24,23 @@ from feddtpt_flwr.privacy.own_prompts import OwnPrompt, keep, search_name
 from feddtpt_flwr.privacy.public_tokens import allowed_tokens, passes
 from feddtpt_flwr.privacy.synthetic import write_examples
 from strategies.wire import (
+    CLIENT_KEY,
     COMPARED_KEY,
     COMPLETION_TOKENS_KEY,
     COST_KEY,
+    FAILURE_KEY,
     FROM_ARCHIVE_KEY,
     GAIN_KEY,
     GENERATOR_KEYS,
+    LIMIT_KEY,
+    MODEL_KEY,
     PROMPT_TOKENS_KEY,
     QUERIES_KEY,
     RACE_EXAMPLES_KEY,
     ROUND_KEY,
     UNPARSED_KEY,
+    USED_UP_KEY,
+    VOCABULARY_KEY,
 )
 
 Metrics = dict[str, Scalar]
@@ -45,6 +51,16 @@ SYNTHETIC_KEY = "synthetic-examples"
 OWN_PROMPT_KEY = "own-prompt"
 OWN_ACCURACY_KEY = "own-accuracy"
 _OWN = "own:"  # before the names of the private search's records in the client's state
+
+_OF_NO_PROMPT = {
+    CLIENT_KEY,
+    MODEL_KEY,
+    VOCABULARY_KEY,
+    FAILURE_KEY,
+    LIMIT_KEY,
+    USED_UP_KEY,
+}
+"""Texts that a client tells which name no token of a prompt."""
 
 _SUMMED = (
     QUERIES_KEY,
@@ -100,8 +116,11 @@ class PublicTokensClient(NumPyClient):
         log(
             ERROR, "client %s: a prompt with tokens that are not public stays here", self._node.name
         )
-        told = {"accepted", "hunch"}
-        kept = {key: value for key, value in metrics.items() if key not in told}
+        kept = {
+            key: value
+            for key, value in metrics.items()
+            if not isinstance(value, (str, bytes)) or key in _OF_NO_PROMPT
+        }
         return [parameters[0]], num_examples, kept | {GAIN_KEY: 0.0, "accepted": "[]"}
 
     def evaluate(self, parameters: NDArrays, config: Metrics) -> tuple[float, int, Metrics]:

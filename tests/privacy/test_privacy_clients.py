@@ -107,7 +107,7 @@ class Uploader(NumPyClient):
 
     def fit(self, parameters: NDArrays, config: Any) -> tuple[NDArrays, int, dict[str, Scalar]]:
         changed = json.dumps([{"after": "secret"}])
-        told: dict[str, Scalar] = {"accepted": changed, "hunch": changed}
+        told: dict[str, Scalar] = {"accepted": changed, "hunch": changed, "new": "secret"}
         return [np.array(self.tokens)], 6, {GAIN_KEY: 0.5, CLIENT_KEY: "n", **told}
 
 
