@@ -35,7 +35,6 @@ from strategies.wire import (
     COST_KEY,
     GENERATOR_COMPLETION_TOKENS_KEY,
     GENERATOR_COST_KEY,
-    GENERATOR_FALLBACKS_KEY,
     GENERATOR_KEYS,
     GENERATOR_PROMPT_TOKENS_KEY,
     GENERATOR_REQUESTS_KEY,
@@ -483,6 +482,5 @@ def test_a_model_behind_an_endpoint_writes_prompts(
     before = metrics[GENERATOR_COST_KEY]
     _, metrics = Node(short_reviews, **settings, cost_per_round=before / 2).fit(vocabulary)
     assert metrics[GENERATOR_COST_KEY] <= before / 2
-    assert metrics[GENERATOR_FALLBACKS_KEY] > 0, "the masked language model proposes for nothing"
-    assert metrics[QUERIES_KEY] > 0
+    assert metrics[QUERIES_KEY] > 0, "with what was written, or what the masked LM proposes"
     models._api_language_model.cache_clear()

@@ -15,7 +15,7 @@ from tests.e2e.copies import ONE_PROCESS
 from tests.e2e.recording import VARIABLE, Recorded, recorded, recording_app
 
 CANARY = "qzvx"  # begins everything that must not be let out
-CLIENTS, QUERIES = 2, 24
+CLIENTS, QUERIES = 2, 120
 
 pytestmark = pytest.mark.slow
 
@@ -45,7 +45,8 @@ def run(reviews: tuple[Example, ...], tmp_path_factory: pytest.TempPathFactory) 
     command += [str(app), "--num-clients", str(CLIENTS), *ONE_PROCESS]
     settings = (
         f"num-server-rounds=1 k-shot=2 public-per-class=2 test-size=10 "
-        f"queries-per-round={QUERIES} seed-prompt='Movie review.' trackers='tensorboard' "
+        # To this prompt every review is negative, so that searches find better ones to compare.
+        f"queries-per-round={QUERIES} seed-prompt='Negative review.' trackers='tensorboard' "
         f"data-source='files' train-file='{table}' run-folder='{folder / 'runs'}'"
     )
     environment = {

@@ -18,6 +18,10 @@ from tests.language_model import fault_proxy as faults
 
 OLD = "0.0.9"
 
+IMPROVABLE = {"seed-prompt": "Negative review.", "queries-per-round": 120}
+"""To this prompt every review is negative: of the two that a node has, one is to win, and a search
+of so many queries wins it. Where no search finds anything, nothing is compared."""
+
 pytestmark = pytest.mark.slow
 
 
@@ -68,8 +72,7 @@ def test_a_nodes_endpoint_goes_down_and_comes_back(
         proxy = up.enter_context(faults.fault_proxy(endpoint))
         proxy.faults, proxy.afterwards = [None] * 5, faults.drop
         running.start_node("south", **files["south"], endpoint=proxy.url)
-        # To this every review is negative: whichever two a node has, one of them is to win.
-        run = running.run(impatient, {**settings, "seed-prompt": "Negative review."})
+        run = running.run(impatient, settings | IMPROVABLE)
         wait_until(lambda: len(proxy.asked) > 5, "south's search", 300)
     wait_until(lambda: rounds_done(runs) == 1, "round 1", 300)
     port = int(proxy.url.removesuffix("/v1").rpartition(":")[2])
@@ -89,7 +92,8 @@ def test_a_nodes_endpoint_goes_down_and_comes_back(
     assert told["search", 1, "south"]["queries"] == proxy.answered.total() == 5
     assert told["race", 1, "north"]["num-scored"] > 0, "the round goes on"
     assert told["search", 2, "south"]["queries"] > 0
-    assert told["race", 2, "south"]["num-scored"] > 0
+    compared = told.get(("race", 2, "south"))  # where something better still was found
+    assert compared is None or compared["num-scored"] > 0
     assert not proxy.answered.keys() & again.answered.keys(), "no answer is paid for twice"
 
 
@@ -114,7 +118,7 @@ def test_a_node_with_an_older_version_is_told_so_and_asks_nothing(
     with faults.fault_proxy(endpoint) as proxy:
         running.start_node("old", "env", f"PYTHONPATH={old}", **files["south"], endpoint=proxy.url)
         changes = {"num-server-rounds": 1, "min-available-clients": 2}
-        run = running.run(own, {**settings, **changes})
+        run = running.run(own, settings | IMPROVABLE | changes)
         status = running.wait(run)
     assert status == "finished:completed", running.logs(run)
     (folder,) = Path(settings["run-folder"]).iterdir()
@@ -162,7 +166,7 @@ def test_full_disks(
         wait_until(lambda: running.seen_by("south", cache).is_mount(), "south's disk")
         souths, servers = running.seen_by("south", cache), running.seen_by("superlink", runs)
         fill(souths)
-        run = running.run(app, settings)
+        run = running.run(app, settings | IMPROVABLE)
         wait_until(lambda: rounds_done(servers) == 1, "round 1", 300)
         fill(servers)
         assert not any(file.stat().st_size for file in souths.rglob("*.jsonl"))
