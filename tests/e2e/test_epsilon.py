@@ -31,6 +31,8 @@ def test_a_limit_outlasts_supernode_and_run(
     running: Deployment, app: Path, settings: dict[str, Any], files: dict[str, dict[str, Any]]
 ) -> None:
     settings |= {"privacy": "exponential", "epsilon": 1.0, "num-server-rounds": 1}
+    # Fifty prompts to draw from: if both nodes drew the one they were sent, none would be compared.
+    settings["queries-per-round"] = 100
 
     def run(name: str) -> list[dict[str, Any]]:
         run_id = running.run(app, {**settings, "run-folder": f"{settings['run-folder']}/{name}"})
