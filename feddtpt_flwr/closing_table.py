@@ -33,7 +33,7 @@ def render(rows: Mapping[str, str]) -> str:
     for name, value in rows.items():
         table.add_row(name, Text(value))  # prompts and clients' words are not markup
     words = [word for value in rows.values() for word in value.split()]
-    longest = max(map(len, rows)) + max(map(len, words)) + len("│  │  │ ")
+    longest = max(map(len, rows)) + max(map(len, words), default=0) + len("│  │  │ ")
     text = StringIO()
     Console(file=text, width=max(WIDTH, longest)).print(table)
     return text.getvalue()

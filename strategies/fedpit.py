@@ -176,7 +176,7 @@ class FedPIT(FedAvg):
                 len(usable),
             )
             return None, None
-        metrics = aggregated(usable, [], self.weighted_by_key, self.train_metrics_aggr_fn)
+        metrics = aggregated(usable, self.weighted_by_key, self.train_metrics_aggr_fn)
         return aggregate_arrayrecords(usable, self.weighted_by_key), metrics
 
     def configure_evaluate(
@@ -197,7 +197,7 @@ class FedPIT(FedAvg):
     ) -> MetricRecord | None:
         """Average the usable metrics."""
         usable = self._usable(server_round, replies, "evaluate")
-        return aggregated(usable, [], self.weighted_by_key, self.evaluate_metrics_aggr_fn)
+        return aggregated(usable, self.weighted_by_key, self.evaluate_metrics_aggr_fn)
 
     def _sent(self, messages: Iterable[Message]) -> list[Message]:
         messages = list(messages)

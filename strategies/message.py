@@ -327,9 +327,9 @@ class FedDTPT(FedAvg):
         valid, failed = self._rounds.read_uploads(server_round, read, self._lost(answered))
         metrics = aggregated(
             [answered[i].content for i in valid],
-            [answered[i].content for i in failed],
             self.weighted_by_key,
             self.train_metrics_aggr_fn,
+            [answered[i].content for i in failed],
         )
         prompts = self._rounds.propose()
         return _to_record(prompts), self._with_round_metrics(metrics)
@@ -356,9 +356,9 @@ class FedDTPT(FedAvg):
         valid, failed = self._rounds.read_scores(read, self._lost(answered))
         metrics = aggregated(
             [answered[i].content for i in valid],
-            [answered[i].content for i in failed],
             self.weighted_by_key,
             self.evaluate_metrics_aggr_fn,
+            [answered[i].content for i in failed],
         )
         score = self._rounds.decide()
         metrics = self._with_round_metrics(metrics)

@@ -57,9 +57,9 @@ def round_metrics(result: RoundResult) -> dict[str, int | float]:
 
 def aggregated(
     contents: Sequence[RecordDict],
-    failed: Sequence[RecordDict],
     weighted_by_key: str,
     aggregate: MetricsAggrFn,
+    failed: Sequence[RecordDict] = (),
 ) -> MetricRecord | None:
     """Aggregate what all nodes report alike; None if there is nothing.
 
@@ -67,15 +67,18 @@ def aggregated(
     ----------
     contents : Sequence[RecordDict]
         Replies that are averaged.
-    failed : Sequence[RecordDict]
-        Replies of nodes that only tell what they spent.
     weighted_by_key : str
         The metric by which replies are weighted.
     aggregate : Callable[[list[RecordDict], str], MetricRecord]
         Aggregates replies with the same metrics.
+    failed : Sequence[RecordDict]
+        Replies of nodes that only tell what they spent.
     """
-    weighted = [content for content in contents if _has_weight(content, weighted_by_key)]
-    if strange := [content for content in contents if content not in weighted]:
+    weighted: list[RecordDict] = []
+    strange: list[RecordDict] = []
+    for content in contents:
+        (weighted if _has_weight(content, weighted_by_key) else strange).append(content)
+    if strange:
         log(
             WARNING,
             "the metrics of %d of %d nodes are left out: one MetricRecord with a number %r is "
