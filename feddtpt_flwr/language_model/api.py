@@ -30,8 +30,8 @@ from feddtpt_flwr.language_model.retries import nap, persistently
 from feddtpt_flwr.language_model.usage import Usage
 
 UNANSWERED = 6
-"""So often one question may find no answer before it is seen whether others do: by then 15 seconds
-have passed, on average."""
+"""So often one question may find no answer before it is seen whether others do. The random waits
+between (`retries`) are expected to add up to 15 seconds."""
 
 _log = getLogger("flwr")
 
