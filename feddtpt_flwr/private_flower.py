@@ -10,10 +10,12 @@ stopped afterwards; one that somebody else started is neither used nor disturbed
 import ctypes
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -124,7 +126,7 @@ def private_flower() -> Iterator[PrivateFlower]:
     Raises
     ------
     FlowerError
-        If it does not come up.
+        If it is not there, or does not come up.
     """
     with tempfile.TemporaryDirectory(prefix="feddtpt-flower-") as home:
         port = _free_port()
@@ -137,12 +139,12 @@ def private_flower() -> Iterator[PrivateFlower]:
             **os.environ,
             "FLWR_HOME": home,
             "FLWR_DISABLE_UPDATE_CHECK": "1",
-            "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+            "PATH": _search_path(),
             "RAY_DEDUP_LOGS": "0",  # progress lines look alike
             "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # Ray's future default; quiets a warning
         }
         spare(environment)
-        command = [str(Path(sys.executable).parent / "flower-superlink"), "--insecure"]
+        command = [_program("flower-superlink", environment["PATH"]), "--insecure"]
         command += ["--simulation", "--isolation", "subprocess"]
         command += ["--disable-runtime-dependency-installation"]
         command += ["--host", "127.0.0.1", "--port", str(port)]
@@ -173,7 +175,25 @@ def _end_with_parent() -> None:
 
 
 def _flwr(*arguments: str) -> list[str]:
-    return [str(Path(sys.executable).parent / "flwr"), *arguments]
+    return [_program("flwr", _search_path()), *arguments]
+
+
+def _search_path() -> str:
+    """Return ``PATH``, after the folders where pip puts the programs of this Python's packages."""
+    own = Path(sys.executable).parent
+    of_user = sysconfig.get_path("scripts", sysconfig.get_preferred_scheme("user"))
+    return os.pathsep.join([str(own), of_user, os.environ.get("PATH", os.defpath)])
+
+
+def _program(name: str, path: str) -> str:
+    """Return where one of Flower's programs is."""
+    if found := shutil.which(name, path=path):
+        return found
+    own = Path(sys.executable).parent
+    raise FlowerError(
+        f"{name}, a program of flwr, is neither in {own} nor on PATH; pip puts it beside the "
+        "Python that it installs for, or says where: add that folder to PATH"
+    )
 
 
 def _free_port() -> int:

@@ -37,3 +37,23 @@ time.sleep(60)
         # The child has the same output, which ends when nobody is left to write.
         output, _ = process.communicate(timeout=20)
         assert output == b""
+
+
+def test_programs_are_found_where_pip_puts_them_and_named_where_they_are_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As of `pip install --target`: the programs are not beside Python.
+    elsewhere = tmp_path / "elsewhere" / "bin"
+    elsewhere.mkdir(parents=True)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python" / "bin" / "python3"))
+    monkeypatch.setenv("PATH", str(elsewhere))
+    monkeypatch.setenv("PYTHONUSERBASE", str(tmp_path / "user"))
+    with (
+        pytest.raises(private_flower.FlowerError, match="flower-superlink, a program of flwr"),
+        private_flower.private_flower(),
+    ):
+        pass
+    program = elsewhere / "flwr"
+    program.write_text("#!/bin/sh\n", encoding="utf-8")
+    program.chmod(0o755)
+    assert private_flower._flwr("list") == [str(program), "list"]
