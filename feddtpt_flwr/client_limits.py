@@ -11,6 +11,7 @@ from feddtpt_flwr.budget import ClientBudget, Span
 from feddtpt_flwr.client_state import ClientState
 from feddtpt_flwr.config import RunConfig
 from feddtpt_flwr.data import ClientData, Example, Task
+from strategies.wire import examples_each
 
 QUERIES_PER_EXAMPLE = 4
 """A search has at least so many queries for each example that it judges prompts by: to measure the
@@ -155,7 +156,7 @@ def too_few_in_run(config: RunConfig, sizes: Sizes, num_clients: int) -> str:
         return ""
     size = batch_size(config, sizes.train + sizes.public)
     comparing = max(1, int(num_clients * config.fraction_evaluate))
-    share = -(-config.race_examples // comparing)
+    share = examples_each(config.race_examples, comparing)
     own = most_scored(config, sizes.train + sizes.validation)
     scored = min(own, share) if share else own
     least = 2 * size + num_compared(config) * scored

@@ -23,6 +23,7 @@ from strategies.wire import (
     Reply,
     UploadError,
     check_numbers,
+    examples_each,
     failure,
     read_scores,
     read_upload,
@@ -184,12 +185,8 @@ class Rounds:
         return {VOCABULARY_KEY: vocabulary} if vocabulary else {}
 
     def scoring_config(self, num_clients: int) -> dict[str, str | int]:
-        """Return what is told besides where ``num_clients`` score the candidates.
-
-        Together they try each candidate on ``race_examples``, each on as many and at least one: up
-        to so many clients, what it costs to compare a prompt does not grow with them.
-        """
-        share = -(-self.settings.race_examples // max(num_clients, 1))
+        """Return what is told besides where ``num_clients`` score the candidates."""
+        share = examples_each(self.settings.race_examples, num_clients)
         return {**self.config(), RACE_EXAMPLES_KEY: share} if share else {**self.config()}
 
     def search_config(self, num_scoring: int) -> dict[str, str | int]:

@@ -86,6 +86,15 @@ ClientWeights = Literal["equal", "examples", "accuracy"]
 """What a client's tokens count by: all alike, its number of examples, or its local accuracy."""
 
 
+def examples_each(race_examples: int, num_clients: int) -> int:
+    """Return on how many examples each of ``num_clients`` tries a candidate; 0 for all it has.
+
+    Together they try each candidate on ``race_examples``, each on as many and at least one: up to
+    so many clients, what it costs to compare a prompt does not grow with them.
+    """
+    return -(-race_examples // max(num_clients, 1))
+
+
 class UploadError(ValueError):
     """What a client sent is malformed; the message says how."""
 

@@ -253,7 +253,9 @@ class Endpoint:
                 "api-key-env (for a prompt generator generator-key-env) names is not set"
             )
         if status in _REFUSED:
-            raise RefusedError(message + said, detail)
+            # To a harmless question, 403 is about who asks.
+            who = "; the key may not be allowed to use this model" if tell and status == 403 else ""
+            raise RefusedError(message + said + who, detail)
         if response.is_redirect:
             raise FatalModelError(f"{message}: it sends to another address; set endpoint to that")
         reason = _WHY_FATAL.get(status, "not understood")

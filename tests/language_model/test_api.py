@@ -571,6 +571,7 @@ def test_the_real_server_refuses_a_wrong_key(key: str, message: str, endpoint: s
     ("status", "said", "told"),
     [
         (404, "This is a chat model. Did you mean to use v1/chat/completions?", "chat model"),
+        (403, "Forbidden.", r"Forbidden\.; the key may not be allowed to use this model"),
         (200, "Unexpected endpoint or method.", "Unexpected endpoint"),
     ],
 )
