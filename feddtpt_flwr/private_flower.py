@@ -144,7 +144,7 @@ def private_flower() -> Iterator[PrivateFlower]:
             "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # Ray's future default; quiets a warning
         }
         spare(environment)
-        command = [_program("flower-superlink", environment["PATH"]), "--insecure"]
+        command = [_program("flower-superlink"), "--insecure"]
         command += ["--simulation", "--isolation", "subprocess"]
         command += ["--disable-runtime-dependency-installation"]
         command += ["--host", "127.0.0.1", "--port", str(port)]
@@ -175,7 +175,7 @@ def _end_with_parent() -> None:
 
 
 def _flwr(*arguments: str) -> list[str]:
-    return [_program("flwr", _search_path()), *arguments]
+    return [_program("flwr"), *arguments]
 
 
 def _search_path() -> str:
@@ -185,9 +185,9 @@ def _search_path() -> str:
     return os.pathsep.join([str(own), of_user, os.environ.get("PATH", os.defpath)])
 
 
-def _program(name: str, path: str) -> str:
+def _program(name: str) -> str:
     """Return where one of Flower's programs is."""
-    if found := shutil.which(name, path=path):
+    if found := shutil.which(name, path=_search_path()):
         return found
     own = Path(sys.executable).parent
     raise FlowerError(

@@ -4,14 +4,13 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from feddtpt_flwr.private_flower import _free_port, _wait_until_up
+from feddtpt_flwr.private_flower import _free_port, _program, _search_path, _wait_until_up
 
 CONNECTION = "loopback"
 
@@ -168,7 +167,7 @@ class Deployment:
         kept = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")}
         home = self._folder / name
         own = {
-            "PATH": os.pathsep.join([str(Path(sys.executable).parent), kept["PATH"]]),
+            "PATH": _search_path(),
             "FLWR_HOME": str(home),
             "FLWR_DISABLE_UPDATE_CHECK": "1",
             "FEDDTPT_CACHE": str(home / "cache"),
@@ -234,10 +233,6 @@ def wait_until(condition: Callable[[], object], what: str, timeout: float = 120)
         if time.monotonic() > deadline:
             raise TimeoutError(f"waited {timeout:.0f} s for {what}")
         time.sleep(0.2)
-
-
-def _program(name: str) -> str:
-    return str(Path(sys.executable).parent / name)
 
 
 def _settings(config: Mapping[str, Any]) -> str:

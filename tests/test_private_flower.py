@@ -1,5 +1,7 @@
+import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -47,7 +49,9 @@ def test_programs_are_found_where_pip_puts_them_and_named_where_they_are_not(
     elsewhere.mkdir(parents=True)
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python" / "bin" / "python3"))
     monkeypatch.setenv("PATH", str(elsewhere))
-    monkeypatch.setenv("PYTHONUSERBASE", str(tmp_path / "user"))
+    # Of `pip install --user`; Python looks at its environment once only.
+    of_user = tmp_path / "user" / "bin"
+    monkeypatch.setattr(sysconfig, "get_path", lambda *_: str(of_user))
     with (
         pytest.raises(private_flower.FlowerError, match="flower-superlink, a program of flwr"),
         private_flower.private_flower(),
@@ -57,3 +61,6 @@ def test_programs_are_found_where_pip_puts_them_and_named_where_they_are_not(
     program.write_text("#!/bin/sh\n", encoding="utf-8")
     program.chmod(0o755)
     assert private_flower._flwr("list") == [str(program), "list"]
+    of_user.mkdir(parents=True)
+    shutil.copy(program, of_user)
+    assert private_flower._flwr("list") == [str(of_user / "flwr"), "list"]
