@@ -29,6 +29,7 @@ from simulations.transfer import transfer
 
 RUNS = seeds.RUNS / "suites"
 
+KEPT_HELP = "Count the runs of the suite's last report as completed."
 SEED_HELP = "A seed; may be given several times. Default: 0 to 4."
 
 app = typer.Typer(
@@ -54,11 +55,12 @@ def run_suite(
         bool, typer.Option("--in-process", help="Do without SuperLink and Ray.")
     ] = False,
     folder: Annotated[Path, typer.Option(help="Where run folders go.")] = RUNS,
+    kept: Annotated[bool, typer.Option("--kept", help=KEPT_HELP)] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be run.")] = False,
 ) -> None:
     """Run what a suite lacks; interrupted, the next call goes on."""
     suite = _suite(name)
-    results = _results(suite, folder)
+    results = _results(suite, folder, kept)
     console = Console(stderr=True)
     try:
         if dry_run:
@@ -104,6 +106,7 @@ def report_suite(
     output: Annotated[
         Path | None, typer.Option(help="Folder for the report; by default among the results.")
     ] = None,
+    kept: Annotated[bool, typer.Option("--kept", help=KEPT_HELP)] = False,
     force: Annotated[
         bool, typer.Option("--force", help="Overwrite a report of more runs, too.")
     ] = False,
@@ -112,15 +115,27 @@ def report_suite(
     suite = _suite(name)
     output = output or seeds.RESULTS / suite.name
     try:
-        page = write_report(suite, _results(suite, folder), output, force=force)
+        page = write_report(suite, _results(suite, folder, kept), output, force=force)
     except ReportError as error:
         typer.echo(error, err=True)
         raise typer.Exit(1) from None
     typer.echo(page)
 
 
-def _results(suite: Suite, folder: Path) -> Results:
-    return Results(folder / suite.name, shared=folder)
+def _results(suite: Suite, folder: Path, kept: bool) -> Results:
+    file = seeds.RESULTS / f"{suite.name}.json"
+    if kept and suite.transfer:
+        raise typer.BadParameter(
+            f"{file} does not hold what other models answered; without it, all are run",
+            param_hint="--kept",
+        )
+    try:
+        return Results(folder / suite.name, shared=folder, kept=file if kept else None)
+    except (OSError, ValueError, KeyError, TypeError):
+        raise typer.BadParameter(
+            f"{file} is not there, or not a suite's file of runs; without it, all are run",
+            param_hint="--kept",
+        ) from None
 
 
 def _suite(name: str) -> Suite:

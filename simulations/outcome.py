@@ -2,14 +2,16 @@
 
 import json
 import tomllib
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from feddtpt_flwr.config import RunConfig
-from simulations.suite import Job
+from simulations.suite import AXES, Job
 
 RESULT = "result.json"
 
@@ -40,7 +42,9 @@ class Outcome:
     Attributes
     ----------
     folder : Path
-        The app's run folder.
+        The app's run folder; of a run that a report has kept, it may be gone.
+    config : RunConfig
+        The settings that the run had.
     seconds : float
         From the command to its end.
     seed_prompt, prompt : str
@@ -64,6 +68,7 @@ class Outcome:
     """
 
     folder: Path
+    config: RunConfig
     seconds: float
     seed_prompt: str
     prompt: str
@@ -77,14 +82,13 @@ class Outcome:
     made: dict[str, Any]
     peak_mib: int | None = None
 
-    @property
-    def config(self) -> RunConfig:
-        """The settings that the run had."""
-        text = (self.folder / "config.toml").read_text(encoding="utf-8")
-        return RunConfig.from_run_config(tomllib.loads(text))
-
     def last_uploads(self) -> list[list[int]]:
-        """Return the token ids of the last prompts that clients uploaded; empty if none did."""
+        """Return the token ids of the last prompts that clients uploaded.
+
+        Empty if none did, or if the run's folder is gone.
+        """
+        if not self.folder.is_dir():
+            return []
         rounds = [event for event in _history(self.folder) if event["event"] == "round"]
         uploads = [event.get("uploads") for event in rounds]
         return next((list(upload) for upload in reversed(uploads) if upload), [])
@@ -107,6 +111,7 @@ def read_outcome(
     ValueError, OSError, KeyError
         If it is not that of a completed run.
     """
+    settings = tomllib.loads((folder / "config.toml").read_text(encoding="utf-8"))
     learned = json.loads((folder / "prompt.json").read_text(encoding="utf-8"))
     history = _history(folder)
     rounds = [event for event in history if event["event"] == "round"]
@@ -118,6 +123,7 @@ def read_outcome(
         raise ValueError("the black box failed, so that its accuracy is not known")
     return Outcome(
         folder=folder,
+        config=RunConfig.from_run_config(settings),
         seconds=seconds,
         seed_prompt=learned["seed-prompt"],
         prompt=learned["prompt"],
@@ -133,6 +139,26 @@ def read_outcome(
     )
 
 
+def as_record(outcome: Outcome, job: Job, folder: Path) -> dict[str, Any]:
+    """Return a run as it stands in a report's JSON file; `Results` reads it.
+
+    ``run-folder`` is below ``folder``, that of all suites' runs: where that lies on this machine
+    concerns nobody else. ``settings-sha256`` is that of all that decides the run's result.
+    """
+    given = asdict(outcome)
+    del given["folder"], given["config"]
+    place = outcome.folder.relative_to(folder).as_posix()
+    return {**given, "run-folder": place, "settings-sha256": _fingerprint(job)}
+
+
+def _from_record(record: Mapping[str, Any], job: Job, folder: Path) -> Outcome:
+    places = ("run-folder", "settings-sha256", "seed", *AXES)
+    given = {name: value for name, value in record.items() if name not in places}
+    given["num_bytes"] = tuple(given["num_bytes"])
+    given["curve"] = tuple(CurvePoint(**point) for point in given["curve"])
+    return Outcome(folder=folder / record["run-folder"], config=job.config, **given)
+
+
 class Results:
     """The results of a suite's runs below one folder, a folder for each run.
 
@@ -142,11 +168,14 @@ class Results:
         Need not exist.
     shared : Path, optional
         A folder with those of several suites: a run of one is a run of all that want the same.
+    kept : Path, optional
+        A report's JSON file: its runs count as completed, even where their folders are gone.
     """
 
-    def __init__(self, folder: Path, shared: Path | None = None) -> None:
+    def __init__(self, folder: Path, shared: Path | None = None, kept: Path | None = None) -> None:
         self.folder = folder.resolve()
         self.shared = (shared or folder).resolve()
+        self._records = {} if kept is None else _read_records(kept)
 
     def job_folder(self, job: Job) -> Path:
         """Return where everything about a run is kept."""
@@ -161,6 +190,8 @@ class Results:
         found = self._read(self.job_folder(job), job)
         if not isinstance(found, Outcome) and (same := self._elsewhere.get(_key(_describe(job)))):
             found = self._read(same, job) or found
+        if not isinstance(found, Outcome) and (record := self._records.get(_fingerprint(job))):
+            return _from_record(record, job, self.shared)
         return found
 
     @cached_property
@@ -209,6 +240,16 @@ def write_atomically(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)
+
+
+def _read_records(file: Path) -> dict[str, dict[str, Any]]:
+    """Return the runs of a report by their settings; of earlier reports, these are not known."""
+    runs = json.loads(file.read_text(encoding="utf-8"))["runs"]
+    return {run["settings-sha256"]: run for run in runs if "settings-sha256" in run}
+
+
+def _fingerprint(job: Job) -> str:
+    return sha256(_key(_describe(job)).encode()).hexdigest()
 
 
 def _key(described: dict[str, Any]) -> str:

@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from html import escape
 from io import StringIO
 from itertools import product
@@ -17,7 +17,7 @@ from feddtpt_flwr.language_model.base import ModelError
 from simulations import clusters, figures
 from simulations.figures import Drawing
 from simulations.grid import Grid, read_grid
-from simulations.outcome import Outcome, Results, write_atomically
+from simulations.outcome import Outcome, Results, as_record, write_atomically
 from simulations.perplexity import perplexity_table
 from simulations.prompts import Piece, highlight
 from simulations.stamp import as_text
@@ -100,7 +100,7 @@ def write_report(suite: Suite, results: Results, folder: Path, *, force: bool = 
     if not force and (kept := _num_kept(runs_file)) > grid.num_runs:
         raise ReportError(
             f"{runs_file} holds {kept:,} runs, but {results.folder} only {grid.num_runs:,} of "
-            f"{grid.num_wanted:,}; --force overwrites it all the same"
+            f"{grid.num_wanted:,}; --kept counts those as well, --force overwrites them"
         )
     content = collect(grid, results)
     folder.mkdir(parents=True, exist_ok=True)
@@ -219,11 +219,7 @@ def markdown(content: Content) -> str:
 
 
 def runs_json(content: Content) -> str:
-    """Return every completed run, for other tables than the report's.
-
-    ``run-folder`` is where a run's files are, below the folder of all suites' runs: where that lies
-    on this machine concerns nobody else.
-    """
+    """Return every completed run, for other tables than the report's, and to add runs to."""
     head = {"suite": content.suite.name, "made": content.made, "wanted": content.num_wanted}
     return json.dumps({**head, "runs": content.runs}, indent=1) + "\n"
 
@@ -256,15 +252,19 @@ def svg(figure: "Figure") -> str:
 
 
 def _token_maps(grid: Grid) -> Iterator[Drawing]:
-    """Draw the last uploads of the compared method's first seed, for each model and task."""
+    """Draw the last uploads of the compared method's first seed, for each model and task.
+
+    Of the first seed whose run folder is here.
+    """
     made = 0
     axes = ("models", "partitions", "tasks", "budgets")
     for model, partition, task, budget in product(*map(grid.labels, axes)):
         place = {"models": model, "partitions": partition, "tasks": task, "budgets": budget}
         outcomes = grid.cell(**place, methods=grid.compare).outcomes
-        if not outcomes or made == MOST_MAPS:
+        here = [seed for seed, outcome in outcomes.items() if outcome.folder.is_dir()]
+        if not here or made == MOST_MAPS:
             continue
-        seed = min(outcomes)
+        seed = min(here)
         try:
             tokens = clusters.token_map(outcomes[seed])
         except (ConfigError, DataError, AssetError, ModelError):
@@ -283,13 +283,13 @@ def _prompts(grid: Grid) -> Iterator[PromptPair]:
             yield _pair(" / ".join([*filter(None, cell.labels), f"seed {seed}"]), outcome)
 
 
-def _runs(grid: Grid, results: Path) -> Iterator[Run]:
+def _runs(grid: Grid, folder: Path) -> Iterator[Run]:
+    jobs = {(job.labels, job.seed): job for job in grid.suite.jobs()}
     for cell in grid.cells.values():
         place = {axis: label for axis, label in zip(AXES, cell.labels, strict=True) if label}
         for seed, outcome in sorted(cell.outcomes.items()):
-            given = asdict(outcome)
-            run_folder = given.pop("folder").relative_to(results).as_posix()
-            yield {**place, "seed": seed, **given, "run-folder": run_folder}
+            record = as_record(outcome, jobs[cell.labels, seed], folder)
+            yield {**place, "seed": seed, **record}
 
 
 def _pair(run: str, outcome: Outcome) -> PromptPair:

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -354,11 +355,49 @@ def test_a_report_of_fewer_runs_overwrites_none_of_more(
     assert refused.exit_code == 1
     assert refused.stderr.strip() == (
         f"{tmp_path / 'report.json'} holds 5 runs, but {tmp_path / 'clone' / 'written'} only 0 of "
-        "12; --force overwrites it all the same"
+        "12; --kept counts those as well, --force overwrites them"
     )
     assert page.read_bytes() == before
     assert CliRunner().invoke(app, [*command, "--force"]).exit_code == 0
     assert "0 of 12 runs; none made yet; " in page.read_text(encoding="utf-8").replace("\n", " ")
+
+
+def test_a_suite_goes_on_from_its_report_alone(
+    written: tuple[Suite, Results], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    suite, results = written
+    write_report(suite, results, tmp_path / "written")
+    report = (tmp_path / "written" / "report.md").read_bytes()
+    clone = tmp_path / "clone"
+    kept = Results(clone / suite.name, shared=clone, kept=tmp_path / "written.json")
+    before, after = read_grid(suite, results), read_grid(suite, kept)
+    assert after.num_runs == before.num_runs == 5
+    for labels, cell in before.cells.items():
+        for seed, outcome in cell.outcomes.items():
+            found = after.cells[labels].outcomes[seed]
+            assert replace(found, folder=outcome.folder) == outcome
+            assert not found.folder.exists()
+            assert found.last_uploads() == []
+
+    # Of other settings no run is known, and a new run counts beside those kept.
+    other = write_suite(tmp_path, SUITE.replace("feedback = false", "reword = false"))
+    assert read_grid(other, kept).num_runs == 3
+    missing = suite.jobs(["one", "blind"])[2]
+    write_run(kept, missing, [0.5, 0.55, 0.7])
+    assert read_grid(suite, kept).num_runs == 6
+
+    monkeypatch.setattr("simulations.seeds.RESULTS", tmp_path)
+    file = str(tmp_path / "written.toml")
+    write_suite(tmp_path)
+    where = ["--folder", str(tmp_path / "nothing")]
+    dry = CliRunner().invoke(app, ["run", file, *where, "--kept", "--dry-run"])
+    assert "5 runs completed, 7 to run" in dry.stderr
+    assert CliRunner().invoke(app, ["report", file, *where, "--kept"]).exit_code == 0
+    assert (tmp_path / "written" / "report.md").read_bytes() == report
+    (tmp_path / "written.json").write_text("<<<<<<< HEAD", encoding="utf-8")
+    refused = CliRunner().invoke(app, ["run", file, *where, "--kept", "--dry-run"])
+    assert refused.exit_code == 2
+    assert "not a suite's file of runs" in " ".join(refused.stderr.replace("│", "").split())
 
 
 def test_a_file_that_is_none_of_runs_is_not_overwritten(
