@@ -74,6 +74,7 @@ def test_the_documents_app_learns_a_prompt(output: str) -> None:
     assert "the prompt stays" not in output
     if not output.startswith("legacy"):
         assert "FedDTPT settings" in output
+        assert re.search(r"held out: \{0: [01]\.\d+, 1: [01]\.\d+\}", output), output
     if output.startswith("message"):
         assert re.search(r"Outgoing message size: \d+ bytes", output)
         assert "2 results and 0 failures" in output
