@@ -10,6 +10,7 @@ from feddtpt_flwr.config import RunConfig
 from feddtpt_flwr.data import Task
 from feddtpt_flwr.language_model.weights import load_causal_lm
 from feddtpt_flwr.masked_lm import MaskedLM
+from feddtpt_flwr.masked_lm.base import centred_unit_rows
 from feddtpt_flwr.masked_lm.bert import HuggingFaceMaskedLM
 from feddtpt_flwr.masked_lm.causal import FINALISTS, CausalInfiller
 from feddtpt_flwr.memory import Memory
@@ -181,6 +182,18 @@ def test_token_embeddings_are_unit_rows(which: str, request: pytest.FixtureReque
     assert rows.dtype == np.float32
     norms = np.linalg.norm(rows, axis=1)
     assert ((abs(norms - 1) < 1e-3) | (norms < 1e-3)).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_models_own_embeddings_stay(dtype: torch.dtype) -> None:
+    weight = torch.tensor([[3.0, 1.0], [1.0, 1.0], [1.0, 3.0], [-1.0, -1.0]], dtype=dtype)
+    before = weight.clone()
+    rows = centred_unit_rows(weight)
+    assert torch.equal(weight, before)
+    assert rows == pytest.approx(
+        np.array([[1, 0], [0, 0], [0, 1], [-1, -1]]) / np.array([[1], [1], [1], [2**0.5]]),
+        abs=1e-6,
+    )
 
 
 def test_embeddings_of_like_words_are_near(infiller: CausalInfiller) -> None:

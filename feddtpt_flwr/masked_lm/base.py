@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,10 +72,15 @@ def ranked(tokens: "torch.Tensor", scores: "torch.Tensor") -> Fillings:
     )
 
 
-def centred_unit_rows(weight: Any) -> NDArray[np.float32]:
+def centred_unit_rows(weight: "torch.Tensor") -> NDArray[np.float32]:
     """Return the rows of an embedding matrix without their mean, each of length one."""
-    rows: NDArray[np.float32] = weight.detach().float().cpu().numpy()
+    import torch
+
+    # One copy, changed in place: of a large vocabulary each further one would take its time.
+    copied = weight.detach().to("cpu", torch.float32, copy=True)
+    rows: NDArray[np.float32] = copied.numpy()
     # All rows share a large common direction; without it, cosines tell words apart.
-    rows = rows - rows.mean(0)
-    unit: NDArray[np.float32] = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-9)
-    return unit
+    rows -= rows.mean(0)
+    lengths = np.sqrt(np.einsum("ij,ij->i", rows, rows))
+    rows /= np.maximum(lengths, 1e-9)[:, None]
+    return rows
