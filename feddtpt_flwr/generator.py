@@ -31,6 +31,9 @@ DOUBT = 8
 """So many examples without a gain are added to a change's own before changes are ranked: one answer
 won on 8 examples says less than six won on 48."""
 
+RACES_WRITTEN = 2
+"""Prompts are written for so many races at once; those of later ones are to know how these went."""
+
 
 class Writer:
     """The language model that writes: counted apart, within the budget, asked nothing twice.
@@ -168,7 +171,7 @@ class PromptGenerator:
     def propose(
         self, tokens: Tokens, feedback: Feedback, rng: np.random.Generator, count: int
     ) -> list[Edit]:
-        """Return at most ``count`` edits of the prompt ``tokens``.
+        """Return at most ``count`` edits of the prompt ``tokens``, enough for `RACES_WRITTEN`.
 
         Raises
         ------
@@ -176,6 +179,7 @@ class PromptGenerator:
             If nothing new was written since the last call with the same ``feedback`` brought some.
         """
         changes = self._changes(feedback.trials) if self._use_feedback else []
+        count = min(count, RACES_WRITTEN * self._race)
         request = writing_request(
             self._task,
             self._vocabulary.decode(tokens),

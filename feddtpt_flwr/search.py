@@ -22,7 +22,7 @@ from strategies.edits import Edit
 WIDTH = 4  # changes that are raced at once
 FIRST_BATCH = 8  # examples that every change is tried on
 MAX_ATTEMPTS = 50  # to find enough new prompts, before the search ends
-RACES_AHEAD = 2  # proposals are made for so many races at once: of more, few would know feedback
+RACES_AHEAD = 4  # proposals are made for so many races at once; about half of them can be tried
 MOST_EVIDENCE = 3.0  # log-odds, as of a change that helps with a probability of 0.95
 
 
@@ -160,9 +160,10 @@ class PromptSearch:
     ) -> list[Edit]:
         """Return edits that lead to new and admissible prompts, those waiting first.
 
-        Enough for several races, since many proposals together cost less than one by one, but no
-        more than the budget lets try, or fewer where the proposer has nothing better; none if the
-        budget does not let any of them finish or nothing new turns up.
+        Enough for some races, since many proposals together cost less than one by one; those of
+        many would be made before the feedback that should steer them. No more than the budget lets
+        try, or fewer where the proposer has nothing better; none if the budget does not let any of
+        them finish or nothing new turns up.
         """
         if not self._can_finish():
             return []

@@ -223,7 +223,7 @@ class CountingProposer(FewEdits):
         return super().propose(tokens, feedback, rng, count)
 
 
-@pytest.mark.parametrize(("left", "most"), [(8, 1), (8 + 3 * 4, 4), (1000, 2 * 4)])
+@pytest.mark.parametrize(("left", "most"), [(8, 1), (8 + 3 * 4, 4), (1000, 4 * 4)])
 def test_no_more_is_proposed_than_can_be_tried(searching: Searching, left: int, most: int) -> None:
     """Of eight examples, four in a first batch: one change to the end, each other four queries."""
     proposer = CountingProposer(searching.vocabulary)
