@@ -22,6 +22,7 @@ from simulations import (
 )
 from simulations.bench_cli import bench
 from simulations.outcome import Results
+from simulations.records import Kept
 from simulations.report import ReportError, write_report
 from simulations.runner import plan
 from simulations.suite import Suite, SuiteError, load_suite, most_queries
@@ -29,7 +30,7 @@ from simulations.transfer import transfer
 
 RUNS = seeds.RUNS / "suites"
 
-KEPT_HELP = "Count the runs of the suite's last report as completed."
+KEPT_HELP = "Count the runs of the reports in simulations/results as completed."
 SEED_HELP = "A seed; may be given several times. Default: 0 to 4."
 
 app = typer.Typer(
@@ -108,7 +109,7 @@ def report_suite(
     ] = None,
     kept: Annotated[bool, typer.Option("--kept", help=KEPT_HELP)] = False,
     force: Annotated[
-        bool, typer.Option("--force", help="Overwrite a report of more runs, too.")
+        bool, typer.Option("--force", help="Overwrite a report of other runs, too.")
     ] = False,
 ) -> None:
     """Write a suite's tables and figures in Markdown, and one HTML page."""
@@ -123,19 +124,25 @@ def report_suite(
 
 
 def _results(suite: Suite, folder: Path, kept: bool) -> Results:
-    file = seeds.RESULTS / f"{suite.name}.json"
-    if kept and suite.transfer:
+    if not kept:
+        return Results(folder / suite.name, shared=folder)
+    if suite.transfer:
         raise typer.BadParameter(
-            f"{file} does not hold what other models answered; without it, all are run",
+            f"suite {suite.name}: its report does not hold what other models answered",
             param_hint="--kept",
         )
     try:
-        return Results(folder / suite.name, shared=folder, kept=file if kept else None)
-    except (OSError, ValueError, KeyError, TypeError):
-        raise typer.BadParameter(
-            f"{file} is not there, or not a suite's file of runs; without it, all are run",
-            param_hint="--kept",
-        ) from None
+        records = Kept(seeds.RESULTS)
+        unlike = records.unlike(suite)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--kept") from None
+    if unlike:
+        typer.echo(
+            f"{len(unlike):,} runs of {seeds.RESULTS / suite.name}.json do not count, such as "
+            f"{unlike[0]!r}: they are on files, or have other settings than now",
+            err=True,
+        )
+    return Results(folder / suite.name, shared=folder, kept=records)
 
 
 def _suite(name: str) -> Suite:

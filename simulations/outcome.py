@@ -2,18 +2,19 @@
 
 import json
 import tomllib
-from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
-from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from feddtpt_flwr.config import RunConfig
-from simulations.suite import AXES, Job
+from simulations.suite import Job
 
-RESULT = "result.json"
+if TYPE_CHECKING:
+    from simulations.records import Kept
+
+RESULT, HISTORY = "result.json", "history.jsonl"
 
 
 @dataclass(frozen=True)
@@ -82,13 +83,13 @@ class Outcome:
     made: dict[str, Any]
     peak_mib: int | None = None
 
-    def last_uploads(self) -> list[list[int]]:
-        """Return the token ids of the last prompts that clients uploaded.
+    @property
+    def is_here(self) -> bool:
+        """Whether the run's folder is on this machine."""
+        return (self.folder / HISTORY).is_file()
 
-        Empty if none did, or if the run's folder is gone.
-        """
-        if not self.folder.is_dir():
-            return []
+    def last_uploads(self) -> list[list[int]]:
+        """Return the token ids of the last prompts that clients uploaded; empty if none did."""
         rounds = [event for event in _history(self.folder) if event["event"] == "round"]
         uploads = [event.get("uploads") for event in rounds]
         return next((list(upload) for upload in reversed(uploads) if upload), [])
@@ -139,26 +140,6 @@ def read_outcome(
     )
 
 
-def as_record(outcome: Outcome, job: Job, folder: Path) -> dict[str, Any]:
-    """Return a run as it stands in a report's JSON file; `Results` reads it.
-
-    ``run-folder`` is below ``folder``, that of all suites' runs: where that lies on this machine
-    concerns nobody else. ``settings-sha256`` is that of all that decides the run's result.
-    """
-    given = asdict(outcome)
-    del given["folder"], given["config"]
-    place = outcome.folder.relative_to(folder).as_posix()
-    return {**given, "run-folder": place, "settings-sha256": _fingerprint(job)}
-
-
-def _from_record(record: Mapping[str, Any], job: Job, folder: Path) -> Outcome:
-    places = ("run-folder", "settings-sha256", "seed", *AXES)
-    given = {name: value for name, value in record.items() if name not in places}
-    given["num_bytes"] = tuple(given["num_bytes"])
-    given["curve"] = tuple(CurvePoint(**point) for point in given["curve"])
-    return Outcome(folder=folder / record["run-folder"], config=job.config, **given)
-
-
 class Results:
     """The results of a suite's runs below one folder, a folder for each run.
 
@@ -168,14 +149,16 @@ class Results:
         Need not exist.
     shared : Path, optional
         A folder with those of several suites: a run of one is a run of all that want the same.
-    kept : Path, optional
-        A report's JSON file: its runs count as completed, even where their folders are gone.
+    kept : Kept, optional
+        Runs that count as completed as well, though their folders are gone.
     """
 
-    def __init__(self, folder: Path, shared: Path | None = None, kept: Path | None = None) -> None:
+    def __init__(
+        self, folder: Path, shared: Path | None = None, kept: "Kept | None" = None
+    ) -> None:
         self.folder = folder.resolve()
         self.shared = (shared or folder).resolve()
-        self._records = {} if kept is None else _read_records(kept)
+        self._kept = kept
 
     def job_folder(self, job: Job) -> Path:
         """Return where everything about a run is kept."""
@@ -188,10 +171,10 @@ class Results:
         defaults is another run. Its code may have been older; `Outcome.made` says how old.
         """
         found = self._read(self.job_folder(job), job)
-        if not isinstance(found, Outcome) and (same := self._elsewhere.get(_key(_describe(job)))):
+        if not isinstance(found, Outcome) and (same := self._elsewhere.get(_key(describe(job)))):
             found = self._read(same, job) or found
-        if not isinstance(found, Outcome) and (record := self._records.get(_fingerprint(job))):
-            return _from_record(record, job, self.shared)
+        if not isinstance(found, Outcome) and self._kept is not None:
+            found = self._kept.find(job, self.shared) or found
         return found
 
     @cached_property
@@ -208,7 +191,7 @@ class Results:
     def _read(self, folder: Path, job: Job) -> Outcome | Failure | None:
         try:
             result = json.loads((folder / RESULT).read_text(encoding="utf-8"))
-            if result["job"] != _describe(job):
+            if result["job"] != describe(job):
                 return None
             if "failure" in result:
                 return Failure(result["failure"])
@@ -230,7 +213,7 @@ class Results:
         self._write(job, {"failure": failure.reason})
 
     def _write(self, job: Job, content: dict[str, Any]) -> None:
-        text = json.dumps({"job": _describe(job), **content}, indent=2) + "\n"
+        text = json.dumps({"job": describe(job), **content}, indent=2) + "\n"
         write_atomically(self.job_folder(job) / RESULT, text)
 
 
@@ -242,21 +225,11 @@ def write_atomically(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
-def _read_records(file: Path) -> dict[str, dict[str, Any]]:
-    """Return the runs of a report by their settings; of earlier reports, these are not known."""
-    runs = json.loads(file.read_text(encoding="utf-8"))["runs"]
-    return {run["settings-sha256"]: run for run in runs if "settings-sha256" in run}
-
-
-def _fingerprint(job: Job) -> str:
-    return sha256(_key(_describe(job)).encode()).hexdigest()
-
-
 def _key(described: dict[str, Any]) -> str:
     return json.dumps(described, sort_keys=True)
 
 
-def _describe(job: Job) -> dict[str, Any]:
+def describe(job: Job) -> dict[str, Any]:
     """Return all settings that decide a run's result."""
     return {
         "settings": job.config.to_run_config(),
@@ -266,5 +239,5 @@ def _describe(job: Job) -> dict[str, Any]:
 
 
 def _history(folder: Path) -> list[dict[str, Any]]:
-    lines = (folder / "history.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = (folder / HISTORY).read_text(encoding="utf-8").splitlines()
     return [json.loads(line) for line in lines]

@@ -17,11 +17,12 @@ from feddtpt_flwr.language_model.base import ModelError
 from simulations import clusters, figures
 from simulations.figures import Drawing
 from simulations.grid import Grid, read_grid
-from simulations.outcome import Outcome, Results, as_record, write_atomically
+from simulations.outcome import Outcome, Results, write_atomically
 from simulations.perplexity import perplexity_table
 from simulations.prompts import Piece, highlight
+from simulations.records import Record, as_record, place_of, read_records
 from simulations.stamp import as_text
-from simulations.suite import AXES, Suite
+from simulations.suite import Suite
 from simulations.tables import Table, all_tables, transfer_table
 from simulations.transfer import known_transfer
 
@@ -50,7 +51,7 @@ class PromptPair:
     accuracy_after: float
 
 
-Run = dict[str, Any]
+Run = Record
 """A run's place in the suite, what it gave, and its run folder below the suite's results."""
 
 
@@ -83,7 +84,7 @@ def write_report(suite: Suite, results: Results, folder: Path, *, force: bool = 
     folder : Path
         For the report.
     force : bool
-        Whether a report of more runs is overwritten.
+        Whether a report of other runs is overwritten.
 
     Returns
     -------
@@ -93,16 +94,16 @@ def write_report(suite: Suite, results: Results, folder: Path, *, force: bool = 
     Raises
     ------
     ReportError
-        If there is a report of more runs; nothing was written then.
+        If there is a report of runs that this one would not have; nothing was written then.
     """
-    grid = read_grid(suite, results)
+    content = collect(read_grid(suite, results), results)
     runs_file = folder.with_name(f"{folder.name}.json")
-    if not force and (kept := _num_kept(runs_file)) > grid.num_runs:
+    if not force and (lost := _lost(runs_file, content.runs)):
         raise ReportError(
-            f"{runs_file} holds {kept:,} runs, but {results.folder} only {grid.num_runs:,} of "
-            f"{grid.num_wanted:,}; --kept counts those as well, --force overwrites them"
+            f"{runs_file} holds {len(lost):,} runs that the new report would not, such as "
+            f"{lost[0]!r}: their folders are not in {results.folder} (see --kept), or their "
+            "settings are others now; --force overwrites them"
         )
-    content = collect(grid, results)
     folder.mkdir(parents=True, exist_ok=True)
     for drawing in (*content.drawings, *content.maps):
         drawing.figure.savefig(folder / f"{drawing.name}.png", dpi=120)
@@ -114,16 +115,16 @@ def write_report(suite: Suite, results: Results, folder: Path, *, force: bool = 
     return page
 
 
-def _num_kept(file: Path) -> int:
-    """Return how many runs an earlier report's JSON file holds."""
+def _lost(file: Path, runs: Iterable[Run]) -> list[str]:
+    """Return which runs of an earlier report's file are none of ``runs``."""
     if not file.exists():
-        return 0
+        return []
     try:
-        return len(json.loads(file.read_text(encoding="utf-8"))["runs"])
-    except (ValueError, KeyError, TypeError):
-        raise ReportError(
-            f"{file} is not a suite's file of runs; --force overwrites it all the same"
-        ) from None
+        kept = [place_of(record) for record in read_records(file)]
+    except ValueError as error:
+        raise ReportError(f"{error}; --force overwrites it all the same") from None
+    written = {place_of(run) for run in runs}
+    return [place for place in kept if place not in written]
 
 
 def collect(grid: Grid, results: Results) -> Content:
@@ -252,16 +253,16 @@ def svg(figure: "Figure") -> str:
 
 
 def _token_maps(grid: Grid) -> Iterator[Drawing]:
-    """Draw the last uploads of the compared method's first seed, for each model and task.
+    """Draw the last uploads of the compared method, for each model and task.
 
-    Of the first seed whose run folder is here.
+    Those of its first seed whose run folder is here.
     """
     made = 0
     axes = ("models", "partitions", "tasks", "budgets")
     for model, partition, task, budget in product(*map(grid.labels, axes)):
         place = {"models": model, "partitions": partition, "tasks": task, "budgets": budget}
         outcomes = grid.cell(**place, methods=grid.compare).outcomes
-        here = [seed for seed, outcome in outcomes.items() if outcome.folder.is_dir()]
+        here = [seed for seed, outcome in outcomes.items() if outcome.is_here]
         if not here or made == MOST_MAPS:
             continue
         seed = min(here)
@@ -286,10 +287,8 @@ def _prompts(grid: Grid) -> Iterator[PromptPair]:
 def _runs(grid: Grid, folder: Path) -> Iterator[Run]:
     jobs = {(job.labels, job.seed): job for job in grid.suite.jobs()}
     for cell in grid.cells.values():
-        place = {axis: label for axis, label in zip(AXES, cell.labels, strict=True) if label}
         for seed, outcome in sorted(cell.outcomes.items()):
-            record = as_record(outcome, jobs[cell.labels, seed], folder)
-            yield {**place, "seed": seed, **record}
+            yield as_record(outcome, jobs[cell.labels, seed], folder)
 
 
 def _pair(run: str, outcome: Outcome) -> PromptPair:

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -23,8 +24,10 @@ from simulations.intervals import Mean, bootstrap_mean, by_t, mean, paired
 from simulations.outcome import Failure, Outcome, Results
 from simulations.perplexity import before_and_after, perplexity_table
 from simulations.prompts import highlight
+from simulations.records import Kept
 from simulations.report import ReportError, when_and_where, write_report
-from simulations.suite import Suite
+from simulations.seeds import RESULTS
+from simulations.suite import SUITES, Suite, load_suite
 from simulations.tables import (
     accuracy_tables,
     cost_table,
@@ -35,6 +38,8 @@ from simulations.tables import (
 from strategies import aggregate
 from strategies.aggregation import Aggregate
 from tests.simulations.written_runs import MADE, SUITE, write_run, write_suite
+
+GLUE = ("cola", "wnli", "rte", "qnli")
 
 FULL = {0: 0.70, 1: 0.80, 2: 0.75}
 
@@ -353,9 +358,8 @@ def test_a_report_of_fewer_runs_overwrites_none_of_more(
     command += ["--folder", str(tmp_path / "clone")]
     refused = CliRunner().invoke(app, command)
     assert refused.exit_code == 1
-    assert refused.stderr.strip() == (
-        f"{tmp_path / 'report.json'} holds 5 runs, but {tmp_path / 'clone' / 'written'} only 0 of "
-        "12; --kept counts those as well, --force overwrites them"
+    assert (
+        f"{tmp_path / 'report.json'} holds 5 runs that the new report would not" in refused.stderr
     )
     assert page.read_bytes() == before
     assert CliRunner().invoke(app, [*command, "--force"]).exit_code == 0
@@ -369,35 +373,91 @@ def test_a_suite_goes_on_from_its_report_alone(
     write_report(suite, results, tmp_path / "written")
     report = (tmp_path / "written" / "report.md").read_bytes()
     clone = tmp_path / "clone"
-    kept = Results(clone / suite.name, shared=clone, kept=tmp_path / "written.json")
+    kept = Results(clone / suite.name, shared=clone, kept=Kept(tmp_path))
     before, after = read_grid(suite, results), read_grid(suite, kept)
     assert after.num_runs == before.num_runs == 5
     for labels, cell in before.cells.items():
         for seed, outcome in cell.outcomes.items():
             found = after.cells[labels].outcomes[seed]
             assert replace(found, folder=outcome.folder) == outcome
-            assert not found.folder.exists()
-            assert found.last_uploads() == []
+            assert not found.is_here
 
-    # Of other settings no run is known, and a new run counts beside those kept.
-    other = write_suite(tmp_path, SUITE.replace("feedback = false", "reword = false"))
+    # A run of another suite counts if all is the same, and a new one beside those kept.
+    other = write_suite(tmp_path, SUITE.replace("feedback = false", "reword = false"), "other")
     assert read_grid(other, kept).num_runs == 3
-    missing = suite.jobs(["one", "blind"])[2]
-    write_run(kept, missing, [0.5, 0.55, 0.7])
+    write_run(kept, suite.jobs(["one", "blind"])[2], [0.5, 0.55, 0.7])
     assert read_grid(suite, kept).num_runs == 6
 
     monkeypatch.setattr("simulations.seeds.RESULTS", tmp_path)
-    file = str(tmp_path / "written.toml")
-    write_suite(tmp_path)
-    where = ["--folder", str(tmp_path / "nothing")]
-    dry = CliRunner().invoke(app, ["run", file, *where, "--kept", "--dry-run"])
+    file, where = str(tmp_path / "written.toml"), ["--folder", str(tmp_path / "nothing"), "--kept"]
+    dry = CliRunner().invoke(app, ["run", file, *where, "--dry-run"])
     assert "5 runs completed, 7 to run" in dry.stderr
-    assert CliRunner().invoke(app, ["report", file, *where, "--kept"]).exit_code == 0
+    assert CliRunner().invoke(app, ["report", file, *where]).exit_code == 0
     assert (tmp_path / "written" / "report.md").read_bytes() == report
-    (tmp_path / "written.json").write_text("<<<<<<< HEAD", encoding="utf-8")
-    refused = CliRunner().invoke(app, ["run", file, *where, "--kept", "--dry-run"])
-    assert refused.exit_code == 2
-    assert "not a suite's file of runs" in " ".join(refused.stderr.replace("│", "").split())
+
+
+def test_kept_runs_of_other_settings_are_told_and_not_lost(
+    written: tuple[Suite, Results], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_report(*written, tmp_path / "written")
+    before = (tmp_path / "written.json").read_bytes()
+    write_suite(tmp_path, SUITE.replace("feedback = false", "reword = false"))
+    monkeypatch.setattr("simulations.seeds.RESULTS", tmp_path)
+    command = [str(tmp_path / "written.toml"), "--folder", str(tmp_path / "nothing"), "--kept"]
+    for of in (["run", *command, "--dry-run"], ["report", *command]):
+        done = CliRunner().invoke(app, of)
+        assert (
+            f"2 runs of {tmp_path / 'written.json'} do not count, such as 'one / blind / seed 0'"
+        ) in done.stderr.replace("\n", " ")
+    assert done.exit_code == 1
+    assert "holds 2 runs that the new report would not, such as 'one / blind / seed 0'" in (
+        done.stderr
+    )
+    assert (tmp_path / "written.json").read_bytes() == before
+
+
+def test_of_runs_on_files_none_is_kept(tmp_path: Path) -> None:
+    files = 'data-source = "files"\ntrain-file = "own.csv"\ntest-file = "own-test.csv"\n[tasks.two]'
+    suite = write_suite(tmp_path, SUITE.replace("[tasks.two]", files))
+    results = Results(tmp_path / "runs")
+    for job in suite.jobs(["full"]):
+        write_run(results, job, [0.5, 0.6])
+    write_report(suite, results, tmp_path / "written")
+    runs = json.loads((tmp_path / "written.json").read_text(encoding="utf-8"))["runs"]
+    assert [run["tasks"] for run in runs if "settings-sha256" in run] == ["two"] * 3
+    kept = Kept(tmp_path)
+    assert read_grid(suite, Results(tmp_path / "none", kept=kept)).num_runs == 3
+    assert kept.unlike(suite) == [f"one / full / seed {seed}" for seed in range(3)]
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda text: "{" + text, "is not a suite's file of runs"),
+        (lambda text: text.replace('"seed": 0', '"seeds": 0'), "is not a suite's file of runs"),
+        (lambda text: text.replace('"queries"', '"asked"', 1), "'queries'"),
+    ],
+)
+def test_a_damaged_report_is_named(
+    written: tuple[Suite, Results], tmp_path: Path, change: Callable[[str], str], told: str
+) -> None:
+    write_report(*written, tmp_path / "written")
+    file = tmp_path / "written.json"
+    file.write_text(change(file.read_text(encoding="utf-8")), encoding="utf-8")
+    with pytest.raises(ValueError, match=f"{re.escape(str(file))}.*{told}"):
+        Kept(tmp_path)
+
+
+def test_every_kept_run_is_one_of_its_suite() -> None:
+    """Or a changed setting has made it useless to whoever adds a row."""
+    kept = Kept(RESULTS)
+    for file in SUITES.glob("*.toml"):
+        unlike = kept.unlike(load_suite(file.stem))
+        if file.stem == "table1-embedded":
+            assert len(unlike) == 36
+            assert all(set(GLUE) & set(place.split(" / ")) for place in unlike)
+        elif file.stem != "table2-embedded":  # which other models are asked about
+            assert unlike == []
 
 
 def test_a_file_that_is_none_of_runs_is_not_overwritten(
