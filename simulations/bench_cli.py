@@ -18,6 +18,7 @@ from simulations import (
     bench_choices,
     bench_endpoint,
     bench_evaluation,
+    bench_known,
     bench_labels,
     bench_message,
     bench_overhead,
@@ -90,6 +91,22 @@ def ceiling(
     with _refusing():
         result = bench_ceiling.run(task, examples, held_out, changes, rounds, device.value)
     _write(file, result, bench_ceiling.markdown(result))
+
+
+@bench.command("known")
+def known(
+    task: Annotated[str, typer.Option(help="An embedded task.")] = "rotten_tomatoes",
+    first: Annotated[int, typer.Option(min=2, help="Examples for all prompts.")] = 300,
+    others: Annotated[int, typer.Option(min=1, help="Examples for the best.")] = 1500,
+    finalists: Annotated[int, typer.Option(min=1, help="How many are the best.")] = 30,
+    folder: Annotated[Path, typer.Option(help="Where the suites' results are.")] = seeds.RESULTS,
+    device: ComputingDevice = Device.CPU,
+    file: JsonFile = sys.stdout,  # type: ignore[assignment]
+) -> None:
+    """Ask about many examples with all prompts that kept runs have learned."""
+    with _refusing():
+        result = bench_known.run(task, first, others, finalists, folder, device.value)
+    _write(file, result, bench_known.markdown(result))
 
 
 @bench.command("evaluation")

@@ -87,7 +87,7 @@ class Kept:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._records: dict[str, Record] = {}
-        for file in _suites_files(folder):
+        for file in suites_files(folder):
             for record in read_records(file):
                 if SETTINGS not in record:
                     continue
@@ -135,7 +135,7 @@ def _names_files(job: Job) -> bool:
     )
 
 
-def _suites_files(folder: Path) -> Iterator[Path]:
+def suites_files(folder: Path) -> Iterator[Path]:
     """Yield the reports' files among those of other comparisons and benchmarks."""
     for file in sorted(folder.glob("*.json")):
         if '"suite":' in file.read_text(encoding="utf-8")[:200]:
