@@ -161,19 +161,22 @@ class PromptSearch:
         """Return edits that lead to new and admissible prompts, those waiting first.
 
         Enough for some races, since many proposals together cost less than one by one; those of
-        many would be made before the feedback that should steer them. No more than the budget lets
-        try, or fewer where the proposer has nothing better; none if the budget does not let any of
-        them finish or nothing new turns up.
+        many would be made before the feedback that should steer them. No more than the number of
+        queries lets try, or fewer where the proposer has nothing better; none if the budget does
+        not let any of them finish or nothing new turns up.
         """
         if not self._can_finish():
             return []
-        chosen = self._new(waiting, tokens, tried)
+        chosen, first = self._new(waiting, tokens, tried), next(self._batches())
+        budget = self._evaluator.budget
         for _ in range(MAX_ATTEMPTS):
-            affordable = self._affordable(0, next(self._batches()))
             # Proposing takes time as well.
-            if len(chosen) >= min(self._width, affordable):
+            if len(chosen) >= min(self._width, self._affordable(0, first)):
                 break
-            count = min(RACES_AHEAD * self._width, affordable)
+            # By queries alone: what other limits leave is an estimate, and another one when the
+            # course of a killed search is gone through once more.
+            most = self._affordable(0, first, budget.limit - budget.used)
+            count = min(RACES_AHEAD * self._width, most)
             try:
                 proposed = self._proposer.propose(tokens, feedback, self._rng, count)
             except NothingBetterError:
@@ -238,9 +241,13 @@ class PromptSearch:
         """Return whether the budget lets one change be tried on all examples."""
         return self._evaluator.budget.left >= len(self._examples)
 
-    def _affordable(self, asked: int, size: int) -> int:
-        """Return how many prompts can be asked up to ``size`` so that one of them can finish."""
-        spare = self._evaluator.budget.left - (len(self._examples) - size)
+    def _affordable(self, asked: int, size: int, left: int | None = None) -> int:
+        """Return how many prompts can be asked up to ``size`` so that one of them can finish.
+
+        With so many queries ``left``; by default those that the budget leaves.
+        """
+        left = self._evaluator.budget.left if left is None else left
+        spare = left - (len(self._examples) - size)
         return max(0, spare // (size - asked))
 
     def _winner(
