@@ -22,7 +22,7 @@ from strategies.edits import Edit
 WIDTH = 4  # changes that are raced at once
 FIRST_BATCH = 8  # examples that every change is tried on
 MAX_ATTEMPTS = 50  # to find enough new prompts, before the search ends
-RACES_AHEAD = 4  # proposals are made for so many races at once; about half of them can be tried
+RACES_AHEAD = 4  # proposals are made for so many races at once: many read too badly to be tried
 MOST_EVIDENCE = 3.0  # log-odds, as of a change that helps with a probability of 0.95
 
 

@@ -63,7 +63,7 @@ class Climb:
         self._vocabulary = masked_lm.vocabulary
         self._language_model = models.language_model(self._config)
         self.seed_prompt = seed_tokens(self._config, self._task, self._vocabulary)
-        self._train, self._test = _examples(self._task, num_train, num_test)
+        self._train, self._test = examples(self._task, num_train, num_test, SEED)
         self._first = self._train[:num_first]
         self._rng = np.random.default_rng(SEED)
         self._known: dict[Tokens, float] = {}
@@ -179,8 +179,8 @@ def markdown(result: Mapping[str, Any]) -> str:
     )
 
 
-def _examples(
-    task: Task, num_train: int, num_test: int
+def examples(
+    task: Task, num_train: int, num_test: int, seed: int
 ) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
     """Return examples that decide, as many of each label, and others."""
     data = load_federated_data(
@@ -192,6 +192,6 @@ def _examples(
         test_size=num_test,
         partition="iid",
         dirichlet_alpha=1.0,
-        seed=SEED,
+        seed=seed,
     )
     return data.clients[0].train, data.test

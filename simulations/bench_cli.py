@@ -104,8 +104,11 @@ def known(
     file: JsonFile = sys.stdout,  # type: ignore[assignment]
 ) -> None:
     """Ask about many examples with all prompts that kept runs have learned."""
-    with _refusing():
-        result = bench_known.run(task, first, others, finalists, folder, device.value)
+    try:
+        with _refusing():
+            result = bench_known.run(task, first, others, finalists, folder, device.value)
+    except ValueError as error:  # of the reports' files
+        raise typer.BadParameter(str(error), param_hint="--folder") from None
     _write(file, result, bench_known.markdown(result))
 
 

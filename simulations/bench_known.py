@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 from feddtpt_flwr import models
 from feddtpt_flwr.budget import QueryBudget
 from feddtpt_flwr.config import RunConfig
-from feddtpt_flwr.data import Example, get_source, load_federated_data
+from feddtpt_flwr.data import DataError, Example
 from feddtpt_flwr.evaluation import Evaluator
 from feddtpt_flwr.experiment import load_task
 from feddtpt_flwr.language_model.weights import resolve_device
+from simulations.bench_ceiling import examples
 from simulations.records import place_of, read_records, suites_files
 from simulations.stamp import as_text, stamp
 from simulations.suite import BASELINE, load_suite
@@ -57,36 +58,29 @@ def run(
     DeviceError
         If this machine has no such device.
     DataError
-        If there is no such task, or not so many examples of it.
+        If there is no such task, not so many examples of it, or no prompt learned on it.
+    ValueError
+        If a report's file is none of runs, or of a suite that is not there.
     """
     config = RunConfig.from_run_config({"task": task_name, "device": device, "seed": SEED})
     resolve_device(device)
     task = load_task(config)
-    data = load_federated_data(
-        task,
-        get_source(task.name),
-        num_clients=1,
-        k_shot=max(1, num_first // len(task.answers)),
-        public_per_class=0,
-        test_size=num_all,
-        partition="iid",
-        dirichlet_alpha=1.0,
-        seed=SEED,
-    )
+    if not (learned := learned_prompts(results, task_name)):
+        raise DataError(f"{results}: no suite's report there holds a prompt learned on {task_name}")
+    first_ones, others = examples(task, max(num_first, len(task.answers)), num_all, SEED)
     evaluator = Evaluator(models.language_model(config), task, QueryBudget(sys.maxsize))
-    learned = learned_prompts(results, task_name)
     prompts = sorted(learned)
-    at_first = _accuracies(evaluator, prompts, data.clients[0].train)
+    at_first = _accuracies(evaluator, prompts, first_ones)
     best = [prompts[i] for i in np.argsort(-at_first, kind="stable")[:finalists]]
     first = dict(zip(prompts, at_first.tolist(), strict=True))
-    of_all = zip(best, _accuracies(evaluator, best, data.test).tolist(), strict=True)
+    of_all = zip(best, _accuracies(evaluator, best, others).tolist(), strict=True)
     return {
         **stamp(),
         "task": task_name,
         "seed": SEED,
         "prompts": len(prompts),
-        "first": len(data.clients[0].train),
-        "others": len(data.test),
+        "first": len(first_ones),
+        "others": len(others),
         "device": device,
         "best": [
             {"prompt": p, "run": learned[p], "first": round(first[p], 4), "others": round(a, 4)}

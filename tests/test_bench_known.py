@@ -50,3 +50,21 @@ def test_the_kept_table_is_that_of_its_figures() -> None:
     figures = json.loads((RESULTS / "known.json").read_text(encoding="utf-8"))
     kept = (RESULTS / "known.md").read_text(encoding="utf-8")
     assert kept == bench_known.markdown(figures)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "no suite's report there holds a prompt learned on rotten_tomatoes"),
+        ('{"suite": "search"}', "search.json is not a suite's file of runs"),
+    ],
+)
+def test_a_folder_without_learned_prompts_is_named(
+    content: str | None, said: str, tmp_path: Path
+) -> None:
+    if content:
+        (tmp_path / "search.json").write_text(content, encoding="utf-8")
+    refused = CliRunner().invoke(app, ["bench", "known", "--folder", str(tmp_path)])
+    assert refused.exit_code == 2
+    shown = refused.output.replace("│", "")  # a long path is broken anywhere
+    assert "".join(said.split()) in "".join(shown.split())
