@@ -18,6 +18,7 @@ from simulations import (
     bench_choices,
     bench_endpoint,
     bench_evaluation,
+    bench_feedback,
     bench_known,
     bench_labels,
     bench_message,
@@ -230,3 +231,15 @@ def races(
     """Judge the search's and the comparison's rules on answers that were given once."""
     result = bench_races.run(examples, changes, draws)
     _write(file, result, bench_races.markdown(result))
+
+
+@bench.command("feedback")
+def feedback(
+    examples: Annotated[int, typer.Option(min=134, help="Held-out examples.")] = 160,
+    changes: Annotated[int, typer.Option(min=8, help="Changes of each prompt.")] = 160,
+    draws: Annotated[int, typer.Option(min=10, help="Clients drawn from the answers.")] = 300,
+    file: JsonFile = sys.stdout,  # type: ignore[assignment]
+) -> None:
+    """Search among prompts asked about once, with and without being told which to try."""
+    result = bench_feedback.run(examples, changes, draws)
+    _write(file, result, bench_feedback.markdown(result))

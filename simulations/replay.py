@@ -7,7 +7,7 @@ come from the record: so a rule is judged by hundreds of draws, at the price of 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +22,7 @@ from feddtpt_flwr.experiment import load_data, load_task, readability, seed_toke
 from feddtpt_flwr.feedback import Feedback
 from feddtpt_flwr.language_model import LanguageModel
 from feddtpt_flwr.masked_lm import MaskedLM
-from feddtpt_flwr.proposer import MaskedLMProposer
+from feddtpt_flwr.proposer import MaskedLMProposer, Proposer
 from feddtpt_flwr.search import PromptSearch
 from feddtpt_flwr.search_result import SearchResult
 from strategies.by_model import Count, compared_by
@@ -154,6 +154,11 @@ class Replay:
         self._answers = RecordedAnswers(models.language_model(self._config))
 
     @property
+    def token_embeddings(self) -> NDArray[np.float32]:
+        """Where each token lies in meaning, unit rows ``(vocabulary, d)``."""
+        return cast("NDArray[np.float32]", self._masked_lm.token_embeddings)  # it has some
+
+    @property
     def batch(self) -> int:
         """By how many examples a client's search judges."""
         return batch_size(self._config, TRAIN + PUBLIC)
@@ -195,12 +200,14 @@ class Replay:
         rng: np.random.Generator,
         differs: Mapping[str, Any],
         queries: int,
+        proposer: Proposer | None = None,
+        feedback: Feedback | None = None,
     ) -> tuple[SearchResult, int]:
         """Let one client search on the examples of these indices; return its queries as well."""
         budget, rows = QueryBudget(queries), recording.rows
         search = PromptSearch(
             self._evaluator(budget),
-            InRandomOrder(recording, rng),
+            proposer or InRandomOrder(recording, rng),
             self._masked_lm,
             [recording.examples[i] for i in own],
             rng,
@@ -209,7 +216,7 @@ class Replay:
             admissible=lambda prompts: [prompt in rows for prompt in prompts],
             **differs,
         )
-        return search.run(recording.parent, Feedback()), budget.used
+        return search.run(recording.parent, feedback or Feedback()), budget.used
 
     def one_client(
         self, recording: Recording, draws: int, differs: Mapping[str, Any]
