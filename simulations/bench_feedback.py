@@ -229,8 +229,8 @@ def markdown(result: Mapping[str, Any]) -> str:
         "another bad one and with examples of its own; accuracies are on the examples that a "
         "client has not seen. Which prompts it tries first is left to chance, decided by a "
         "Bayesian regression of its trials' gains on how the mean of a prompt's token embeddings "
-        "changes, or by the prompts' true accuracy. Differences to chance are within clients, with 95 % "
-        "intervals by Student's t; all clients share the prompts and examples.",
+        "changes, or by the prompts' true accuracy. Differences to chance are within clients, with "
+        "95 % intervals by Student's t; all clients share the prompts and examples.",
     ]
     for name, task in result["tasks"].items():
         lines += [
