@@ -8,6 +8,7 @@ With the app's own settings and data, `train` and `evaluate` are all that a Clie
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 from flwr.app import (
     ArrayRecord,
     ConfigRecord,
@@ -145,12 +146,18 @@ def _read(message: Message) -> tuple[NDArrays, dict[str, Any]]:
 
 def _records(num_examples: int, metrics: dict[str, Scalar]) -> RecordDict:
     """Sort what a client reports into numbers, which servers average, and the rest."""
-    numbers: dict[str, Any] = {NUM_EXAMPLES_KEY: num_examples}
+    numbers: dict[str, Any] = {NUM_EXAMPLES_KEY: _plain(num_examples)}
     rest: dict[str, Any] = {}
-    for key, value in metrics.items():
-        averaged = isinstance(value, (int, float)) and key != ROUND_KEY
-        (numbers if averaged else rest)[key] = value
+    for key, reported in metrics.items():
+        value = _plain(reported)
+        averaged = isinstance(value, (int, float)) and not isinstance(value, bool)
+        (numbers if averaged and key != ROUND_KEY else rest)[key] = value
     return RecordDict({"metrics": MetricRecord(numbers), "report": ConfigRecord(rest)})
+
+
+def _plain(value: Any) -> Any:
+    """Return a NumPy number as Python's, which alone Flower's records take."""
+    return value.item() if isinstance(value, np.generic) else value
 
 
 app = ClientApp()

@@ -236,6 +236,7 @@ def build(config: RunConfig, num_clients: int, saved: Checkpoint | None = None) 
         on_evaluate_config_fn=lambda _: dict(told),
         fit_metrics_aggregation_fn=recorder.fit_metrics,
         evaluate_metrics_aggregation_fn=recorder.evaluate_metrics,
+        metrics_of_failed=True,  # the recorder counts what they spent
     )
     run = Run(config, task, data.test, num_clients, strategy, recorder, folder, name)
     if saved:

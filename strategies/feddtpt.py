@@ -27,10 +27,10 @@ from strategies.aggregation import Method
 from strategies.by_model import ChooseFor
 from strategies.candidates import Tokens
 from strategies.elbow import ElbowMethod
-from strategies.metrics import round_metrics
+from strategies.metrics import of_own_function, round_metrics
 from strategies.rounds import RoundResult, Rounds
 from strategies.selection import FluencyFn, Noise
-from strategies.settings import EmbedFn, RoundSettings
+from strategies.settings import EmbedFn, RoundSettings, require_share
 from strategies.wire import ROUND_KEY, ClientWeights, Reply, payload_bytes, short_line
 
 LONGEST_WAIT = 86_400
@@ -148,9 +148,13 @@ class FedDTPT(FedAvg):
     accept_failures : bool, optional
         Whether a round with failures counts; malformed answers are failures too. Defaults to True.
     fit_metrics_aggregation_fn, evaluate_metrics_aggregation_fn : MetricsAggregationFn, optional
-        As in `FedAvg`; usable answers reach them, and those that report a ``failure`` or what is
-        ``used-up``. To what the second returns, without a guard the first,
-        `strategies.metrics.round_metrics` are added.
+        As in `FedAvg`, of the usable answers. To what the second returns, without a guard the
+        first, `strategies.metrics.round_metrics` are added. If one raises an error, that is logged
+        and costs the metrics, not the round.
+    metrics_of_failed : bool, optional
+        Whether these are also given the answers that report a ``failure``, or what is ``used-up``,
+        for instance to add up what was spent: such have no ``accuracy``, and may have no examples.
+        Defaults to False.
 
     Raises
     ------
@@ -190,7 +194,10 @@ class FedDTPT(FedAvg):
         accept_failures: bool = True,
         fit_metrics_aggregation_fn: MetricsAggregationFn | None = None,
         evaluate_metrics_aggregation_fn: MetricsAggregationFn | None = None,
+        metrics_of_failed: bool = False,
     ) -> None:
+        require_share("fraction_fit", fraction_fit)
+        require_share("fraction_evaluate", fraction_evaluate)
         if guard and fraction_evaluate == 0:
             raise ValueError("the guard needs clients that evaluate: fraction_evaluate above 0")
         super().__init__(
@@ -230,6 +237,7 @@ class FedDTPT(FedAvg):
         prompt = settings.read_initial([initial_prompt])
         self._rounds = Rounds(settings, prompt, central=self._evaluate_centrally, on_round=on_round)
         self._central: tuple[float, dict[str, Scalar]] | None = None
+        self._metrics_of_failed = metrics_of_failed
 
     @property
     def prompt(self) -> Tokens:
@@ -304,15 +312,10 @@ class FedDTPT(FedAvg):
         ]
         self._tell(server_round, failures)
         usable, failed = self._rounds.read_uploads(server_round, replies, len(failures))
-        # A client that failed has something to tell as well: what it spent, and what went wrong.
-        told = [results[i][1] for i in usable + failed]
-        metrics: dict[str, Scalar] = {}
-        if self.fit_metrics_aggregation_fn and told:
-            metrics = self.fit_metrics_aggregation_fn(
-                [(res.num_examples, res.metrics) for res in told]
-            )
+        told = [results[i][1] for i in usable + (failed if self._metrics_of_failed else [])]
+        metrics = self._aggregated(self.fit_metrics_aggregation_fn, told)
         prompts = self._rounds.propose()
-        return _to_parameters(prompts), {**metrics, **self._take_round_metrics()}
+        return _returned(prompts), {**metrics, **self._take_round_metrics()}
 
     def num_evaluation_clients(self, num_available_clients: int) -> tuple[int, int]:
         """Return how many clients score candidates, and how many of them to wait for."""
@@ -330,6 +333,10 @@ class FedDTPT(FedAvg):
         compared = _to_parameters([c.tokens for c in self._rounds.candidates])
         configure = super().configure_evaluate
         instructions = _drawn(lambda: configure(number, compared, client_manager))
+        if not instructions:
+            # Flower does not come back in this round.
+            self._rounds.read_scores([], 0)
+            self._rounds.decide()
         told = self._rounds.scoring_config(len(instructions))
         for _, instruction in instructions:
             instruction.config = {**instruction.config, **told, ROUND_KEY: number}
@@ -346,16 +353,13 @@ class FedDTPT(FedAvg):
         replies = [Reply(proxy.cid, (), res.metrics, res.num_examples) for proxy, res in results]
         self._tell(server_round, failures)
         usable, failed = self._rounds.read_scores(replies, len(failures))
-        told = [results[i][1] for i in usable + failed]
-        metrics: dict[str, Scalar] = {}
-        if self.evaluate_metrics_aggregation_fn and told:
-            metrics = self.evaluate_metrics_aggregation_fn(
-                [(res.num_examples, res.metrics) for res in told]
-            )
+        told = [results[i][1] for i in usable + (failed if self._metrics_of_failed else [])]
+        metrics = self._aggregated(self.evaluate_metrics_aggregation_fn, told)
         score = self._rounds.decide()
         metrics = {**metrics, **self._take_round_metrics()}
         if self._central:
-            metrics |= {f"central-{key}": value for key, value in self._central[1].items()}
+            loss, values = self._central
+            metrics |= {f"central-{k}": value for k, value in {"loss": loss, **values}.items()}
         if score is None:
             return None, metrics
         metrics["accuracy"] = score.accuracy
@@ -372,6 +376,15 @@ class FedDTPT(FedAvg):
         if server_round == 0:
             self._evaluate_centrally(self._rounds.number(0), self.prompt)
         return None if len(self._rounds.candidates) > 1 else self._central
+
+    @staticmethod
+    def _aggregated(
+        function: MetricsAggregationFn | None, told: Sequence[FitRes | EvaluateRes]
+    ) -> dict[str, Scalar]:
+        """Return what a function of the user's makes of the clients' metrics."""
+        if function is None or not told:
+            return {}
+        return of_own_function(function, [(res.num_examples, res.metrics) for res in told]) or {}
 
     def _tell(self, server_round: int, failures: Sequence[_Failure]) -> None:
         """Log why clients gave no answer: Flower only counts them."""
@@ -400,6 +413,11 @@ def _drawn(configure: Callable[[], _Instructions]) -> _Instructions:
         if instructions := configure():
             return instructions
     return configure()
+
+
+def _returned(prompts: Sequence[Tokens]) -> Parameters:
+    """Return prompts as floats: rounded to whole numbers a wrapper's noise could go unnoticed."""
+    return ndarrays_to_parameters([np.array(tokens, dtype=np.float64) for tokens in prompts])
 
 
 def _to_parameters(prompts: Sequence[Tokens]) -> Parameters:

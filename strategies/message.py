@@ -19,7 +19,7 @@ from strategies.metrics import MetricsAggrFn, aggregated, means_and_totals, roun
 from strategies.rounds import RoundResult, Rounds
 from strategies.sampling import draw_evaluating, num_evaluating
 from strategies.selection import FluencyFn, Noise
-from strategies.settings import EmbedFn, RoundSettings
+from strategies.settings import EmbedFn, RoundSettings, require_share
 from strategies.wire import ACCURACY_KEY, ClientWeights, Reply, payload_bytes
 
 EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
@@ -159,6 +159,8 @@ class FedDTPT(FedAvg):
         train_metrics_aggr_fn: MetricsAggrFn | None = None,
         evaluate_metrics_aggr_fn: MetricsAggrFn | None = None,
     ) -> None:
+        require_share("fraction_train", fraction_train)
+        require_share("fraction_evaluate", fraction_evaluate)
         if guard and fraction_evaluate == 0:
             raise ValueError("the guard needs nodes that evaluate: fraction_evaluate above 0")
         super().__init__(
@@ -332,19 +334,21 @@ class FedDTPT(FedAvg):
             [answered[i].content for i in failed],
         )
         prompts = self._rounds.propose()
-        return _to_record(prompts), self._with_round_metrics(metrics)
+        return _returned(prompts), self._with_round_metrics(metrics)
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Send the candidates to the nodes that score them."""
         self._rounds.expect(_to_arrays(arrays))
+        self._asked = 0
         if self.fraction_evaluate == 0 or self._rounds.nothing_to_compare:
             return []
         nodes = draw_evaluating(grid, self.fraction_evaluate, self.min_evaluate_nodes)
         config.update(self._rounds.scoring_config(len(nodes)))
         config["server-round"] = self._rounds.number(server_round)
-        record = RecordDict({self.arrayrecord_key: arrays, self.configrecord_key: config})
+        compared = _to_record([candidate.tokens for candidate in self._rounds.candidates])
+        record = RecordDict({self.arrayrecord_key: compared, self.configrecord_key: config})
         return self._sent(self._construct_messages(record, nodes, MessageType.EVALUATE))
 
     def aggregate_evaluate(
@@ -376,7 +380,8 @@ class FedDTPT(FedAvg):
     def _evaluate_centrally(self, server_round: int, tokens: Tokens) -> MetricRecord | None:
         if self._evaluate_fn is None:
             return None
-        return self._evaluate_fn(server_round, _to_record([tokens]))
+        central = self._evaluate_fn(server_round, _to_record([tokens]))
+        return central if central is None else MetricRecord({**central})  # or of a plain dict
 
     def _sent(self, messages: Iterable[Message]) -> list[Message]:
         messages = list(messages)
@@ -388,7 +393,8 @@ class FedDTPT(FedAvg):
         return messages
 
     def _lost(self, answered: Sequence[Message]) -> int:
-        return max(self._asked - len(answered), 0)
+        asked, self._asked = self._asked, 0
+        return max(asked - len(answered), 0)
 
     def _read(self, message: Message) -> Reply:
         tensors, values = _content(message.content)
@@ -409,6 +415,11 @@ def _content(content: RecordDict) -> tuple[tuple[bytes, ...], dict[str, Any]]:
 
 def _to_arrays(record: ArrayRecord) -> list[Any]:
     return record.to_numpy_ndarrays()
+
+
+def _returned(prompts: Sequence[Tokens]) -> ArrayRecord:
+    """Return prompts as floats: rounded to whole numbers a wrapper's noise could go unnoticed."""
+    return ArrayRecord([np.array(tokens, dtype=np.float64) for tokens in prompts])
 
 
 def _to_record(prompts: Sequence[Tokens]) -> ArrayRecord:

@@ -1,7 +1,8 @@
 """What a round tells Flower's own metric records."""
 
 from collections.abc import Callable, Sequence
-from logging import INFO, WARNING
+from logging import ERROR, INFO, WARNING
+from typing import Any, TypeVar
 
 from flwr.app import MetricRecord, RecordDict
 from flwr.common import log
@@ -18,6 +19,8 @@ from strategies.wire import (
     UNPARSED_KEY,
     short_line,
 )
+
+Result = TypeVar("Result")
 
 MetricsAggrFn = Callable[[list[RecordDict], str], MetricRecord]
 
@@ -70,7 +73,8 @@ def aggregated(
     weighted_by_key : str
         The metric by which replies are weighted.
     aggregate : Callable[[list[RecordDict], str], MetricRecord]
-        Aggregates replies with the same metrics.
+        `means_and_totals` or Flower's, which are given what all replies have alike, or a function
+        of the user's own, which is given them as they are: what it raises is logged.
     failed : Sequence[RecordDict]
         Replies of nodes that only tell what they spent.
     """
@@ -89,6 +93,8 @@ def aggregated(
         )
     metrics = None
     if weighted:
+        if aggregate not in (means_and_totals, aggregate_metricrecords):
+            return of_own_function(aggregate, weighted, weighted_by_key)
         alike, left_out = in_common(weighted)
         if left_out:
             names = short_line(", ".join(sorted(left_out)))
@@ -97,6 +103,18 @@ def aggregated(
     if aggregate is means_and_totals:  # somebody else's may mean something else by these
         metrics = _plus(metrics, [*failed, *strange])
     return metrics
+
+
+def of_own_function(function: Callable[..., Result], *values: Any) -> Result | None:
+    """Return what a function for metrics of the user's own returns; None if it fails.
+
+    A metric that one client lacks is no reason to lose what all have paid for.
+    """
+    try:
+        return function(*values)
+    except Exception:  # whatever it may be
+        log(ERROR, "the round has no metrics: their function failed", exc_info=True)
+        return None
 
 
 def in_common(contents: Sequence[RecordDict]) -> tuple[list[RecordDict], list[str]]:

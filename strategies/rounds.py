@@ -136,6 +136,9 @@ class Rounds:
     def begin_run(self, prompt: Tokens) -> None:
         """Start a run of Flower's from ``prompt``; its round 1 is the one after the last settled.
 
+        The server's step is made once with the prompt alone: what is wrong with ``embed_fn`` or
+        another function of the settings shows before clients have paid for a search.
+
         Raises
         ------
         ValueError
@@ -146,6 +149,7 @@ class Rounds:
                 f"round {self.round} ended with the prompt {list(self.prompt)}, but the run is to "
                 f"start from {list(prompt)}: go on from the strategy's own, or make a new strategy"
             )
+        next_candidates(prompt, [LocalPrompt("", prompt, 0.0)], self.settings)
         self._go_on_from(prompt)
 
     def number(self, server_round: int) -> int:
@@ -155,7 +159,7 @@ class Rounds:
     def begin_round(self, server_round: int) -> int:
         """Open a round; return its number over all runs."""
         if len(self.candidates) > 1:
-            # Nobody was left to score the candidates of the round before.
+            self._warn("nobody compared the prompts; the prompt stays")
             self._settle(self.candidates[0], {})
         self._number = self.number(server_round)
         self._failures = 0
@@ -213,7 +217,8 @@ class Rounds:
         if tuple(tuple(array.tolist()) for array in arrays) != self._handed_out:
             raise ValueError(
                 "the prompts were changed after the strategy returned them: wrappers that clip "
-                "arrays or add noise to them, as for differential privacy, do not work on token ids"
+                "arrays or add noise to them, as for differential privacy, do not work on token "
+                "ids, and who overrides a method returns what it returned"
             )
 
     def read_uploads(
@@ -347,7 +352,9 @@ class Rounds:
         number = state.get("round")
         if not isinstance(number, int) or number < 0:
             raise ValueError(f"a state's round is a number from 0, got {number!r}")
-        prompt = self.settings.read_initial([np.array(state.get("prompt"))])
+        if not state.get("prompt"):
+            raise ValueError("malformed state: no prompt; was it saved before a run began?")
+        prompt = self.settings.read_initial([np.array(state["prompt"])])
         self.round = number
         self._go_on_from(prompt)
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, get_args
 
 import numpy as np
@@ -51,14 +52,14 @@ class RoundSettings:
 
     def __post_init__(self) -> None:
         for name in ("vocabulary_size", "max_tokens", "race_candidates"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.race_examples < 0:
-            raise ValueError(f"race_examples must be at least 0, got {self.race_examples}")
+            if not _whole(getattr(self, name), 1):
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)!r}")
+        if not _whole(self.race_examples, 0):
+            raise ValueError(f"race_examples must be at least 0, got {self.race_examples!r}")
         for name in ("min_samples", "n_clusters"):
             number = getattr(self, name)
-            if number is not None and number < 1:
-                raise ValueError(f"{name} must be None or at least 1, got {number}")
+            if number is not None and not _whole(number, 1):
+                raise ValueError(f"{name} must be None or at least 1, got {number!r}")
         literals = {
             "aggregation": Method,
             "elbow_method": ElbowMethod,
@@ -89,3 +90,13 @@ class RoundSettings:
             )
         except UploadError as error:
             raise ValueError(f"the initial prompt is malformed: {error}") from None
+
+
+def require_share(name: str, value: float) -> None:
+    """Raise a `ValueError` that names it unless a share of the clients is in [0, 1]."""
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name} must be in [0, 1], got {value!r}")
+
+
+def _whole(number: Any, least: int) -> bool:
+    return isinstance(number, Integral) and int(number) >= least

@@ -1,10 +1,13 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.client import NumPyClient
+from flwr.common import NDArrays, Scalar
 from flwr.supercore.task_identity import TaskIdentity
 from numpy.typing import NDArray
 
@@ -89,6 +92,22 @@ def test_a_reply_is_what_the_client_says(
     (numbers,) = reply.content.metric_records.values()
     assert numbers[SCORED_KEY] == 6
     assert {correct_key(0), correct_key(1), "loss", "accuracy", "num-examples"} < numbers.keys()
+
+
+class Reporting(NumPyClient):
+    """A client that reports numbers of several kinds."""
+
+    def fit(self, parameters: NDArrays, config: dict[str, Scalar]) -> Any:
+        numbers = {"gain": np.float32(0.5), "loss": np.int64(2), "done": True, "sure": np.bool_(1)}
+        return parameters, np.int64(6), numbers
+
+
+def test_numbers_of_numpy_and_truth_values_reach_the_server() -> None:
+    reply = reply_to_train(question("train", np.array([1, 2]), **{ROUND_KEY: 1}), Reporting())
+    (numbers,) = reply.content.metric_records.values()
+    (report,) = reply.content.config_records.values()
+    assert dict(numbers) == {"num-examples": 6, "gain": 0.5, "loss": 2}
+    assert dict(report) == {"done": True, "sure": True}
 
 
 @pytest.mark.slow

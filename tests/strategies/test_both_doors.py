@@ -218,7 +218,7 @@ class Central:
 def make(door: str, **options: Any) -> Any:
     """A strategy; options have the names of the message door."""
     common: dict[str, Any] = {
-        "embed_fn": embed,
+        "embed_fn": options.pop("embed_fn", embed),
         "vocabulary_size": VOCABULARY_SIZE,
         "max_tokens": 8,
     }
@@ -682,6 +682,67 @@ def test_central_differential_privacy_is_refused(door: str, kind: str, norm: flo
     with nullcontext() if dropped else pytest.raises((ValueError, TypeError, KeyError)):
         Federation(door, four, mods=mods).run_rounds(private, 3)
     assert strategy.prompt == SEED
+
+
+@both_doors
+@pytest.mark.parametrize("guard", [True, False])
+def test_noise_below_a_whole_number_is_noticed(door: str, guard: bool) -> None:
+    strategy = make(door, guard=guard)
+    wrapper = DOORS_OF_FLOWER[door].DifferentialPrivacyClientSideFixedClipping
+    private = wrapper(strategy, noise_multiplier=1.0, clipping_norm=1.0, num_sampled_clients=4)
+    with pytest.raises(ValueError, match="the prompts were changed"):
+        Federation(door, four).run_rounds(private, 2)
+
+
+def without_vectors(_: Any) -> Any:
+    return []
+
+
+def not_finite(prompts: Sequence[NDArray[np.int64]]) -> list[NDArray[np.float64]]:
+    return [np.full((len(prompt), 3), np.nan) for prompt in prompts]
+
+
+@both_doors
+@pytest.mark.parametrize("embed_fn", [None, without_vectors, not_finite])
+def test_functions_that_do_not_work_show_before_anybody_has_searched(
+    door: str, embed_fn: Any
+) -> None:
+    federation = Federation(door, four)
+    strategy = make(door, embed_fn=embed_fn)
+    with pytest.raises((TypeError, ValueError)):
+        federation.run_rounds(strategy, 1)
+    assert not federation.asked
+
+
+@both_doors
+@pytest.mark.parametrize(
+    ("name", "value"), [("fraction_train", 1.5), ("fraction_evaluate", -0.1), ("min_samples", 2.5)]
+)
+def test_settings_out_of_range_are_named(door: str, name: str, value: float) -> None:
+    told = {"fraction_train": "fraction_fit"}.get(name, name) if door == "legacy" else name
+    with pytest.raises(ValueError, match=f"{told} must be .* got {value}"):
+        make(door, **{name: value})
+
+
+def test_a_plain_dictionary_is_a_central_evaluation_too() -> None:
+    outcome = Federation("message", four).run_rounds(
+        make("message"), 2, lambda number, _: {"number": number}
+    )
+    assert outcome.evaluate_metrics_serverapp == {n: {"number": n} for n in range(3)}
+
+
+def test_who_was_not_asked_has_not_failed() -> None:
+    class EveryOther(message.FedDTPT):
+        def configure_evaluate(self, server_round: int, *args: Any) -> Iterable[Message]:
+            return super().configure_evaluate(server_round, *args) if server_round == 2 else []
+
+    rounds: list[RoundResult] = []
+    strategy = EveryOther(
+        embed_fn=embed, vocabulary_size=VOCABULARY_SIZE, max_tokens=8, on_round=rounds.append
+    )
+    Federation("message", four).run_rounds(strategy, 2)
+    assert [result.failures for result in rounds] == [0, 0]
+    assert [result.server_round for result in rounds] == [1, 2]
 
 
 @pytest.mark.parametrize("server_side", [True, False])

@@ -317,6 +317,7 @@ def test_without_any_count_the_prompt_stays(failures: int) -> None:
             "bytes": result.num_bytes,
             "failures": 1 + failures,
             "chosen": 0,
+            "central-loss": 0.25,
             "central-accuracy": 0.75,
         },
     )
@@ -481,12 +482,48 @@ def test_a_client_that_failed_may_have_no_examples_but_no_fewer(number: int) -> 
         told.extend(metrics)
         return {}
 
-    server = Server(fit_metrics_aggregation_fn=collect)
+    server = Server(fit_metrics_aggregation_fn=collect, metrics_of_failed=True)
     failed: dict[str, Scalar] = {FAILURE_KEY: "the model is down", QUERIES_KEY: 3}
     nothing = FitRes(OK, ndarrays_to_parameters([]), number, failed)
     server.fit((cast(ClientProxy, Proxy("2")), nothing))
     assert told == ([(0, failed)] if number == 0 else [])
     assert server.rounds[0].failures == 1
+
+
+def test_a_client_that_failed_is_kept_from_functions_that_average() -> None:
+    server = Server(fit_metrics_aggregation_fn=weighted, evaluate_metrics_aggregation_fn=weighted)
+    failed = {FAILURE_KEY: "the model is down"}
+    nothing = FitRes(OK, ndarrays_to_parameters([]), 0, dict(failed))
+    searched = upload(A, queries=8)
+    candidates = server.fit(searched, (cast(ClientProxy, Proxy("2")), nothing))
+    assert server.metrics == {QUERIES_KEY: 8}
+    counted = scores(candidates, {A: 9})
+    counted[1].metrics[QUERIES_KEY] = 5
+    _, metrics = server.score(
+        counted, (cast(ClientProxy, Proxy("2")), EvaluateRes(OK, 1.0, 0, dict(failed)))
+    )
+    assert metrics[QUERIES_KEY] == 5
+
+
+def test_a_metrics_function_that_fails_costs_no_round(caplog: pytest.LogCaptureFixture) -> None:
+    server = Server(fit_metrics_aggregation_fn=weighted, evaluate_metrics_aggregation_fn=weighted)
+    candidates = server.fit(*uploads(A, B))  # without the metric that it reads
+    server.score(scores(candidates, {A: 9}))
+    assert server.strategy.prompt == A
+    assert caplog.text.count("the round has no metrics: their function failed") == 2
+    assert "KeyError" in caplog.text
+
+
+def test_a_round_that_nobody_can_compare_is_settled(caplog: pytest.LogCaptureFixture) -> None:
+    server = Server()
+    server.start()
+    candidates = server.fit(*uploads(A, B))
+    handed = ndarrays_to_parameters([np.array(tokens) for tokens in candidates])
+    assert server.strategy.configure_evaluate(1, handed, manager(0)) == []
+    (result,) = server.rounds
+    assert (result.server_round, result.chosen.tokens) == (1, SEED)
+    assert server.strategy.state_dict()["round"] == 1
+    assert "0 usable counts, 1 needed; the prompt stays" in caplog.text
 
 
 def test_the_order_of_arrival_does_not_matter() -> None:
@@ -662,7 +699,11 @@ def test_a_client_whose_model_failed_is_a_failure_that_is_reported() -> None:
         reports.extend(each for _, each in metrics)
         return {}
 
-    server = Server(fit_metrics_aggregation_fn=collect, evaluate_metrics_aggregation_fn=collect)
+    server = Server(
+        fit_metrics_aggregation_fn=collect,
+        evaluate_metrics_aggregation_fn=collect,
+        metrics_of_failed=True,
+    )
     failed: dict[str, Scalar] = {
         CLIENT_KEY: "2",
         FAILURE_KEY: "the model\nis down",
