@@ -99,8 +99,8 @@ class RunConfig(BaseModel):
     masked_lm_key_env : str
         Environment variable that holds this service's key; empty if it needs none.
     device, dtype : str
-        Where local models run, and in which numeric type causal ones do. The server's encoder of
-        tokens runs on the processor.
+        Where local models run, and in which numeric type causal ones do. The server's own
+        encoder of tokens runs on the processor.
     seed_prompt : str
         The first global prompt; empty takes the task's.
     max_prompt_tokens : int

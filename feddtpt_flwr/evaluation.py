@@ -50,7 +50,7 @@ class AnswerCache:
     archives : Sequence[AnswerArchive]
         Where answers may be that are not here, and where new ones go as well.
     known : Mapping[str, str], optional
-        What `to_json` wrote, the last used ones last.
+        Answers that such a cache held before, the last used ones last.
     """
 
     def __init__(

@@ -1,9 +1,10 @@
-"""A server that outlasts its SuperLink's own failures."""
+"""A server that waits for its clients, and outlasts its SuperLink's own failures."""
 
+import time
 from collections.abc import Callable
 from functools import wraps
 from http import HTTPStatus
-from logging import WARNING
+from logging import INFO, WARNING
 from typing import ParamSpec, TypeVar
 
 from flwr.common import log
@@ -11,10 +12,20 @@ from flwr.serverapp import Grid
 
 PATIENCE = 600.0
 """Seconds that a SuperLink may fail without a break before the run ends."""
+POLL_SECONDS = 3.0
+"""Between two looks at who is connected."""
 LONGEST_BACKOFF = 30.0
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+
+def wait_for_clients(grid: Grid, needed: int) -> int:
+    """Return the number of connected clients once there are as many as needed."""
+    while (connected := len(list(grid.get_node_ids()))) < needed:
+        log(INFO, "%d of %d clients connected", connected, needed)
+        time.sleep(POLL_SECONDS)
+    return connected
 
 
 def make_patient(grid: Grid, patience: float = PATIENCE) -> Grid:

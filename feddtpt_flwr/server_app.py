@@ -23,7 +23,7 @@ from feddtpt_flwr.data import Example, Task
 from feddtpt_flwr.evaluation import AnswerCache, Evaluator
 from feddtpt_flwr.experiment import load_data, load_task, readability, seed_tokens
 from feddtpt_flwr.language_model import ModelError
-from feddtpt_flwr.patience import make_patient
+from feddtpt_flwr.patience import make_patient, wait_for_clients
 from feddtpt_flwr.privacy.exponential import require_opendp
 from feddtpt_flwr.recorder import Recorder
 from feddtpt_flwr.round_server import RoundServer
@@ -45,7 +45,7 @@ def main(grid: Grid, context: Context) -> None:
     config = RunConfig.from_run_config(context.run_config)
     saved = Checkpoint.read(Path(config.resume)) if config.resume else None
     _look_ahead(config, saved)
-    run = build(config, _wait_for_clients(grid, config), saved)
+    run = build(config, wait_for_clients(grid, config.min_available_clients), saved)
 
     def drive(server: RoundServer, num_rounds: int) -> None:
         timeout = config.round_timeout or None
@@ -302,11 +302,3 @@ def _look_ahead(config: RunConfig, saved: Checkpoint | None) -> None:
         load_data(config, 0)
     seed_tokens(config, task, models.masked_lm(config, task).vocabulary)
     models.ready_language_model(config)
-
-
-def _wait_for_clients(grid: Grid, config: RunConfig) -> int:
-    """Return the number of connected clients once there are enough."""
-    while (connected := len(list(grid.get_node_ids()))) < config.min_available_clients:
-        log(INFO, "%d of %d clients connected", connected, config.min_available_clients)
-        time.sleep(3)
-    return connected

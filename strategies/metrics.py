@@ -9,31 +9,11 @@ from flwr.common import log
 from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
 
 from strategies.rounds import RoundResult
-from strategies.wire import (
-    COMPLETION_TOKENS_KEY,
-    COST_KEY,
-    FROM_ARCHIVE_KEY,
-    GENERATOR_KEYS,
-    PROMPT_TOKENS_KEY,
-    QUERIES_KEY,
-    UNPARSED_KEY,
-    short_line,
-)
+from strategies.wire import SUMMED_KEYS, short_line
 
 Result = TypeVar("Result")
 
 MetricsAggrFn = Callable[[list[RecordDict], str], MetricRecord]
-
-SUMMED = (
-    QUERIES_KEY,
-    FROM_ARCHIVE_KEY,
-    UNPARSED_KEY,
-    PROMPT_TOKENS_KEY,
-    COMPLETION_TOKENS_KEY,
-    COST_KEY,
-    *GENERATOR_KEYS,
-)
-"""What clients count: a mean of these over the clients would say nothing."""
 
 
 def round_metrics(result: RoundResult) -> dict[str, int | float]:
@@ -121,7 +101,7 @@ def in_common(contents: Sequence[RecordDict]) -> tuple[list[RecordDict], list[st
     """Return the nodes' replies with the metrics that all of them have, and what is left out.
 
     Flower averages records with the same keys only. Nodes may differ: one that asks a service
-    counts tokens, one with a model of its own does not, and has none of `SUMMED` to add.
+    counts tokens, one with a model of its own does not, and has none of `SUMMED_KEYS` to add.
 
     Parameters
     ----------
@@ -138,7 +118,7 @@ def in_common(contents: Sequence[RecordDict]) -> tuple[list[RecordDict], list[st
     """
     named = [next(iter(content.metric_records.items())) for content in contents]
     keys = list(dict.fromkeys(key for _, record in named for key in record))
-    none = {key: 0 for key in keys if key in SUMMED}
+    none = {key: 0 for key in keys if key in SUMMED_KEYS}
     filled = [{**none, **record} for _, record in named]
     common = [k for k in keys if len({_shape(record.get(k)) for record in filled}) == 1]
     replies = [
@@ -155,7 +135,7 @@ def _has_weight(content: RecordDict, weighted_by_key: str) -> bool:
 
 def _plus(metrics: MetricRecord | None, contents: Sequence[RecordDict]) -> MetricRecord | None:
     """Add what further nodes have spent."""
-    spent = {key: sum(numbers) for key in SUMMED if (numbers := _numbers(contents, key))}
+    spent = {key: sum(numbers) for key in SUMMED_KEYS if (numbers := _numbers(contents, key))}
     if not spent:
         return metrics
     counted: MetricRecord = metrics or MetricRecord()
@@ -172,9 +152,9 @@ def _shape(value: int | float | list[int] | list[float] | None) -> int | str:
 
 
 def means_and_totals(contents: list[RecordDict], weighted_by_key: str) -> MetricRecord:
-    """Aggregate the nodes' MetricRecords: weighted means as Flower's, but totals of `SUMMED`."""
+    """Aggregate the nodes' MetricRecords: weighted means as Flower's, totals of `SUMMED_KEYS`."""
     metrics = aggregate_metricrecords(contents, weighted_by_key)
-    for key in SUMMED:
+    for key in SUMMED_KEYS:
         if key in metrics:
             metrics[key] = sum(_numbers(contents, key))
     return metrics

@@ -182,16 +182,12 @@ class Rounds:
         """Whether clients would be asked to compare one prompt with nothing."""
         return self.settings.guard and len(self.candidates) == 1
 
-    def config(self) -> dict[str, str]:
-        """Return what clients are told in every message besides Flower's own."""
-        # Flower's message_size_mod fails on empty texts.
-        vocabulary = self.settings.vocabulary
-        return {VOCABULARY_KEY: vocabulary} if vocabulary else {}
-
     def scoring_config(self, num_clients: int) -> dict[str, str | int]:
         """Return what is told besides where ``num_clients`` score the candidates."""
-        share = examples_each(self.settings.race_examples, num_clients)
-        return {**self.config(), RACE_EXAMPLES_KEY: share} if share else {**self.config()}
+        config = self._config()
+        if share := examples_each(self.settings.race_examples, num_clients):
+            config[RACE_EXAMPLES_KEY] = share
+        return config
 
     def search_config(self, num_scoring: int) -> dict[str, str | int]:
         """Return what is told besides before a search; ``num_scoring`` clients compare afterwards.
@@ -199,8 +195,14 @@ class Rounds:
         Where the run's queries are limited, a search leaves those for the comparison after it.
         """
         if not self.settings.guard:
-            return {**self.config()}
+            return self._config()
         return {**self.scoring_config(num_scoring), COMPARED_KEY: True}
+
+    def _config(self) -> dict[str, str | int]:
+        """Return what clients are told in every message besides Flower's own."""
+        # Flower's message_size_mod fails on empty texts.
+        vocabulary = self.settings.vocabulary
+        return {VOCABULARY_KEY: vocabulary} if vocabulary else {}
 
     def count_bytes(self, num_bytes: int) -> None:
         """Add the content of messages that are sent."""

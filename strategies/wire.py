@@ -63,17 +63,18 @@ GENERATOR_KEYS = (
 )
 MODEL_KEY = "model"
 
-NUMBER_KEYS = (
-    GAIN_KEY,
-    ACCURACY_KEY,
+SUMMED_KEYS = (
     QUERIES_KEY,
-    UNPARSED_KEY,
     FROM_ARCHIVE_KEY,
+    UNPARSED_KEY,
     PROMPT_TOKENS_KEY,
     COMPLETION_TOKENS_KEY,
     COST_KEY,
     *GENERATOR_KEYS,
 )
+"""What clients count: a mean of these over the clients would say nothing."""
+
+NUMBER_KEYS = (GAIN_KEY, ACCURACY_KEY, *SUMMED_KEYS)
 """What is averaged or added up over clients: one number each."""
 
 LONGEST_NAME = 64

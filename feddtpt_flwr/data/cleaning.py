@@ -13,7 +13,7 @@ from feddtpt_flwr.data.task import Task, label_key
 if TYPE_CHECKING:
     import pandas as pd
 
-TEST_SHARE = 0.2
+_TEST_SHARE = 0.2
 _LINE_BREAK = re.compile(r"<br\s*/?>", re.IGNORECASE)
 _COLUMN_SEPARATOR = "\x1f"  # ASCII's own unit separator: stands in no ordinary text
 
@@ -156,7 +156,7 @@ def split_by_hash(frame: pd.DataFrame, task: Task) -> Tables:
     Neither a seed nor the order of the rows nor the other rows decide where a row goes, so the
     test set stays the same from run to run and when data is added.
     """
-    in_test = _text_keys(frame, task).map(lambda key: _fraction(key) < TEST_SHARE).astype(bool)
+    in_test = _text_keys(frame, task).map(is_held_out).astype(bool)
     return Tables(
         train=frame[~in_test].reset_index(drop=True), test=frame[in_test].reset_index(drop=True)
     )
@@ -168,16 +168,19 @@ def _without_duplicates(frame: pd.DataFrame, task: Task) -> pd.DataFrame:
 
 def _text_keys(frame: pd.DataFrame, task: Task) -> pd.Series[str]:
     """Return the texts of each row as one string, white space normalised."""
-    columns = [
-        frame[column].map(lambda text: " ".join(text.split())) for column in task.text_columns
-    ]
+    columns = [frame[column].map(text_key) for column in task.text_columns]
     keys = columns[0]
     for column in columns[1:]:
         keys = keys + _COLUMN_SEPARATOR + column
     return keys
 
 
-def _fraction(key: str) -> float:
-    """Map a text to a number in [0, 1) that looks random and never changes."""
+def text_key(text: str) -> str:
+    """Return what two texts have in common that differ in white space alone."""
+    return " ".join(text.split())
+
+
+def is_held_out(key: str) -> bool:
+    """Return whether a text belongs to the fifth that is held out: by a hash, so for ever."""
     digest = hashlib.blake2b(key.encode("utf-8"), digest_size=8).digest()
-    return float(int.from_bytes(digest, "big") / 2**64)
+    return int.from_bytes(digest, "big") / 2**64 < _TEST_SHARE

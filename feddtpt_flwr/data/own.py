@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from feddtpt_flwr.data.cleaning import prepare
+from feddtpt_flwr.data.cleaning import prepare, text_key
 from feddtpt_flwr.data.errors import DataError
 from feddtpt_flwr.data.sampling import ClientData, draw, to_examples
 from feddtpt_flwr.data.sources import read_table
@@ -78,7 +78,7 @@ class OwnFile:
         frame[task.label_column] = labels
         unique: dict[str, Example] = {}
         for example in to_examples(task, prepare(frame, task, str(self.path))):
-            unique.setdefault(_key(example.input), example)
+            unique.setdefault(text_key(example.input), example)
         return tuple(unique.values())
 
     def _check_mappings(self, task: Task) -> None:
@@ -119,8 +119,8 @@ def split_own(
     DataError
         If a class has too few examples, or the file is not as `OwnFile.read` needs it.
     """
-    known = set(map(_key, shared))
-    examples = [e for e in file.read(task) if _key(e.input) not in known]
+    known = set(map(text_key, shared))
+    examples = [e for e in file.read(task) if text_key(e.input) not in known]
     there = count_by_class(examples, task)
     if any(count < 2 * k_shot for count in there.values()):
         counts = ", ".join(f"{answer!r} {count}" for answer, count in there.items())
@@ -146,11 +146,6 @@ def split_own(
 
 def _missing(label: object) -> bool:
     return label is None or label == "" or label != label  # not a number, as pandas writes it
-
-
-def _key(text: str) -> str:
-    """Return what two texts have in common that differ in white space alone."""
-    return " ".join(text.split())
 
 
 def count_by_class(examples: Collection[Example], task: Task) -> dict[str, int]:

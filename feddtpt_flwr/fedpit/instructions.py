@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -10,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from feddtpt_flwr.data import DataError
-
-TEST_SHARE = 0.2
+from feddtpt_flwr.data.cleaning import is_held_out, text_key
 
 # Instruction data sets agree on their content more than on its names.
 FIELDS = {
@@ -71,7 +69,7 @@ def separate(
     """
     unique = _unique(train)
     if test is None:
-        held_out = {text for text in unique if _fraction(text) < TEST_SHARE}
+        held_out = {text for text in unique if is_held_out(text)}
         return InstructionData(
             tuple(row for text, row in unique.items() if text not in held_out),
             tuple(row for text, row in unique.items() if text in held_out),
@@ -194,10 +192,5 @@ def _text(row: Mapping[str, Any], names: tuple[str, ...], where: str) -> str:
 def _unique(rows: Iterable[Instruction]) -> dict[str, Instruction]:
     unique: dict[str, Instruction] = {}
     for row in rows:
-        unique.setdefault(" ".join(row.instruction.split()), row)
+        unique.setdefault(text_key(row.instruction), row)
     return unique
-
-
-def _fraction(key: str) -> float:
-    digest = hashlib.blake2b(key.encode("utf-8"), digest_size=8).digest()
-    return float(int.from_bytes(digest, "big") / 2**64)

@@ -11,6 +11,7 @@ from feddtpt_flwr.fedpit.instructions import Instruction
 from feddtpt_flwr.fedpit.lora import AdaptedModel
 from feddtpt_flwr.fedpit.scores import closest, rouge_l
 from feddtpt_flwr.fedpit.synthesis import Synthesis, select, synthesise
+from feddtpt_flwr.round_examples import stream
 from strategies.adapters import Adapter, mix
 
 
@@ -112,7 +113,7 @@ def local_round(
 
 def client_rng(seed: int, server_round: int, name: str) -> np.random.Generator:
     """Return the randomness of one client in one round, whoever else takes part."""
-    return np.random.default_rng([seed, server_round, int.from_bytes(name.encode(), "big")])
+    return np.random.default_rng([seed, server_round, stream(name)])
 
 
 def memorisation(

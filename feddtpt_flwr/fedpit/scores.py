@@ -11,7 +11,7 @@ import numpy as np
 from scipy import stats
 
 from feddtpt_flwr.fedpit.instructions import Instruction
-from feddtpt_flwr.language_model.answers import parse_answer
+from feddtpt_flwr.language_model.answers import UNSPACED, parse_answer
 from feddtpt_flwr.statistics import Proportion
 
 
@@ -79,16 +79,10 @@ class Utility:
         )
 
 
-_UNSPACED = (
-    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
-    "\U00020000-\U0003ffff"
-)
-"""Scripts that leave no space between words: Thai and Lao, Burmese, Khmer, Japanese, Chinese."""
-
 _MARKS = "\u0300-\u036f\u0591-\u05c7\u064b-\u0652\u0900-\u0dff"
 """Accents and vowel signs that stand by themselves and are no letters to Python."""
 
-_WORD = re.compile(f"[{_UNSPACED}]|(?:[^\\W_{_UNSPACED}]|[{_MARKS}])+")
+_WORD = re.compile(f"[{UNSPACED}]|(?:[^\\W_{UNSPACED}]|[{_MARKS}])+")
 
 
 def words(text: str) -> list[str]:

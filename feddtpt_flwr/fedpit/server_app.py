@@ -1,11 +1,8 @@
 """FedPIT's server: the first adapter, the strategy, the held-out evaluation, the run folder."""
 
-import time
-from logging import INFO
 from pathlib import Path
 
 from flwr.app import Context
-from flwr.common import log
 from flwr.serverapp import Grid, ServerApp
 
 from feddtpt_flwr import logs
@@ -16,7 +13,7 @@ from feddtpt_flwr.fedpit.node import adapted_model
 from feddtpt_flwr.fedpit.partition import divide, hold_out
 from feddtpt_flwr.fedpit.recorder import Recorder
 from feddtpt_flwr.fedpit.tasks import load_instructions
-from feddtpt_flwr.patience import make_patient
+from feddtpt_flwr.patience import make_patient, wait_for_clients
 from feddtpt_flwr.run_folder import RunFolder
 from strategies.adapters import stack_layers, to_record
 from strategies.fedpit import FedPIT
@@ -35,7 +32,7 @@ def main(grid: Grid, context: Context) -> None:
     config = FedPITConfig.from_run_config(context.run_config)
     data = load_instructions(config)
     test = hold_out(data.test, config.test_size, config.seed)
-    num_clients = _wait_for_clients(grid, config)
+    num_clients = wait_for_clients(grid, config.min_available_clients)
     if config.clients == "simulated":
         divide(
             data.train,
@@ -69,14 +66,6 @@ def main(grid: Grid, context: Context) -> None:
         evaluate_fn=recorder.evaluate,
     )
     logs.show(recorder.close())
-
-
-def _wait_for_clients(grid: Grid, config: FedPITConfig) -> int:
-    """Return the number of connected clients once there are enough."""
-    while (connected := len(list(grid.get_node_ids()))) < config.min_available_clients:
-        log(INFO, "%d of %d clients connected", connected, config.min_available_clients)
-        time.sleep(3)
-    return connected
 
 
 def _read_adapter(model: AdaptedModel, folder: str) -> None:

@@ -12,10 +12,11 @@ THOUGHT = "</think>"
 _THINKS = re.compile(r"\s*(<think(ing)?>|\[THINK\])")
 _THOUGHT = re.compile(r"</think(ing)?>|\[/THINK\]")
 
-_UNSPACED = (
-    "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"
+UNSPACED = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+    "\U00020000-\U0003ffff"
 )
-"""Kana, Han, Thai, Lao, Burmese and Khmer, which put no spaces between words."""
+"""Thai, Lao, Burmese, Khmer, kana and Han, which put no spaces between words."""
 
 _HANGUL = "\uac00-\ud7a3"
 """Its words have spaces before them, but particles and endings behind."""
@@ -101,6 +102,6 @@ def _whole(word: str) -> str:
     A hyphen makes another word: "non-positive" is not "positive".
     """
     letter = r"[^\W_]"  # the underscore is a mark here, as in Markdown
-    before = "" if re.match(f"[{_UNSPACED}]", word) else rf"(?<!{letter})(?<!{letter}-)"
-    after = "" if re.search(f"[{_UNSPACED}{_HANGUL}]$", word) else rf"(?!-?{letter})"
+    before = "" if re.match(f"[{UNSPACED}]", word) else rf"(?<!{letter})(?<!{letter}-)"
+    after = "" if re.search(f"[{UNSPACED}{_HANGUL}]$", word) else rf"(?!-?{letter})"
     return before + re.escape(word) + after

@@ -20,7 +20,7 @@ class RememberingLanguageModel:
     model : LanguageModel
         Always gives a question the same answer.
     capacity : int, optional
-        Most answers kept; the oldest are forgotten. Defaults to `CAPACITY`.
+        Most answers kept; the least recently used are forgotten. Defaults to `CAPACITY`.
     """
 
     def __init__(self, model: LanguageModel, capacity: int = CAPACITY) -> None:

@@ -1,8 +1,8 @@
 """Attention over a prefix tree: every token looks at those before it on its path, and no others."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +11,8 @@ from feddtpt_flwr.language_model.prefix_tree import Added, PrefixTree
 
 if TYPE_CHECKING:
     import torch
+
+    AllNodes = Callable[[int, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
 GATHERING = 16
 """In how many products of a query and a key the time passes that it takes to gather one key.
@@ -184,16 +186,6 @@ class StretchBatch:
         return batches, torch.from_numpy(where).to(device)
 
 
-class EarlierKeysAndValues(Protocol):
-    """Keys and values that earlier calls have computed."""
-
-    def __call__(
-        self, layer: int, key: "torch.Tensor", value: "torch.Tensor"
-    ) -> "tuple[torch.Tensor, torch.Tensor]":
-        """Return the keys and values of all nodes of a tree, given those of its tokens."""
-        ...
-
-
 @dataclass(frozen=True)
 class TreeAttention:
     """Attention of every token of a tree to those before it on its path.
@@ -207,13 +199,14 @@ class TreeAttention:
         All stretches of the tree.
     order : torch.Tensor
         Where each token of the tree is among their queries, shape ``(tokens,)``.
-    earlier : EarlierKeysAndValues, optional
-        Knows the keys and values of the tree's cached nodes, if it has any.
+    earlier : AllNodes
+        Returns a layer's keys and values of all nodes of the tree, given those of its tokens: the
+        others have been computed by earlier calls.
     """
 
     batches: tuple[StretchBatch, ...]
     order: "torch.Tensor"
-    earlier: EarlierKeysAndValues | None
+    earlier: "AllNodes"
 
     @classmethod
     def over(
@@ -221,7 +214,7 @@ class TreeAttention:
         tree: PrefixTree,
         dtype: "torch.dtype",
         device: "torch.device",
-        earlier: EarlierKeysAndValues | None = None,
+        earlier: "AllNodes",
     ) -> "TreeAttention":
         """Return the attention over ``tree`` for states of this type on this device."""
         return cls(*StretchBatch.all_of(Stretch.all_of(tree), dtype, device), earlier)
@@ -254,8 +247,7 @@ class TreeAttention:
         """
         import torch
 
-        if self.earlier:
-            key, value = self.earlier(layer, key, value)
+        key, value = self.earlier(layer, key, value)
         shares = query.device.type in SHARES_HEADS
         times = 1 if shares else query.shape[1] // key.shape[1]
         attended = [

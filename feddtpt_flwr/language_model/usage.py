@@ -1,6 +1,6 @@
 """What answers cost: requests, tokens and money."""
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Protocol, runtime_checkable
 
 
@@ -25,21 +25,11 @@ class Usage:
 
     def __add__(self, other: "Usage") -> "Usage":
         """Return the sum of both."""
-        return Usage(
-            self.requests + other.requests,
-            self.retries + other.retries,
-            self.prompt_tokens + other.prompt_tokens,
-            self.completion_tokens + other.completion_tokens,
-        )
+        return Usage(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
     def __sub__(self, earlier: "Usage") -> "Usage":
         """Return what was used since ``earlier``."""
-        return Usage(
-            self.requests - earlier.requests,
-            self.retries - earlier.retries,
-            self.prompt_tokens - earlier.prompt_tokens,
-            self.completion_tokens - earlier.completion_tokens,
-        )
+        return Usage(*(a - b for a, b in zip(astuple(self), astuple(earlier), strict=True)))
 
 
 @dataclass(frozen=True)

@@ -29,16 +29,14 @@ from strategies.wire import (
     COMPLETION_TOKENS_KEY,
     COST_KEY,
     FAILURE_KEY,
-    FROM_ARCHIVE_KEY,
     GAIN_KEY,
-    GENERATOR_KEYS,
     LIMIT_KEY,
     MODEL_KEY,
     PROMPT_TOKENS_KEY,
     QUERIES_KEY,
     RACE_EXAMPLES_KEY,
     ROUND_KEY,
-    UNPARSED_KEY,
+    SUMMED_KEYS,
     USED_UP_KEY,
     VOCABULARY_KEY,
 )
@@ -62,17 +60,7 @@ _OF_NO_PROMPT = {
 }
 """Texts that a client tells which name no token of a prompt."""
 
-_SUMMED = (
-    QUERIES_KEY,
-    FROM_ARCHIVE_KEY,
-    UNPARSED_KEY,
-    "requests",
-    "retries",
-    PROMPT_TOKENS_KEY,
-    COMPLETION_TOKENS_KEY,
-    COST_KEY,
-    *GENERATOR_KEYS,
-)
+_SUMMED = ("requests", "retries", *SUMMED_KEYS)
 
 
 def protected(node: Node, state: RecordDict, make: MakeClient) -> NumPyClient:

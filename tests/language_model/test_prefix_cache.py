@@ -34,7 +34,6 @@ def read(
         torch.inference_mode(),
         cache.tree(sequences, last, torch.float32, torch.device("cpu"), again) as (tree, attention),
     ):
-        assert attention.earlier is not None
         sums = [0.0] * (len(tree.slots) + len(tree.tokens))
         for sequence, path in zip(sequences, tree.paths, strict=True):
             for index, node in enumerate(path):
