@@ -132,7 +132,7 @@ def _results(suite: Suite, folder: Path, kept: bool) -> Results:
             param_hint="--kept",
         )
     try:
-        records = Kept(seeds.RESULTS)
+        records = Kept(seeds.RESULTS, suite.name)
         unlike = records.unlike(suite)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--kept") from None

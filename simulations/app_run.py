@@ -87,6 +87,8 @@ def write_settings(folder: Path, settings: Mapping[str, Value]) -> Path:
 
 def why_it_failed(log: str) -> str:
     """Return the line of a run's log that says best why it failed."""
-    lines = [line.strip() for line in log.splitlines() if line.strip()]
+    # Without the frame that typer draws around an error.
+    lines = [line for raw in log.splitlines() if (line := raw.strip("\u2502 \t"))]
+    lines = [line for line in lines if not line.startswith(("\u256d", "\u2570"))]
     errors = [line for line in lines if "Error" in line]
     return (errors or lines or ["it printed nothing"])[-1][:300]

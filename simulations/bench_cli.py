@@ -1,6 +1,7 @@
 """``python -m simulations bench``: what one part costs, in time and memory."""
 
 import json
+import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -42,9 +43,26 @@ class Device(StrEnum):
 
 
 ComputingDevice = Annotated[Device, typer.Option(help="What computes.")]
+
+
+def _writable(file: typer.FileTextWrite) -> typer.FileTextWrite:
+    """Refuse a file that cannot be written, before anything is computed for it."""
+    path = Path(file.name)
+    if file.name != "-" and file is not sys.stdout:
+        there = path if path.exists() else path.parent
+        if not os.access(there, os.W_OK) or path.is_dir():
+            raise typer.BadParameter(f"{path} cannot be written")
+    return file
+
+
 JsonFile = Annotated[
     typer.FileTextWrite,
-    typer.Option("--json", help="File for the figures; - prints them.", show_default="-"),
+    typer.Option(
+        "--json",
+        help="File for the figures; - prints them.",
+        show_default="-",
+        callback=_writable,
+    ),
 ]
 
 

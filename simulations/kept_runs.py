@@ -9,6 +9,7 @@ import numpy as np
 from filelock import FileLock
 
 from simulations.intervals import Mean, bootstrap_mean, by_t, differences
+from simulations.outcome import write_atomically
 from simulations.stamp import stamp, time_and_place
 
 Runs = dict[str, dict[int, dict[str, Any]]]
@@ -53,10 +54,7 @@ def write(file: Path, settings: Mapping[str, Mapping[str, Any]], runs: Runs) -> 
             variant: dict(sorted(runs[variant].items())) for variant in settings if variant in runs
         },
     }
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_suffix(".tmp")
-    temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(file)
+    write_atomically(file, json.dumps(content, indent=2) + "\n")
 
 
 def complete(

@@ -1,11 +1,13 @@
 """What a run left behind, and where a suite keeps it."""
 
 import json
+import os
 import tomllib
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
 from feddtpt_flwr.config import RunConfig
@@ -14,7 +16,7 @@ from simulations.suite import Job
 if TYPE_CHECKING:
     from simulations.records import Kept
 
-RESULT, HISTORY = "result.json", "history.jsonl"
+RESULT, FAILURE, HISTORY = "result.json", "failure.json", "history.jsonl"
 
 
 @dataclass(frozen=True)
@@ -184,45 +186,58 @@ class Results:
         for path in sorted(self.shared.rglob(RESULT)):
             with suppress(OSError, ValueError, KeyError, TypeError):
                 result = json.loads(path.read_text(encoding="utf-8"))
-                if "run-folder" in result:
+                if (path.parent / result["run-folder"]).is_dir():
                     folders[_key(result["job"])] = path.parent
         return folders
 
     def _read(self, folder: Path, job: Job) -> Outcome | Failure | None:
-        try:
-            result = json.loads((folder / RESULT).read_text(encoding="utf-8"))
-            if result["job"] != describe(job):
-                return None
-            if "failure" in result:
-                return Failure(result["failure"])
-            run_folder = folder / result["run-folder"]
-            return read_outcome(
-                run_folder, result["seconds"], result["made"], result.get("peak_mib")
-            )
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
+        if completed := _of(job, folder / RESULT):
+            with suppress(OSError, ValueError, KeyError, TypeError):
+                return read_outcome(
+                    folder / completed["run-folder"],
+                    completed["seconds"],
+                    completed["made"],
+                    completed.get("peak_mib"),
+                )
+        failed = _of(job, folder / FAILURE)
+        return Failure(str(failed.get("failure"))) if failed else None
 
     def write_outcome(self, job: Job, outcome: Outcome) -> None:
         """Say that a run has completed."""
         run_folder = str(outcome.folder.relative_to(self.job_folder(job)))
         own = {"seconds": outcome.seconds, "peak_mib": outcome.peak_mib, "made": outcome.made}
-        self._write(job, {"run-folder": run_folder, **own})
+        self._write(job, RESULT, {"run-folder": run_folder, **own})
 
     def write_failure(self, job: Job, failure: Failure) -> None:
-        """Say that a run has failed; it is run again the next time."""
-        self._write(job, {"failure": failure.reason})
+        """Say that a run has failed; it is run again the next time.
 
-    def _write(self, job: Job, content: dict[str, Any]) -> None:
+        In a file of its own: one of other settings may have completed here, and stays.
+        """
+        self._write(job, FAILURE, {"failure": failure.reason})
+
+    def _write(self, job: Job, name: str, content: dict[str, Any]) -> None:
         text = json.dumps({"job": describe(job), **content}, indent=2) + "\n"
-        write_atomically(self.job_folder(job) / RESULT, text)
+        write_atomically(self.job_folder(job) / name, text)
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write a file all or nothing."""
+    """Write a file all or nothing, whoever else writes it at the same time."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{get_ident()}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _of(job: Job, file: Path) -> dict[str, Any] | None:
+    """Return what a file says of a run with just these settings; None if it says nothing."""
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        content = json.loads(file.read_text(encoding="utf-8"))
+        if content["job"] == describe(job):
+            return dict(content)
+    return None
 
 
 def _key(described: dict[str, Any]) -> str:

@@ -77,6 +77,8 @@ class Kept:
     ----------
     folder : Path
         With a JSON file for each report.
+    own : str, optional
+        The suite whose own report counts before those of others.
 
     Raises
     ------
@@ -84,10 +86,10 @@ class Kept:
         If a suite's file is none of runs, or one lacks something; the message names it.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, own: str = "") -> None:
         self._folder = folder
         self._records: dict[str, Record] = {}
-        for file in suites_files(folder):
+        for file in sorted(suites_files(folder), key=lambda file: file.stem == own):
             for record in read_records(file):
                 if SETTINGS not in record:
                     continue
@@ -137,6 +139,6 @@ def _names_files(job: Job) -> bool:
 
 def suites_files(folder: Path) -> Iterator[Path]:
     """Yield the reports' files among those of other comparisons and benchmarks."""
-    for file in sorted(folder.glob("*.json")):
-        if '"suite":' in file.read_text(encoding="utf-8")[:200]:
+    for file in sorted(folder.glob("[!.]*.json")):
+        if file.is_file() and '"suite":' in file.read_text(encoding="utf-8")[:200]:
             yield file

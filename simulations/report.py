@@ -10,6 +10,8 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from filelock import FileLock
+
 from feddtpt_flwr.assets import AssetError
 from feddtpt_flwr.config import ConfigError
 from feddtpt_flwr.data import DataError
@@ -20,7 +22,7 @@ from simulations.grid import Grid, read_grid
 from simulations.outcome import Outcome, Results, write_atomically
 from simulations.perplexity import perplexity_table
 from simulations.prompts import Piece, highlight
-from simulations.records import Record, as_record, place_of, read_records
+from simulations.records import SETTINGS, Record, as_record, place_of, read_records
 from simulations.stamp import as_text
 from simulations.suite import Suite
 from simulations.tables import Table, all_tables, transfer_table
@@ -96,7 +98,15 @@ def write_report(suite: Suite, results: Results, folder: Path, *, force: bool = 
     ReportError
         If there is a report of runs that this one would not have; nothing was written then.
     """
+    folder = folder.resolve()
     content = collect(read_grid(suite, results), results)
+    folder.mkdir(parents=True, exist_ok=True)
+    # Another report may be written at the same time: what it has is not to be lost either.
+    with FileLock(folder.with_name(f"{folder.name}.lock")):
+        return _write(content, results, folder, force=force)
+
+
+def _write(content: Content, results: Results, folder: Path, *, force: bool) -> Path:
     runs_file = folder.with_name(f"{folder.name}.json")
     if not force and (lost := _lost(runs_file, content.runs)):
         raise ReportError(
@@ -104,7 +114,6 @@ def write_report(suite: Suite, results: Results, folder: Path, *, force: bool = 
             f"{lost[0]!r}: their folders are not in {results.folder} (see --kept), or their "
             "settings are others now; --force overwrites them"
         )
-    folder.mkdir(parents=True, exist_ok=True)
     for drawing in (*content.drawings, *content.maps):
         drawing.figure.savefig(folder / f"{drawing.name}.png", dpi=120)
         write_atomically(folder / f"{drawing.name}.svg", svg(drawing.figure))
@@ -120,11 +129,17 @@ def _lost(file: Path, runs: Iterable[Run]) -> list[str]:
     if not file.exists():
         return []
     try:
-        kept = [place_of(record) for record in read_records(file)]
+        kept = read_records(file)
     except ValueError as error:
         raise ReportError(f"{error}; --force overwrites it all the same") from None
-    written = {place_of(run) for run in runs}
-    return [place for place in kept if place not in written]
+    # Of some it is not known what their settings were.
+    written = {place_of(run): run.get(SETTINGS) for run in runs}
+    return [
+        place
+        for record in kept
+        if (place := place_of(record)) not in written
+        or record.get(SETTINGS, written[place]) != written[place]
+    ]
 
 
 def collect(grid: Grid, results: Results) -> Content:

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
+from simulations.intervals import by_t
 from simulations.stamp import as_text, stamp
 
 RESULTS = Path(__file__).parent / "results"
@@ -48,7 +48,7 @@ def run(
     subprocess.CalledProcessError
         If a run fails; the folders of the runs before it stay under ``runs/``.
     """
-    results = [run_once(seed, overrides, num_clients) for seed in seed_numbers]
+    results = [run_once(seed, overrides, num_clients) for seed in dict.fromkeys(seed_numbers)]
     settings = {"num-clients": num_clients, "run-config": list(overrides)}
     header = {
         **stamp(),
@@ -117,7 +117,7 @@ def _table(name: str, header: dict[str, Any], results: Sequence[SeedResult]) -> 
         )
     gains = np.array([r.learned_accuracy - r.seed_accuracy for r in results])
     line = f"Mean gain {gains.mean():+.3f}"
-    if len(gains) > 1:
-        low, high = stats.t.interval(0.95, len(gains) - 1, gains.mean(), stats.sem(gains))
+    if ends := by_t(gains):
+        low, high = ends
         line += f", 95 % interval over seeds (t) [{low:+.3f}, {high:+.3f}]"
     return "\n".join([*lines, "", line + f", worst {gains.min():+.3f}.", ""])

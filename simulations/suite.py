@@ -333,6 +333,11 @@ def _too_few_queries(job: Job) -> str:
     """
     config = job.config
     sizes = Sizes.wanted(config, load_task(config))
+    if config.min_available_clients > job.num_clients:
+        return (
+            f"min-available-clients = {config.min_available_clients}: at most num-clients, "
+            f"{job.num_clients}, will be there"
+        )
     if config.clients == "own-data":
         return ""
     if job.baseline in BASELINES:

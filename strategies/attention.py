@@ -24,8 +24,18 @@ def unit_rows(rows: Embeddings) -> Floats:
     -------
     NDArray[np.float64]
         Shape ``(n, d)``, each row of Euclidean length 1 or 0.
+
+    Raises
+    ------
+    ValueError
+        If a value is not finite.
     """
     rows = np.asarray(rows, dtype=np.float64)
+    peaks = np.abs(rows).max(axis=1, keepdims=True, initial=0)
+    if not np.isfinite(peaks).all():
+        raise ValueError("embeddings hold values that are not finite")
+    # Lest squares over- or underflow; dividing by a power of two rounds nothing.
+    rows = rows / np.ldexp(1.0, np.frexp(peaks)[1] - 1)
     norms = np.linalg.norm(rows, axis=1, keepdims=True)
     unit: Floats = np.divide(rows, norms, out=np.zeros_like(rows), where=norms > 0)
     return unit
@@ -44,7 +54,7 @@ def similarity_to_others(
     Parameters
     ----------
     embeddings
-        One array per client, shapes ``(N_k, d)``.
+        One array per client, shapes ``(N_k, d)``, finite.
     client_weights
         How much each client's tokens count in the others' sums, nonnegative with a positive sum;
         scaled to mean 1, so that equal weights give the paper's formula. ``None``: all equal.
@@ -57,9 +67,10 @@ def similarity_to_others(
     Raises
     ------
     ValueError
-        No client, no number per client, or weights that are negative or sum to zero.
+        No client, an embedding that is not finite, no number per client, or weights that are
+        negative or sum to zero.
     """
-    if not embeddings:
+    if not len(embeddings):
         raise ValueError("embeddings is empty: at least one client is needed")
     shares = mean_one(client_weights, len(embeddings))
     sums = np.array([c * unit_rows(e).sum(axis=0) for c, e in zip(shares, embeddings, strict=True)])

@@ -94,7 +94,7 @@ def cluster_tokens(points: NDArray[np.floating[Any]], eps: float, min_samples: i
     Parameters
     ----------
     points
-        Shape ``(n, d)``; Euclidean distance, so pass unit vectors to cluster by cosine.
+        Shape ``(n, d)``, finite; Euclidean distance, so pass unit vectors to cluster by cosine.
     eps
         Radius, at least 0. Zero clusters equal points only.
     min_samples
@@ -108,7 +108,7 @@ def cluster_tokens(points: NDArray[np.floating[Any]], eps: float, min_samples: i
     Raises
     ------
     ValueError
-        If ``eps`` is negative or not finite, or ``min_samples`` below 1.
+        If ``eps`` is negative or not finite, ``min_samples`` below 1, or a point not finite.
     """
     from sklearn.cluster import DBSCAN  # slow to import, and the clients never need it
 
@@ -118,6 +118,8 @@ def cluster_tokens(points: NDArray[np.floating[Any]], eps: float, min_samples: i
         raise ValueError(f"min_samples must be at least 1, got {min_samples}")
     if not len(points):
         return np.empty(0, dtype=np.int64)
+    if not np.isfinite(points).all():  # scikit-learn would say so, the blocked way would not
+        raise ValueError("points must be finite")
     first, inverse = distinct_rows(points)
     counts = np.bincount(inverse, minlength=len(first))
     distinct = points if len(first) == len(points) else points[first]

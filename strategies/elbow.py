@@ -146,7 +146,7 @@ def elbow(distances: NDArray[np.floating[Any]], method: ElbowMethod = "split") -
     Parameters
     ----------
     distances
-        Shape ``(n,)``, ascending, nonnegative.
+        Shape ``(n,)``, ascending, nonnegative, finite.
     method
         A name in :data:`ELBOWS`.
 
@@ -158,13 +158,15 @@ def elbow(distances: NDArray[np.floating[Any]], method: ElbowMethod = "split") -
     Raises
     ------
     ValueError
-        If the curve is empty or not ascending, or the method unknown.
+        If the curve is empty, not ascending, negative or not finite, or the method unknown.
     """
     if method not in ELBOWS:
         raise ValueError(f"unknown elbow method {method!r}; allowed: {', '.join(ELBOWS)}")
     curve = np.asarray(distances, dtype=np.float64)
     if curve.ndim != 1 or not len(curve):
         raise ValueError("distances must be a curve of at least one point")
+    if not (np.isfinite(curve) & (curve >= 0)).all():
+        raise ValueError("distances must be finite and nonnegative")
     if (np.diff(curve) < 0).any():
         raise ValueError("distances must be sorted in ascending order")
     if curve[0] == curve[-1]:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from strategies.attention import log_softmax, mean_one, similarity_to_others
+from strategies.attention import log_softmax, mean_one, similarity_to_others, unit_rows
 
 Embeddings = NDArray[np.floating[Any]]
 Floats = NDArray[np.float64]
@@ -16,6 +16,9 @@ Ints = NDArray[np.int64]
 
 WEIGHT_DECIMALS = 9
 """Log attention weights that agree to so many decimals are equal: the rest is rounding."""
+
+LARGEST_TOKEN = int(np.iinfo(np.int64).max)
+"""Unsigned token ids beyond would become negative ones."""
 
 
 @dataclass(frozen=True)
@@ -94,10 +97,9 @@ class Uploads:
 
     def points(self) -> NDArray[np.float32]:
         """All embeddings scaled to unit length (zero rows stay zero), shape ``(n, d)``."""
-        rows = np.concatenate([np.asarray(e, dtype=np.float32) for e in self.embeddings])
-        norms = np.sqrt(np.einsum("ij,ij->i", rows, rows))[:, None]
-        unit: NDArray[np.float32] = np.divide(rows, norms, out=rows, where=norms > 0)
-        return unit
+        # Squares of float32 overflow beyond 1e19, so that only what has unit length becomes it; and
+        # client by client, lest all rows be in memory as float64.
+        return np.concatenate([unit_rows(e).astype(np.float32) for e in self.embeddings])
 
 
 def _check(prompts: Sequence[NDArray[np.integer[Any]]], embeddings: Sequence[Embeddings]) -> None:
@@ -108,6 +110,10 @@ def _check(prompts: Sequence[NDArray[np.integer[Any]]], embeddings: Sequence[Emb
     for k, (prompt, embedding) in enumerate(zip(prompts, embeddings, strict=True)):
         if prompt.ndim != 1 or not len(prompt):
             raise ValueError(f"prompt {k} must be a non-empty row of token ids")
+        if prompt.dtype.kind not in "iu":
+            raise ValueError(f"prompt {k} must hold integers, got {prompt.dtype}")
+        if int(prompt.max()) > LARGEST_TOKEN:
+            raise ValueError(f"prompt {k} holds a token id above {LARGEST_TOKEN}")
         if embedding.ndim != 2 or len(embedding) != len(prompt):
             raise ValueError(
                 f"embeddings {k} must have shape ({len(prompt)}, d), got {embedding.shape}"
@@ -129,7 +135,8 @@ def collect(
     Parameters
     ----------
     prompts
-        One row of token ids per client, shapes ``(N_k,)``, ``N_k`` at least 1.
+        One row of integer token ids per client, shapes ``(N_k,)``, ``N_k`` at least 1; those of
+        an unsigned type at most :data:`LARGEST_TOKEN`.
     embeddings
         One array per client, shapes ``(N_k, d)``, finite.
     accuracies, client_weights
@@ -143,11 +150,14 @@ def collect(
     Raises
     ------
     ValueError
-        If anything is empty, of unfitting shape or not finite.
+        If anything is empty, of unfitting shape or not finite, or token ids are no integers or too
+        large.
     """
     prompts = [np.asarray(p) for p in prompts]
     embeddings = [np.asarray(e) for e in embeddings]
     _check(prompts, embeddings)
+    # One by one: NumPy concatenates signed and unsigned integers to floats.
+    prompts = [p.astype(np.int64) for p in prompts]
     weights = mean_one(client_weights, len(prompts))
     scores = np.zeros(len(prompts)) if accuracies is None else np.asarray(accuracies, np.float64)
     if scores.shape != weights.shape or not np.isfinite(scores).all():
@@ -163,7 +173,7 @@ def collect(
     similarity = similarity_to_others(embeddings, weights[arrival].tolist())
     log_weights = [log_softmax(w) + np.log(len(w)) for w in similarity]
     return Uploads(
-        tokens=np.concatenate(prompts).astype(np.int64),
+        tokens=np.concatenate(prompts),
         clients=np.repeat(np.arange(len(prompts)), [len(p) for p in prompts]),
         positions=np.concatenate([np.arange(len(p)) for p in prompts]),
         embeddings=tuple(embeddings),

@@ -21,9 +21,12 @@ from simulations import (
     bench_overhead,
     bench_startup,
     scaling,
+    seeds,
 )
 from simulations.__main__ import app
+from simulations.app_run import why_it_failed
 from simulations.processes import MARK
+from simulations.stamp import stamp
 
 RESULTS = Path(bench_evaluation.__file__).parent / "results"
 EVALUATION: dict[str, Any] = json.loads((RESULTS / "evaluation.json").read_text(encoding="utf-8"))
@@ -118,6 +121,26 @@ def test_a_device_is_given_as_a_word(
     assert result.exit_code == 0, result.output
     assert type(given[-1]) is str
     assert given[-1] == "cuda"
+
+
+def test_figures_that_could_not_be_written_are_not_computed(tmp_path: Path) -> None:
+    for file in (tmp_path / "missing" / "figures.json", tmp_path):
+        result = CliRunner().invoke(app, ["bench", "profile", "--json", str(file)])
+        assert result.exit_code == 2
+        assert "cannot be written" in " ".join(result.output.replace("│", " ").split())
+
+
+def test_an_error_that_typer_frames_is_told() -> None:
+    framed = "started\n╭─ Error ─────╮\n│ k-shot = 0  │\n╰─────────────╯\n"
+    assert why_it_failed(framed) == "k-shot = 0"
+
+
+def test_seeds_without_any_gain_have_no_interval() -> None:
+    same = [seeds.SeedResult(seed, 0.5, 0.5, 10, 20, [1], 1.0, "Good?") for seed in (0, 1)]
+    table = seeds._table(
+        "same", {**stamp(), "settings": {"num-clients": 2, "run-config": []}}, same
+    )
+    assert "Mean gain +0.000, worst +0.000." in table
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -416,6 +416,41 @@ def test_kept_runs_of_other_settings_are_told_and_not_lost(
     assert (tmp_path / "written.json").read_bytes() == before
 
 
+def test_a_report_of_other_settings_is_not_overwritten_without_a_word(
+    written: tuple[Suite, Results], tmp_path: Path
+) -> None:
+    suite, results = written
+    write_report(suite, results, tmp_path / "written")
+    before = (tmp_path / "written.json").read_bytes()
+    changed = write_suite(tmp_path, SUITE + "[settings]\nk-shot = 3\n")
+    results = Results(tmp_path / "others")
+    for job in changed.jobs():
+        write_run(results, job, [0.5, 0.6])
+    with pytest.raises(ReportError, match="holds 5 runs that the new report would not"):
+        write_report(changed, results, tmp_path / "written")
+    assert (tmp_path / "written.json").read_bytes() == before
+    write_report(changed, results, tmp_path / "written", force=True)
+
+
+def test_a_suites_own_report_counts_before_those_of_others(
+    written: tuple[Suite, Results], tmp_path: Path
+) -> None:
+    suite, results = written
+    write_report(suite, results, tmp_path / "written")
+    file = tmp_path / "written.json"
+    other = re.sub(r'"accuracy": [0-9.]+', '"accuracy": 0.1', file.read_text(encoding="utf-8"))
+    (tmp_path / "zebra.json").write_text(other, encoding="utf-8")
+    (tmp_path / ".#written.json").symlink_to("nowhere")  # as an editor leaves
+    for own, expected in (("written", True), ("zebra", False)):
+        kept = Results(tmp_path / "none", kept=Kept(tmp_path, own))
+        found = [
+            outcome.accuracy
+            for cell in read_grid(suite, kept).cells.values()
+            for outcome in cell.outcomes.values()
+        ]
+        assert (min(found) > 0.1) is expected
+
+
 def test_of_runs_on_files_none_is_kept(tmp_path: Path) -> None:
     files = 'data-source = "files"\ntrain-file = "own.csv"\ntest-file = "own-test.csv"\n[tasks.two]'
     suite = write_suite(tmp_path, SUITE.replace("[tasks.two]", files))

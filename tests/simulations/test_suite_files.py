@@ -1,8 +1,10 @@
 import json
 import re
+import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import httpx
@@ -18,7 +20,7 @@ from simulations import obstacles
 from simulations.grey_box import FedBBT, FedBPT
 from simulations.grid import read_grid
 from simulations.obstacles import obstacle
-from simulations.outcome import CurvePoint, Failure, Results
+from simulations.outcome import CurvePoint, Failure, Results, write_atomically
 from simulations.suite import AXES, SUITES, SuiteError, load_suite, most_queries
 from tests.simulations.written_runs import MADE, SUITE, write_run, write_suite
 
@@ -176,6 +178,10 @@ def test_a_group_may_have_fewer_seeds(tmp_path: Path) -> None:
             ("feedback = false", "baseline = 'fedbpt'\nqueries-per-round = 239"),
             "one/blind/seed0: queries-per-round = 239: 240 or more are needed for fedbpt on 48 ex",
         ),
+        (
+            ("feedback = false", "min-available-clients = 11"),
+            "one/blind/seed0: min-available-clients = 11: at most num-clients, 10, will be there",
+        ),
         (("[tasks.one]", '[tasks."a b"]'), "tasks.a b: a label has letters"),
         (("[tasks.one]", "[tasks.one"), "written.toml: "),
         (("[tasks.one]", "[tasks]\none = 3\n[tasks.three]"), "tasks.one = 3: "),
@@ -241,8 +247,28 @@ def test_results_are_of_exactly_these_settings(tmp_path: Path) -> None:
     (changed, *_) = write_suite(tmp_path, SUITE + "[settings]\nk-shot = 3\n").jobs(["one"])
     assert changed.key == job.key
     assert results.read(changed) is None
-    results.write_failure(job, Failure("no more memory"))
-    assert results.read(job) == Failure("no more memory")
+    # A run of other settings in the same folder fails: what has completed there stays.
+    results.write_failure(changed, Failure("no more memory"))
+    assert results.read(changed) == Failure("no more memory")
+    assert results.read(job) == outcome
+
+
+def test_many_may_write_one_file_at_a_time(tmp_path: Path) -> None:
+    file = tmp_path / "report.md"
+    texts = [str(number) * 10_000 for number in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(partial(write_atomically, file), 20 * texts))
+    assert file.read_text(encoding="utf-8") in texts
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_run_whose_folder_is_gone_hides_none_of_the_same(tmp_path: Path) -> None:
+    suites = tmp_path / "runs"
+    job, *_ = write_suite(tmp_path).jobs(["one", "full"])
+    outcome = write_run(Results(suites / "first", shared=suites), job, [0.5, 0.6])
+    gone = write_run(Results(suites / "second", shared=suites), job, [0.5, 0.7])
+    shutil.rmtree(gone.folder)
+    assert Results(suites / "third", shared=suites).read(job) == outcome
 
 
 def test_a_run_of_one_suite_is_one_of_all_that_want_the_same(tmp_path: Path) -> None:

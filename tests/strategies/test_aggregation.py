@@ -464,6 +464,35 @@ def test_zero_embeddings_do_not_crash(method: Method) -> None:
     assert len(result.tokens) >= 1
 
 
+def test_large_token_ids_of_any_integer_type_stay_exact() -> None:
+    large = 2**63 - 1
+    prompts: list[Any] = [[1, large], np.array([1, large], np.uint64), np.array([2], np.uint8)]
+    rows = [np.eye(3)[:2], np.eye(3)[:2], np.eye(3)[2:]]
+    assert aggregate(prompts, rows).tokens.tolist() == [1, large]
+
+
+@pytest.mark.parametrize("method", ["feddtpt", "literal", "attention", "kmeans"])
+@pytest.mark.parametrize(
+    ("dtype", "scale"),
+    [
+        (np.float32, 1e25),
+        (np.float32, 1e-25),
+        (np.float64, 1e200),
+        (np.float64, 1e-200),
+    ],
+)
+def test_the_scale_of_the_embeddings_does_not_matter(
+    method: Method, dtype: type[np.floating[Any]], scale: float
+) -> None:
+    prompts = of([1, 2], [1, 2], [1, 3])
+    rows = np.array([[1, 0], [1, 0.1], [0, 1], [0.7, -0.7]])
+    plain = aggregate(prompts, [rows[p] for p in prompts], method=method)
+    scaled = aggregate(prompts, [(rows[p] * scale).astype(dtype) for p in prompts], method=method)
+    assert scaled.tokens.tolist() == plain.tokens.tolist()
+    for ours, expected in zip(scaled.weights, plain.weights, strict=True):
+        np.testing.assert_allclose(ours, expected, rtol=1e-6)
+
+
 def bad(**changes: Any) -> dict[str, Any]:
     prompts = of([1, 2], [3])
     return {"prompts": prompts, "embeddings": [np.ones((2, 3)), np.eye(3)[:1]]} | changes
@@ -475,6 +504,12 @@ def bad(**changes: Any) -> dict[str, Any]:
         (bad(prompts=[], embeddings=[]), "empty"),
         (bad(prompts=of([1, 2])), "1 prompts but 2"),
         (bad(prompts=of([1, 2], [])), "prompt 1"),
+        (bad(prompts=[np.array([1.7, 2.2]), np.array([3])]), "prompt 0 must hold integers"),
+        (bad(prompts=[np.array([1.0, 2.0]), np.array([3])]), "prompt 0 must hold integers"),
+        (bad(prompts=[np.array([1, 2]), np.array([np.nan])]), "prompt 1 must hold integers"),
+        (bad(prompts=[np.array([True, False]), np.array([3])]), "prompt 0 must hold integers"),
+        (bad(prompts=[np.array([1, 2]), np.array([2**63 + 1], np.uint64)]), "prompt 1 holds"),
+        (bad(prompts=[[1, 2], [2**64]]), "prompt 1 must hold integers, got object"),
         (bad(embeddings=[np.ones((2, 3)), np.ones((2, 3))]), "embeddings 1"),
         (bad(embeddings=[np.ones((2, 3)), np.ones((1, 4))]), "width"),
         (bad(embeddings=[np.ones((2, 3)), np.full((1, 3), np.nan)]), "not finite"),

@@ -68,6 +68,19 @@ def test_zero_vectors_are_similar_to_nothing() -> None:
     assert not unit_rows(np.zeros((2, 3))).any()
 
 
+@pytest.mark.parametrize("scale", [5e-324, 2.0**-1000, 2.0**-80, 2.0**80, 2.0**1000])
+def test_rows_of_any_scale_have_unit_length(scale: float) -> None:
+    rows = np.array([[3.0, -4.0], [0, 0]])
+    assert unit_rows(rows * scale).tolist() == unit_rows(rows).tolist() == [[0.6, -0.8], [0, 0]]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_embeddings_must_be_finite(value: float) -> None:
+    for array in (np.full((2, 3), value), np.array([[1, 2, 3], [1, value, 3]])):
+        with pytest.raises(ValueError, match="not finite"):
+            attention_weights([np.ones((2, 3)), array])
+
+
 def test_a_client_of_weight_zero_is_not_heard() -> None:
     a, b, c = np.array([[1.0, 0]]), np.array([[1.0, 0]]), np.array([[-1.0, 0]])
     similarity = similarity_to_others([a, b, c], [1, 1, 0])
@@ -85,6 +98,12 @@ def test_bad_client_weights(weights: list[float]) -> None:
         mean_one(weights, 2)
 
 
-def test_no_client() -> None:
+@pytest.mark.parametrize("embeddings", [[], np.empty((0, 3, 4))])
+def test_no_client(embeddings: list[Floats]) -> None:
     with pytest.raises(ValueError, match="empty"):
-        attention_weights([])
+        attention_weights(embeddings)
+
+
+def test_clients_may_be_one_array() -> None:
+    weights = attention_weights(np.zeros((2, 3, 4)))  # type: ignore[arg-type]
+    np.testing.assert_allclose(weights, np.full((2, 3), 1 / 3))

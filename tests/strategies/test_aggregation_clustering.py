@@ -83,6 +83,16 @@ def test_bad_parameters(eps: float, min_samples: int) -> None:
         cluster_tokens(np.ones((2, 2)), eps, min_samples)
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("small", [4000, 10], ids=["scikit-learn", "blocked"])
+def test_points_must_be_finite(value: float, small: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("strategies.clustering.SMALL", small)
+    points = clumps(1, 50)
+    points[7, 3] = value
+    with pytest.raises(ValueError, match="points must be finite"):
+        cluster_tokens(points, 0.4)
+
+
 @given(st.integers(0, 10_000), st.integers(1, 50), st.integers(1, 5))
 def test_distinct_rows_restore_the_points(seed: int, n: int, d: int) -> None:
     points = np.random.default_rng(seed).integers(0, 2, (n, d)).astype(float)

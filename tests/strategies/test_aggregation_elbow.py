@@ -96,7 +96,15 @@ def test_lines_have_the_least_squared_error() -> None:
 
 @pytest.mark.parametrize(
     ("curve", "method", "message"),
-    [([], "split", "at least one"), ([2, 1], "split", "ascending"), ([1], "knee", "split, lines")],
+    [
+        ([], "split", "at least one"),
+        ([2, 1], "split", "ascending"),
+        ([1], "knee", "split, lines"),
+        ([0, np.nan, 1], "split", "finite"),
+        ([0, 1, np.nan], "split", "finite"),
+        ([0, 1, np.inf], "gap", "finite"),
+        ([-1, 0, 1], "chord", "nonnegative"),
+    ],
 )
 def test_elbow_rejects(curve: list[float], method: ElbowMethod, message: str) -> None:
     with pytest.raises(ValueError, match=message):
