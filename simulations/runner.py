@@ -245,6 +245,8 @@ class _Processes:
         finally:
             with self._lock:
                 self._running.discard(process)
+            # Of a process that was killed, those that it had started are left.
+            end_orphans(str(folder))
 
     def stop(self) -> None:
         """End all processes, and start no other."""

@@ -4,6 +4,7 @@ import errno
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from io import StringIO
 from pathlib import Path
@@ -139,6 +140,20 @@ def test_what_a_killed_command_left_running_is_ended(
         for process in (orphan, other):
             process.kill()
             process.wait()
+
+
+def test_what_a_killed_process_had_started_is_ended(tmp_path: Path) -> None:
+    def start() -> "subprocess.Popen[bytes]":
+        command = ["sh", "-c", f"sleep 60 & echo $! > {tmp_path / 'child'}; kill -9 $$"]
+        return subprocess.Popen(command, env={**os.environ, MARK: str(tmp_path)})
+
+    assert runner._Processes(in_process=False)._wait_for(tmp_path, start).status == -signal.SIGKILL
+    child = Path("/proc") / (tmp_path / "child").read_text(encoding="ascii").strip()
+    for _ in range(100):
+        if not child.exists() or ") Z " in (child / "stat").read_text(encoding="ascii"):
+            return
+        time.sleep(0.1)
+    pytest.fail("it is still alive")
 
 
 def test_time_left_goes_by_what_has_ended_since_the_command_began() -> None:
