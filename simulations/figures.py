@@ -20,6 +20,9 @@ Point = tuple[float, Mean]
 _COLOURS = [f"C{number}" for number in range(10) if number != 7]
 """Of clusters; C7 is the grey of tokens in none. Where a colour comes again, the place tells."""
 
+LINES = (("-", "o"), ("--", "s"), (":", "^"))
+"""Dashes and marks of the first ten curves, which have a colour each, of the next, and so on."""
+
 HEAVIEST = 5
 """Tokens whose weights a map tells."""
 
@@ -53,7 +56,7 @@ def curves(grid: Grid) -> Iterator[Drawing]:
         figure = Figure(figsize=(8.5, 4.2 + 0.12 * len(lines)), layout="constrained")
         axes = figure.subplots()
         for index, (method, points) in enumerate(lines):
-            _curve(axes, points, grid.suite.what("methods", method) or "FedDTPT", f"C{index}")
+            _curve(axes, points, grid.suite.what("methods", method) or "FedDTPT", index)
         axes.set_xlabel("LLM queries of all clients")
         axes.set_ylabel("held-out accuracy")
         axes.grid(alpha=0.3)
@@ -78,10 +81,11 @@ def _points(grid: Grid, model: str, partition: str, task: str, method: str) -> l
     return sorted([*start, *ends], key=lambda point: point[0])
 
 
-def _curve(axes: "Axes", points: list[Point], label: str, colour: str) -> None:
+def _curve(axes: "Axes", points: list[Point], label: str, index: int) -> None:
+    (line, mark), colour = LINES[index // 10 % len(LINES)], f"C{index % 10}"
     queries = [queries for queries, _ in points]
     means = [mean for _, mean in points]
-    axes.plot(queries, [m.value for m in means], marker="o", ms=4, label=label, color=colour)
+    axes.plot(queries, [m.value for m in means], line, marker=mark, ms=4, label=label, color=colour)
     axes.fill_between(
         queries, [m.low for m in means], [m.high for m in means], alpha=0.1, color=colour, lw=0
     )

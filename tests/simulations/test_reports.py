@@ -189,6 +189,20 @@ def test_with_budgets_a_curve_goes_from_budget_to_budget(tmp_path: Path) -> None
     assert line.get_xydata() == pytest.approx(np.array([[0, 0.5], [100, 0.6], [200, 0.8]]))
 
 
+def test_more_curves_than_colours_are_told_apart(tmp_path: Path) -> None:
+    methods = "".join(f"[methods.m{number}]\nk-shot = {number}\n" for number in range(4, 16))
+    suite = write_suite(tmp_path, SUITE + methods)
+    results = Results(tmp_path / "runs")
+    for job in suite.jobs(["one"]):
+        if job.seed == 0:
+            write_run(results, job, [0.5, 0.6])
+    (drawing,) = curves(read_grid(suite, results))
+    looks = {
+        (line.get_color(), line.get_linestyle()) for line in drawing.figure.axes[0].get_lines()
+    }
+    assert len(looks) == 14
+
+
 def test_a_curve_goes_through_rounds_not_through_places_in_a_list(tmp_path: Path) -> None:
     suite, results = write_suite(tmp_path), Results(tmp_path / "runs")
     ways: list[list[float | None]] = [[0.5, 0.6, 0.8], [0.5, None, 0.7], [0.5, 0.6, 0.6]]
