@@ -23,6 +23,9 @@ _COLOURS = [f"C{number}" for number in range(10) if number != 7]
 LINES = (("-", "o"), ("--", "s"), (":", "^"))
 """Dashes and marks of the first ten curves, which have a colour each, of the next, and so on."""
 
+HALF_A_LINE = 60
+"""Letters of a method's name below a figure that leave room for another beside it."""
+
 HEAVIEST = 5
 """Tokens whose weights a map tells."""
 
@@ -47,21 +50,22 @@ def curves(grid: Grid) -> Iterator[Drawing]:
 
     for model, partition, task in product(*map(grid.labels, ("models", "partitions", "tasks"))):
         lines = [
-            (method, points)
+            (grid.suite.what("methods", method) or "FedDTPT", points)
             for method in grid.labels("methods")
             if (points := _points(grid, model, partition, task, method))
         ]
         if not lines:
             continue
-        figure = Figure(figsize=(8.5, 4.2 + 0.12 * len(lines)), layout="constrained")
+        columns = 2 if max(len(name) for name, _ in lines) <= HALF_A_LINE else 1
+        figure = Figure(figsize=(8.5, 4.2 + 0.24 * len(lines) / columns), layout="constrained")
         axes = figure.subplots()
-        for index, (method, points) in enumerate(lines):
-            _curve(axes, points, grid.suite.what("methods", method) or "FedDTPT", index)
+        for index, (name, points) in enumerate(lines):
+            _curve(axes, points, name, index)
         axes.set_xlabel("LLM queries of all clients")
         axes.set_ylabel("held-out accuracy")
         axes.grid(alpha=0.3)
         # Below the axes: many methods would be covered by their names.
-        figure.legend(fontsize=8, loc="outside lower center", frameon=False, ncols=2)
+        figure.legend(fontsize=8, loc="outside lower center", frameon=False, ncols=columns)
         labels = [label for label in (model, partition, task) if label]
         yield Drawing(
             "-".join(["accuracy", *labels]),
