@@ -48,7 +48,7 @@ ComputingDevice = Annotated[Device, typer.Option(help="What computes.")]
 def _writable(file: typer.FileTextWrite) -> typer.FileTextWrite:
     """Refuse a file that cannot be written, before anything is computed for it."""
     path = Path(file.name)
-    if file.name != "-" and file is not sys.stdout:
+    if file.name not in ("-", "<stdout>"):
         there = path if path.exists() else path.parent
         if not os.access(there, os.W_OK) or path.is_dir():
             raise typer.BadParameter(f"{path} cannot be written")

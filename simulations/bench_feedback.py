@@ -4,8 +4,8 @@ python -m simulations bench feedback --json -
 
 Some hundred prompts are asked about once, changes of two good ones. Then clients search among them,
 from a bad one: the real search, whose proposals are these prompts. Which are proposed first is
-decided by nobody, by what the client has tried so far, or by the truth, which no client knows. No
-feedback can steer better than the truth.
+decided by nobody, by what the client has tried so far, or by the truth, which no client knows: of
+as many prompts to choose from, no feedback can choose better ones.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from feddtpt_flwr.config import RunConfig
+from feddtpt_flwr.data import Example
 from feddtpt_flwr.feedback import Feedback
 from simulations.intervals import mean
 from simulations.replay import SEED, Recording, Replay
@@ -29,14 +30,15 @@ BUDGETS = (250, 1000)
 """Queries of a search: those of a round by default, and those of `run search`."""
 
 DRAWN = 3
-"""So many times as many prompts are looked at as are proposed."""
+"""So many times as many prompts are looked at as are proposed, the best of them."""
 
 USABLE = 2
-"""One in so many: of a language model's proposals as many read well enough to be tried."""
+"""One in so many is proposed: of a language model's, many read too badly to be tried."""
 
 SIGNAL = 0.2
 NOISE = 0.5
-"""Standard deviations: of accuracy for prompts at a distance of one, and of an answer's change."""
+"""Assumed standard deviations: of the accuracy of prompts at a distance of one, and of what a
+change does to one answer. Not tuned."""
 
 Scores = NDArray[np.float64]
 
@@ -67,12 +69,12 @@ class Prompts:
         meanings /= np.linalg.norm(meanings, axis=1, keepdims=True)
         return cls(tuple(correct), np.array(list(correct.values())), meanings)
 
-    def seen_from(self, start: int, examples: Recording) -> Recording:
-        """Return them as changes of one of them."""
+    def seen_from(self, start: int, examples: tuple[Example, ...]) -> Recording:
+        """Return the answers about these examples, with one prompt as that which others change."""
         order = [start, *(i for i in range(len(self.tokens)) if i != start)]
         first, *others = (self.tokens[i] for i in order)
         edits = tuple(Edit(0, len(first), tokens) for tokens in others)
-        return Recording(first, examples.examples, edits, self.correct[order])
+        return Recording(first, examples, edits, self.correct[order])
 
 
 Judge = Callable[[Prompts, Sequence[int], Tokens, Feedback], Scores]
@@ -109,8 +111,8 @@ def truth(prompts: Prompts, which: Sequence[int], tokens: Tokens, feedback: Feed
 
 JUDGES: Mapping[str, Judge] = {
     "in random order": nobody,
-    f"the best of {DRAWN} by the trials so far": experience,
-    f"the best of {DRAWN} by the truth": truth,
+    "the best third by the trials so far": experience,
+    "the best third by the truth": truth,
 }
 
 
@@ -171,14 +173,13 @@ def _of_task(name: str, num_examples: int, num_changes: int, draws: int) -> dict
         "prompts": [replay.text(tokens) for tokens in parents],
         "best": round(float(prompts.correct.mean(1).max()), 3),
         "searches": {
-            str(queries): _searches(replay, recordings[0], prompts, draws, queries)
-            for queries in BUDGETS
+            str(queries): _searches(replay, prompts, draws, queries) for queries in BUDGETS
         },
     }
 
 
 def _searches(
-    replay: Replay, recording: Recording, prompts: Prompts, draws: int, queries: int
+    replay: Replay, prompts: Prompts, draws: int, queries: int
 ) -> dict[str, dict[str, Any]]:
     """Return for each judge the accuracy of what was found, and of the best that was tried."""
     results: dict[str, dict[str, Any]] = {}
@@ -186,7 +187,7 @@ def _searches(
     for name, judge in JUDGES.items():
         found, tried = np.zeros(draws), np.zeros(draws)
         for draw in range(draws):
-            found[draw], tried[draw] = _search(replay, recording, prompts, judge, queries, draw)
+            found[draw], tried[draw] = _search(replay, prompts, judge, queries, draw)
         if judge is nobody:
             plain = found
         more = mean(found - plain)
@@ -199,7 +200,7 @@ def _searches(
 
 
 def _search(
-    replay: Replay, recording: Recording, prompts: Prompts, judge: Judge, queries: int, draw: int
+    replay: Replay, prompts: Prompts, judge: Judge, queries: int, draw: int
 ) -> tuple[float, float]:
     """Return how good the prompt is that one client finds, and the best that it has tried.
 
@@ -208,7 +209,7 @@ def _search(
     rng = np.random.default_rng([SEED, draw])
     own, others = np.split(rng.permutation(prompts.correct.shape[1]), [replay.batch])
     worse = np.argsort(prompts.correct.mean(1), kind="stable")[: len(prompts.tokens) // 3]
-    among = prompts.seen_from(int(rng.choice(worse)), recording)
+    among = prompts.seen_from(int(rng.choice(worse)), replay.second)
     feedback = Feedback()
     result, _ = replay.search(among, own, rng, {}, queries, Steered(prompts, judge), feedback)
     accuracy, rows = among.correct[:, others].mean(1), among.rows
@@ -225,12 +226,14 @@ def markdown(result: Mapping[str, Any]) -> str:
         f"`python -m simulations bench feedback`, {as_text(result)}. Of each task "
         f"SmolLM2-135M-Instruct answered {result['changes']} changes of each of two prompts on "
         f"{result['examples']} examples (seed {result['seed']}; some of them are held-out examples "
-        f"of other tables). {result['draws']} clients search among these prompts, each from "
-        "another bad one and with examples of its own; accuracies are on the examples that a "
-        "client has not seen. Which prompts it tries first is left to chance, decided by a "
-        "Bayesian regression of its trials' gains on how the mean of a prompt's token embeddings "
-        "changes, or by the prompts' true accuracy. Differences to chance are within clients, with "
-        "95 % intervals by Student's t; all clients share the prompts and examples.",
+        f"of other tables). {result['draws']} clients search among these prompts, each from one "
+        "of the worse third and with examples of its own; accuracies are on the examples that a "
+        "client has not seen. It tries prompts in random order, or of three times as many the best "
+        "third: by a Bayesian regression of its trials' gains on how the mean of a prompt's token "
+        "embeddings changes, or by the truth, the accuracy on all examples, also those that it is "
+        "judged by in the end. Differences to random order are within clients, with 95 % intervals "
+        "by Student's t; all clients share the prompts and examples, and which is best of those "
+        "tried is so in part by chance.",
     ]
     for name, task in result["tasks"].items():
         lines += [

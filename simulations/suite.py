@@ -319,6 +319,11 @@ def _mistake(job: Job) -> str:
     if own := {"seed", "run-folder"} & dict(job.settings).keys():
         return f"{', '.join(sorted(own))}: the suite's to set"
     try:
+        if (needed := job.config.min_available_clients) > job.num_clients:
+            return (
+                f"min-available-clients = {needed}: at most num-clients, {job.num_clients}, "
+                "will be there"
+            )
         # A task's file may be on another machine than this.
         return "" if job.config.task.endswith(".toml") else _too_few_queries(job)
     except (ConfigError, DataError) as error:
@@ -333,11 +338,6 @@ def _too_few_queries(job: Job) -> str:
     """
     config = job.config
     sizes = Sizes.wanted(config, load_task(config))
-    if config.min_available_clients > job.num_clients:
-        return (
-            f"min-available-clients = {config.min_available_clients}: at most num-clients, "
-            f"{job.num_clients}, will be there"
-        )
     if config.clients == "own-data":
         return ""
     if job.baseline in BASELINES:

@@ -89,8 +89,9 @@ class FedPIT(FedAvg):
         Key used to store the ConfigRecord when constructing Messages.
     train_metrics_aggr_fn : Optional[callable] (default: None)
         Function with signature (list[RecordDict], str) -> MetricRecord, used to aggregate the
-        MetricRecords of usable uploads. If `None`, a weighted average. It is given the metrics that
-        all of them have.
+        MetricRecords of usable uploads, which it is given as they are. If it raises an error, that
+        is logged and costs the metrics, not the round. If `None`, a weighted average of what all
+        have.
     evaluate_metrics_aggr_fn : Optional[callable] (default: None)
         The same for evaluation.
 

@@ -111,8 +111,9 @@ class FedDTPT(FedAvg):
         Key used to store the ConfigRecord when constructing Messages.
     train_metrics_aggr_fn : Optional[callable] (default: None)
         Function with signature (list[RecordDict], str) -> MetricRecord, used to aggregate the
-        MetricRecords of usable uploads. If `None`, a weighted average, with queries, tokens and
-        costs added up.
+        MetricRecords of usable uploads, which it is given as they are. If it raises an error, that
+        is logged and costs the metrics, not the round. If `None`, a weighted average of what all
+        have, with queries, tokens and costs added up.
     evaluate_metrics_aggr_fn : Optional[callable] (default: None)
         The same for the counts. To its result, without a guard to that of the uploads,
         `strategies.metrics.round_metrics` are added.

@@ -52,14 +52,11 @@ class RoundSettings:
 
     def __post_init__(self) -> None:
         for name in ("vocabulary_size", "max_tokens", "race_candidates"):
-            if not _whole(getattr(self, name), 1):
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)!r}")
-        if not _whole(self.race_examples, 0):
-            raise ValueError(f"race_examples must be at least 0, got {self.race_examples!r}")
+            _require_whole(name, getattr(self, name), "at least 1", 1)
+        _require_whole("race_examples", self.race_examples, "at least 0", 0)
         for name in ("min_samples", "n_clusters"):
-            number = getattr(self, name)
-            if number is not None and not _whole(number, 1):
-                raise ValueError(f"{name} must be None or at least 1, got {number!r}")
+            if (number := getattr(self, name)) is not None:
+                _require_whole(name, number, "None or at least 1", 1)
         literals = {
             "aggregation": Method,
             "elbow_method": ElbowMethod,
@@ -98,5 +95,8 @@ def require_share(name: str, value: float) -> None:
         raise ValueError(f"{name} must be in [0, 1], got {value!r}")
 
 
-def _whole(number: Any, least: int) -> bool:
-    return isinstance(number, Integral) and int(number) >= least
+def _require_whole(name: str, number: Any, what: str, least: int) -> None:
+    if not isinstance(number, Integral):
+        raise ValueError(f"{name} must be a whole number, got {number!r}")
+    if int(number) < least:
+        raise ValueError(f"{name} must be {what}, got {number!r}")
