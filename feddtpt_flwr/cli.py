@@ -14,8 +14,8 @@ from click import ClickException
 from flwr.common.config import parse_config_args
 
 from feddtpt_flwr.bundle import BundleError, copy_app, read_app, write_app
+from feddtpt_flwr.checked_settings import keys_of
 from feddtpt_flwr.config import ConfigError, RunConfig
-from feddtpt_flwr.config_rules import keys_of
 from feddtpt_flwr.data import DataError
 from feddtpt_flwr.fedpit.config import FedPITConfig
 from feddtpt_flwr.private_flower import FlowerError, private_flower

@@ -9,9 +9,9 @@ from urllib.parse import urlsplit
 from flwr.common import Scalar, log
 
 from feddtpt_flwr import __version__, models
+from feddtpt_flwr.checked_settings import kebab
 from feddtpt_flwr.client_state import VERSION_KEY
 from feddtpt_flwr.config import RunConfig
-from feddtpt_flwr.config_rules import kebab
 from feddtpt_flwr.evaluation import Evaluator
 from feddtpt_flwr.experiment import load_task
 from feddtpt_flwr.feedback import Trial

@@ -3,10 +3,12 @@
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
 from feddtpt_flwr.assets import EMBEDDED
-from feddtpt_flwr.config_rules import find_mistakes, kebab, keys_of
+from feddtpt_flwr.checked_settings import CheckedSettings
+from feddtpt_flwr.checked_settings import ConfigError as ConfigError
+from feddtpt_flwr.config_rules import find_mistakes
 from feddtpt_flwr.data import DEFAULT_TASK
 from feddtpt_flwr.language_model.constraints import Constrain
 from strategies.aggregation import Method
@@ -18,11 +20,7 @@ Privacy = Literal["none", "public-tokens", "synthetic", "exponential"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 
-class ConfigError(ValueError):
-    """A value in the run's configuration is not allowed."""
-
-
-class RunConfig(BaseModel):
+class RunConfig(CheckedSettings):
     """All settings of a run, as ``[tool.flwr.app.config]`` in ``pyproject.toml`` lists them.
 
     In the configuration the names are written with hyphens (``k-shot``), as Flower's apps do.
@@ -185,10 +183,6 @@ class RunConfig(BaseModel):
         0; half for the choice of the prompt, half for the guard's counts.
     """
 
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, alias_generator=kebab, populate_by_name=True
-    )
-
     num_server_rounds: int = Field(3, ge=1)
     seed: int = Field(0, ge=0)
     task: str = DEFAULT_TASK
@@ -269,24 +263,7 @@ class RunConfig(BaseModel):
             One line for every key that is unknown or whose value is not allowed, with the key, the
             value and what is allowed.
         """
-        try:
-            config = cls.model_validate(dict(run_config))
-        except ValidationError as error:
-            raise ConfigError("\n".join(_explain(e) for e in error.errors())) from None
+        config = cls.checked(run_config)
         if mistakes := find_mistakes(config):
             raise ConfigError("\n".join(mistakes))
         return config
-
-    def to_run_config(self) -> dict[str, Any]:
-        """Return the settings under their names in the configuration."""
-        return self.model_dump(by_alias=True)
-
-
-def _explain(error: Any) -> str:
-    """Turn one of pydantic's errors into a line that names key, value and what is allowed."""
-    key, value = ".".join(map(str, error["loc"])), error["input"]
-    if error["type"] == "extra_forbidden":
-        known = ", ".join(keys_of(RunConfig))
-        # Without the value: it may be a key of another kind.
-        return f"unknown configuration key {key!r}; keys: {known}"
-    return f"{key} = {value!r}: {error['msg'][0].lower()}{error['msg'][1:]}"

@@ -6,10 +6,9 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from feddtpt_flwr.assets import EMBEDDED
+from feddtpt_flwr.checked_settings import kebab
 
 if TYPE_CHECKING:
-    from pydantic import BaseModel
-
     from feddtpt_flwr.config import RunConfig
 
 TRACKERS = ("tensorboard", "mlflow")
@@ -50,16 +49,6 @@ def find_mistakes(config: "RunConfig") -> list[str]:
         *_limit_mistakes(config),
         *_generator_mistakes(config),
     ]
-
-
-def kebab(name: str) -> str:
-    """Return an attribute's name as it stands in the configuration."""
-    return name.replace("_", "-")
-
-
-def keys_of(model: "type[BaseModel]") -> list[str]:
-    """Return the names of all settings of a model as they stand in the configuration."""
-    return [kebab(name) for name in model.model_fields]
 
 
 def tracker_names(trackers: str) -> list[str]:

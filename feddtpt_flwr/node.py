@@ -8,8 +8,9 @@ from typing import Any
 from flwr.common import Context
 from pydantic import Field
 
+from feddtpt_flwr.checked_settings import kebab, keys_of
 from feddtpt_flwr.config import ConfigError, RunConfig
-from feddtpt_flwr.config_rules import LIMITS, kebab, keys_of
+from feddtpt_flwr.config_rules import LIMITS
 from feddtpt_flwr.data import ClientData, Example
 from feddtpt_flwr.data.own import OwnFile, split_own
 from feddtpt_flwr.experiment import load_data, load_task

@@ -5,10 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
-from feddtpt_flwr.config import ConfigError
-from feddtpt_flwr.config_rules import kebab, keys_of
+from feddtpt_flwr.checked_settings import CheckedSettings, ConfigError, kebab
 
 
 @dataclass(frozen=True)
@@ -19,7 +18,7 @@ class Part:
     total: int
 
 
-class NodeSettings(BaseModel):
+class NodeSettings(CheckedSettings):
     """A node config apart from the run's settings that it replaces.
 
     Attributes
@@ -31,14 +30,6 @@ class NodeSettings(BaseModel):
     data_path : str
         Its own file, in a deployment. Names of further fields about it begin with ``data_``.
     """
-
-    model_config = ConfigDict(
-        frozen=True,
-        extra="forbid",
-        strict=True,
-        alias_generator=kebab,
-        populate_by_name=True,
-    )
 
     node_name: str = ""
     partition_id: int | None = Field(None, ge=0)
@@ -56,10 +47,10 @@ class NodeSettings(BaseModel):
         """
         own = {key: value for key, value in node_config.items() if key not in overrides}
         try:
-            return cls.model_validate(own)
-        except ValidationError as error:
-            known = [*keys_of(cls), *overrides]
-            raise ConfigError("\n".join(_explain(e, known) for e in error.errors())) from None
+            return cls.checked(own, beside=overrides)
+        except ConfigError as error:
+            lines = str(error).splitlines()
+            raise ConfigError("\n".join(f"node config: {line}" for line in lines)) from None
 
     def part(self) -> Part:
         """Return which part of the run's data the node has.
@@ -107,10 +98,3 @@ class NodeSettings(BaseModel):
                 f"file, as in flower-supernode --node-config \"data-path='{example}'\""
             )
         return Path(self.data_path).expanduser()
-
-
-def _explain(error: Any, known: Sequence[str]) -> str:
-    key, value = ".".join(map(str, error["loc"])), error["input"]
-    if error["type"] == "extra_forbidden":
-        return f"node config: unknown key {key!r}; keys: {', '.join(known)}"
-    return f"node config: {key} = {value!r}: {error['msg'][0].lower()}{error['msg'][1:]}"

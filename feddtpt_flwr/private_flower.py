@@ -142,6 +142,8 @@ def private_flower() -> Iterator[PrivateFlower]:
             "PATH": _search_path(),
             "RAY_DEDUP_LOGS": "0",  # progress lines look alike
             "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # Ray's future default; quiets a warning
+            # Flower gives its actors an environment: no process without one would do for them.
+            "RAY_prestart_worker_first_driver": "0",
         }
         spare(environment)
         command = [_program("flower-superlink"), "--insecure"]

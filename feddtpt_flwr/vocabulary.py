@@ -159,7 +159,7 @@ def is_mark(sign: str) -> bool:
 
 
 def _is_letters(word: str) -> bool:
-    return word[:1].isalpha() and letters(word) == [word]
+    return word.isalpha() or (word[:1].isalpha() and letters(word) == [word])
 
 
 def _plain(tokenizer: Any) -> Any:

@@ -103,7 +103,7 @@ def test_bundle_as_a_command(tmp_path: Path) -> None:
     ("arguments", "words"),
     [
         (["--app", "fedpit", "-c", "beta=2.0"], "beta = 2.0"),
-        (["--app", "fedpit", "-c", "k-shot=2"], "unknown configuration key 'k-shot'"),
+        (["--app", "fedpit", "-c", "k-shot=2"], "unknown key 'k-shot'"),
         (["--app", "fedavg"], "there is no such app"),
     ],
 )

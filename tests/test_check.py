@@ -169,7 +169,7 @@ def test_everything_that_is_wrong_is_listed(own_file: Path, tiny_bert: Path) -> 
     [
         (["-c", "clients='own-data'"], "data-path is missing"),
         (["-n", "data-path='a.csv'"], "'simulated' and would not use it"),
-        (["-c", "kshot=3"], "unknown configuration key 'kshot'"),
+        (["-c", "kshot=3"], "unknown key 'kshot'"),
         (["-c", "task='none'"], "unknown task 'none'"),
     ],
 )

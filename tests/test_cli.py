@@ -52,7 +52,7 @@ def test_without_a_mistake_flower_is_started(app_folder: Path) -> None:
     ("override", "words"),
     [
         ("k-shot=0", ["k-shot = 0", "greater than or equal to 1"]),
-        ("kshot=4", ["unknown configuration key 'kshot'", "queries-per-round"]),
+        ("kshot=4", ["unknown key 'kshot'", "queries-per-round"]),
         ('partition="uneven"', ["partition = 'uneven'", "'iid' or 'dirichlet'"]),
         ('guard="yes"', ["guard = 'yes'", "boolean"]),
         ("k-shot=0 seed=-1", ["k-shot = 0", "seed = -1"]),
@@ -81,7 +81,7 @@ def test_an_app_of_somebody_elses_may_have_settings_of_its_own(app_folder: Path)
     config = "[tool.flwr.app.config]"
     assert config in text
     project.write_text(text.replace(config, f"{config}\ntheirs = 1"), encoding="utf-8")
-    expect_refusal(simulate(app_folder), "unknown configuration key 'theirs'")
+    expect_refusal(simulate(app_folder), "unknown key 'theirs'")
     other = text.replace(config, f"{config}\ntheirs = 1").replace(
         "feddtpt_flwr.server_app:app", "my_app.server_app:app"
     )

@@ -122,7 +122,7 @@ def test_words_of_private_texts_are_no_public_tokens() -> None:
 
 
 def test_an_unknown_key_is_named_with_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match="unknown configuration key 'kshot'") as caught:
+    with pytest.raises(ConfigError, match="unknown key 'kshot'") as caught:
         RunConfig.from_run_config({"kshot": 4})
     for key in RunConfig.from_run_config({}).to_run_config():
         assert key in str(caught.value)
@@ -130,7 +130,7 @@ def test_an_unknown_key_is_named_with_the_known_ones() -> None:
 
 @pytest.mark.parametrize("key", ["K-SHOT", "__class__", ""])
 def test_only_the_names_of_the_configuration_are_keys(key: str) -> None:
-    with pytest.raises(ConfigError, match="unknown configuration key"):
+    with pytest.raises(ConfigError, match="unknown key"):
         RunConfig.from_run_config({key: 4})
 
 

@@ -3,18 +3,18 @@
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
 from feddtpt_flwr.assets import EMBEDDED
-from feddtpt_flwr.config import ConfigError, Dtype
-from feddtpt_flwr.config_rules import kebab, keys_of
+from feddtpt_flwr.checked_settings import CheckedSettings, ConfigError
+from feddtpt_flwr.config import Dtype
 from feddtpt_flwr.data import Partition
 from strategies.adapters import WireDtype
 
 DEFAULT_TASK = "drug_reviews"
 
 
-class FedPITConfig(BaseModel):
+class FedPITConfig(CheckedSettings):
     """All settings of a FedPIT run, as ``apps/fedpit.toml`` lists them (with hyphens).
 
     Parameters
@@ -82,10 +82,6 @@ class FedPITConfig(BaseModel):
         Where run folders are made.
     """
 
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, alias_generator=kebab, populate_by_name=True
-    )
-
     num_server_rounds: int = Field(3, ge=1)
     seed: int = Field(0, ge=0)
     task: str = DEFAULT_TASK
@@ -126,10 +122,7 @@ class FedPITConfig(BaseModel):
         ConfigError
             One line for every key that is unknown or whose value is not allowed.
         """
-        try:
-            config = cls.model_validate(dict(run_config))
-        except ValidationError as error:
-            raise ConfigError("\n".join(_explain(e) for e in error.errors())) from None
+        config = cls.checked(run_config)
         if config.num_selected > config.num_candidates:
             raise ConfigError(
                 f"num-selected = {config.num_selected}: at most num-candidates = "
@@ -146,16 +139,3 @@ class FedPITConfig(BaseModel):
     def synthetic(self) -> bool:
         """Whether clients make synthetic data."""
         return self.beta < 1
-
-    def to_run_config(self) -> dict[str, Any]:
-        """Return the settings under their names in the configuration."""
-        return self.model_dump(by_alias=True)
-
-
-def _explain(error: Any) -> str:
-    key, value = ".".join(map(str, error["loc"])), error["input"]
-    if error["type"] == "extra_forbidden":
-        known = ", ".join(keys_of(FedPITConfig))
-        # Without the value: it may be a key of another kind.
-        return f"unknown configuration key {key!r}; keys: {known}"
-    return f"{key} = {value!r}: {error['msg'][0].lower()}{error['msg'][1:]}"

@@ -27,7 +27,7 @@ def test_every_setting_is_described() -> None:
     [
         ({"beta": 1.5}, ["beta = 1.5", "less than or equal to 1"]),
         ({"beta": float("nan")}, ["beta = nan"]),
-        ({"betta": 0.5}, ["unknown configuration key 'betta'", "lora-rank"]),
+        ({"betta": 0.5}, ["unknown key 'betta'", "lora-rank"]),
         ({"num-selected": 64}, ["num-selected = 64", "num-candidates = 32"]),
         ({"training": "mixed", "beta": 1.0}, ["beta = 1.0", "nothing to mix"]),
         ({"upload-dtype": "int8"}, ["upload-dtype = 'int8'", "'bfloat16' or 'float32'"]),

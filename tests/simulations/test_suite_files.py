@@ -153,7 +153,7 @@ def test_a_group_may_have_fewer_seeds(tmp_path: Path) -> None:
         (('compare = "full"', 'compare = "half"'), "compare = 'half': one of methods is needed"),
         (('compare = "full"', "transfer = true"), "transfer = true: two or more models"),
         (("feedback = false", "feedback = 1"), r"one/blind/seed0: feedback = 1: "),
-        (("feedback = false", "feedbock = false"), "unknown configuration key 'feedbock'"),
+        (("feedback = false", "feedbock = false"), "unknown key 'feedbock'"),
         (("feedback = false", "feedback = [1]"), r"methods.blind.feedback = \[1\]: "),
         (
             ("feedback = false", "num-clients = 0"),
