@@ -1,7 +1,6 @@
-"""What a run shows when it is over."""
+"""What a run shows when it is over, as rows of a table."""
 
 from collections.abc import Mapping
-from io import StringIO
 
 from feddtpt_flwr.config import RunConfig
 from feddtpt_flwr.held_out import HeldOut
@@ -18,25 +17,6 @@ from strategies.wire import (
     PROMPT_TOKENS_KEY,
     UNPARSED_KEY,
 )
-
-WIDTH = 100
-"""Characters in a line of the table, unless a single word needs more."""
-
-
-def render(rows: Mapping[str, str]) -> str:
-    """Return a table of names and values as text, so wide that no path in it is cut."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(title="FedDTPT", show_header=False, title_justify="left")
-    for name, value in rows.items():
-        table.add_row(name, Text(value))  # prompts and clients' words are not markup
-    words = [word for value in rows.values() for word in value.split()]
-    longest = max(map(len, rows)) + max(map(len, words), default=0) + len("│  │  │ ")
-    text = StringIO()
-    Console(file=text, width=max(WIDTH, longest)).print(table)
-    return text.getvalue()
 
 
 def model_rows(by_model: Mapping[str, Mapping[str, float]]) -> dict[str, str]:

@@ -1,9 +1,7 @@
 """Turns what happens on the server into history, progress lines and the closing table."""
 
-import platform
 import time
 from collections.abc import Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from logging import INFO, WARNING
 from typing import Any
 
@@ -11,7 +9,7 @@ import numpy as np
 from flwr.common import Metrics, NDArrays, Scalar, log
 from numpy.typing import NDArray
 
-from feddtpt_flwr import __version__, closing_table
+from feddtpt_flwr import closing_table, versions
 from feddtpt_flwr.client_totals import ClientTotals
 from feddtpt_flwr.config import RunConfig
 from feddtpt_flwr.data import Example, Task
@@ -21,6 +19,7 @@ from feddtpt_flwr.language_model.usage import Prices
 from feddtpt_flwr.privacy.exponential import total_epsilon
 from feddtpt_flwr.run_folder import CurvePoint, RunFolder
 from feddtpt_flwr.statistics import Proportion
+from feddtpt_flwr.text_table import render
 from feddtpt_flwr.vocabulary import Vocabulary
 from strategies.candidates import Tokens
 from strategies.rounds import RoundResult
@@ -28,7 +27,8 @@ from strategies.settings import EmbedFn
 from strategies.wire import FROM_ARCHIVE_KEY, GENERATOR_KEYS, QUERIES_KEY
 
 UNKNOWN = "not known: the language model did not answer"
-_VERSIONS = ("flwr", "torch", "transformers", "scikit-learn", "numpy")
+PACKAGES = ("flwr", "torch", "transformers", "scikit-learn", "numpy")
+"""Packages whose versions are written beside a prompt."""
 
 
 class Recorder:
@@ -261,18 +261,15 @@ class Recorder:
                 "queries": self._clients.queries,
                 "rounds": len(self._prompts) - 1,
                 "seed": self._config.seed,
-                "versions": {
-                    "python": platform.python_version(),
-                    "feddtpt-flwr": __version__,
-                    **{name: _version(name) for name in _VERSIONS},
-                },
+                "versions": versions.of_run(PACKAGES),
             }
         )
 
     def _table(self) -> str:
         seed, learned = self._prompts[0], self._prompts[-1]
         interval = self._held_out.difference(seed, learned)
-        return closing_table.render(
+        return render(
+            "FedDTPT",
             {
                 "seed prompt": self._vocabulary.decode(seed),
                 "learned prompt": self._vocabulary.decode(learned),
@@ -305,7 +302,7 @@ class Recorder:
                 "bytes per round, all clients": ", ".join(f"{size:,}" for size in self._bytes),
                 "time": f"{self._seconds:.0f} s",
                 "run folder": str(self._folder.path),
-            }
+            },
         )
 
 
@@ -326,10 +323,3 @@ def _per_model(result: RoundResult, tokens: Tokens) -> dict[str, Any]:
         return {}
     counts = {model: {"correct": s.correct, "total": s.total} for model, s in scores.items()}
     return {"by-model": counts}
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "unknown"

@@ -8,9 +8,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+from feddtpt_flwr.versions import installed
 
 ROOT = Path(__file__).resolve().parent
 
@@ -26,7 +27,7 @@ def stamp() -> dict[str, Any]:
     found = commit()
     return {
         **time_and_place(),
-        "versions": dict(_versions()),
+        "versions": installed(PACKAGES),
         **({"commit": found} if found else {}),
     }
 
@@ -80,11 +81,3 @@ def commit() -> str:
         )
         return found.stdout.strip()
     return ""
-
-
-def _versions() -> Iterator[tuple[str, str]]:
-    for name in PACKAGES:
-        try:
-            yield name, version(name)  # an import of torch alone takes seconds
-        except PackageNotFoundError:
-            continue  # whoever measures without it need not have it

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from feddtpt_flwr import closing_table
 from feddtpt_flwr.budget import QueryBudget
 from feddtpt_flwr.config import RunConfig
 from feddtpt_flwr.data import Example, Task
@@ -17,6 +16,7 @@ from feddtpt_flwr.language_model.local import LocalLanguageModel
 from feddtpt_flwr.language_model.usage import Usage
 from feddtpt_flwr.recorder import Recorder
 from feddtpt_flwr.run_folder import RunFolder
+from feddtpt_flwr.text_table import render
 from feddtpt_flwr.vocabulary import Vocabulary
 from strategies.candidates import Candidate, Score
 from strategies.rounds import RoundResult
@@ -410,14 +410,14 @@ def test_what_a_generator_used_and_what_limits_ended(
 
 
 def test_prompts_and_names_are_not_markup() -> None:
-    table = closing_table.render({"seed prompt": "[INST] Classify [/INST]", "model": "[/x] [red]"})
+    table = render("FedDTPT", {"seed prompt": "[INST] Classify [/INST]", "model": "[/x] [red]"})
     assert "[INST] Classify [/INST]" in table
     assert "[/x] [red]" in table
 
 
 def test_no_path_is_cut() -> None:
     path = "/" + "/".join(["a_long_name_of_a_folder"] * 6)
-    assert path in closing_table.render({"run folder": path, "seed prompt": "Is it good?"})
+    assert path in render("FedDTPT", {"run folder": path, "seed prompt": "Is it good?"})
 
 
 def test_what_nodes_spent_is_told_where_the_server_spends_nothing(recorder: Recorder) -> None:

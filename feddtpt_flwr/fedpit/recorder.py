@@ -1,10 +1,7 @@
 """Turns what happens in a FedPIT run into history, result file, plot and closing table."""
 
-import platform
 import time
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
-from io import StringIO
 from logging import INFO, WARNING
 from typing import Any
 
@@ -12,20 +9,22 @@ import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
 from flwr.common import log
 
-from feddtpt_flwr import __version__
+from feddtpt_flwr import versions
 from feddtpt_flwr.fedpit.client_app import CLIENT_KEY, MEMORISATION_KEY, START_KEY
 from feddtpt_flwr.fedpit.config import FedPITConfig
 from feddtpt_flwr.fedpit.instructions import Instruction
 from feddtpt_flwr.fedpit.lora import AdaptedModel
 from feddtpt_flwr.fedpit.scores import Utility
 from feddtpt_flwr.run_folder import RunFolder
+from feddtpt_flwr.text_table import render
 from strategies.adapters import from_record, unstack_layers
 from strategies.fedpit import PhaseReport
 
 RESERVED = ("self", "event", "round")
 """Metrics of these names would be taken for something else in the history."""
 
-_VERSIONS = ("flwr", "torch", "transformers", "peft", "rouge-score", "numpy")
+PACKAGES = ("flwr", "torch", "transformers", "peft", "rouge-score", "numpy")
+"""Packages whose versions are written with the results."""
 
 
 class Recorder:
@@ -159,11 +158,7 @@ class Recorder:
                 "failures": self._failures,
                 "seconds": round(time.monotonic() - self._start, 1),
                 "settings": self._config.to_run_config(),
-                "versions": {
-                    "python": platform.python_version(),
-                    "feddtpt-flwr": __version__,
-                    **{name: _version(name) for name in _VERSIONS},
-                },
+                "versions": versions.of_run(PACKAGES),
             },
         )
 
@@ -187,14 +182,7 @@ class Recorder:
         self._folder.attempt(lambda: figure.savefig(self._folder.path / "rouge.png", dpi=120))
 
     def _table(self) -> str:
-        from rich.console import Console
-        from rich.table import Table
-        from rich.text import Text
-
         first, last = self._utility[0], self._utility[-1]
-        table = Table(title="FedPIT", show_header=False, title_justify="left")
-        table.add_column()
-        table.add_column(overflow="fold")
         rows = {
             "beta, training": f"{self._config.beta}, {self._config.training}",
             f"Rouge-L of {last.rouge_l.total} held-out responses": (
@@ -220,11 +208,7 @@ class Recorder:
             "time": f"{time.monotonic() - self._start:.0f} s",
             "run folder": str(self._folder.path),
         }
-        for name, value in rows.items():
-            table.add_row(name, Text(value))  # a path is not markup
-        text = StringIO()
-        Console(file=text, width=100).print(table)
-        return text.getvalue()
+        return render("FedPIT", rows)
 
 
 def _average(values: list[dict[str, Any]], key: str) -> float | None:
@@ -255,10 +239,3 @@ def _describe(utility: Utility) -> dict[str, Any]:
 
 def _shown(value: float | None) -> str:
     return "not known" if value is None else f"{value:.3f}"
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "unknown"
