@@ -84,7 +84,8 @@ def run_suite(
             console=console,
         )
         if suite.transfer:
-            transfer(suite, results, lambda line: console.print(line, markup=False))
+            chosen = suite.jobs(only or (), seeds=seeds)
+            transfer(suite, results, chosen, lambda line: console.print(line, markup=False))
     except (AssetError, ModelError) as error:
         console.print(f"{error}; what was asked is kept, the same command goes on", markup=False)
         raise typer.Exit(1) from None

@@ -1,7 +1,7 @@
 """Learned prompts on other models than the one they were learned on (paper, Table 2)."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from feddtpt_flwr import models
 from feddtpt_flwr.budget import QueryBudget
@@ -18,36 +18,55 @@ Accuracies = dict[tuple[str, str, str], dict[int, float]]
 """Held-out accuracy by seed, for (model learned on, model asked, task)."""
 
 
-def transfer(suite: Suite, results: Results, say: Callable[[str], None] = print) -> Accuracies:
+def transfer(
+    suite: Suite,
+    results: Results,
+    jobs: Iterable[Job] | None = None,
+    say: Callable[[str], None] = print,
+) -> Accuracies:
     """Ask every reachable model about the held-out examples with every other model's prompts.
 
     Only the suite's method of comparison, in its first partition and budget. What was asked before
     is not asked again.
+
+    Parameters
+    ----------
+    suite : Suite
+        Its first method is the one of comparison if it names none.
+    results : Results
+        The runs that have learned the prompts.
+    jobs : Iterable[Job], optional
+        The runs between whose models prompts are carried over; by default all of the suite.
+    say : Callable[[str], None]
+        Told every accuracy that was asked for.
     """
 
     def ask(results: Results, job: Job, outcome: Outcome, target: Job) -> float | None:
         return _ask(results, job, outcome, target, say)
 
-    return _collect(suite, results, ask)
+    return _collect(suite, results, ask, suite.jobs() if jobs is None else jobs)
 
 
 def known_transfer(grid: Grid, results: Results) -> Accuracies:
     """Return what `transfer` has found so far."""
-    return _collect(grid.suite, results, _known)
+    return _collect(grid.suite, results, _known, grid.suite.jobs())
 
 
 def _collect(
-    suite: Suite, results: Results, look: Callable[[Results, Job, Outcome, Job], float | None]
+    suite: Suite,
+    results: Results,
+    look: Callable[[Results, Job, Outcome, Job], float | None],
+    jobs: Iterable[Job],
 ) -> Accuracies:
     found: Accuracies = {}
-    jobs = {(job.labels, job.seed): job for job in suite.jobs()}
-    for job in jobs.values():
+    by_labels = {(job.labels, job.seed): job for job in jobs}
+    for job in by_labels.values():
         outcome = results.read(job)
         if not isinstance(outcome, Outcome) or not _counts(suite, job):
             continue
         for model in suite.models:
             # A model may have fewer of the seeds.
-            target = jobs.get(((model, *job.labels[1:]), job.seed))
+            target = by_labels.get(((model, *job.labels[1:]), job.seed))
             own = model == job.label("models")
             if target is None:
                 continue
