@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from logging import ERROR, INFO
+from logging import INFO
 
 import numpy as np
 from flwr.client import Client, NumPyClient
@@ -20,7 +20,8 @@ from feddtpt_flwr.client_limits import (
 from feddtpt_flwr.client_report import counted, described, mismatch, refusal, unchanged, written
 from feddtpt_flwr.client_state import RUN_KEY, ClientState, Kept, Phase, state_file, step
 from feddtpt_flwr.config import RunConfig
-from feddtpt_flwr.data import ClientData, DataError, Example
+from feddtpt_flwr.data import ClientData, Example
+from feddtpt_flwr.discretion import discretion
 from feddtpt_flwr.evaluation import Evaluator
 from feddtpt_flwr.experiment import load_task
 from feddtpt_flwr.generator import Writer
@@ -312,14 +313,7 @@ def client_for(context: Context) -> NumPyClient:
     """Build the client of one node, simulated or deployed."""
     logs.begin(run=str(context.run_id), node=f"node-{context.node_id}")
     config = NodeConfig.read(context.run_config, context.node_config)
-    try:
-        node = load_node(config, context.node_id, context.run_id)
-    except DataError as error:
-        if config.run.privacy != "exponential":
-            raise
-        # Flower tells the server an error's message, and this one may count a file's classes.
-        log(ERROR, "%s", error)
-        raise DataError("this node's examples cannot be used; its own log says why") from None
+    node = load_node(config, context.node_id, context.run_id)
     logs.add(node=node.name)
     return protected(node, context.state, plain_client)
 
@@ -329,4 +323,4 @@ def client_fn(context: Context) -> Client:
     return client_for(context).to_client()
 
 
-app = ClientApp(client_fn=client_fn)
+app = ClientApp(client_fn=client_fn, mods=[discretion])

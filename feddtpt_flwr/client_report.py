@@ -4,12 +4,12 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from logging import ERROR
+from typing import Any
 from urllib.parse import urlsplit
 
 from flwr.common import Scalar, log
 
 from feddtpt_flwr import __version__, models
-from feddtpt_flwr.checked_settings import kebab
 from feddtpt_flwr.client_state import VERSION_KEY
 from feddtpt_flwr.config import RunConfig
 from feddtpt_flwr.evaluation import Evaluator
@@ -79,21 +79,36 @@ def counted(
         }
     if failure:
         log(ERROR, "client %s: %s", name, failure)
-        report[FAILURE_KEY] = without_addresses(str(failure), config)
+        report[FAILURE_KEY] = without_addresses(str(failure), config.to_run_config())
     return report
 
 
-def without_addresses(text: str, config: RunConfig) -> str:
-    """Return a text without the addresses of this node's services: nobody else needs them."""
-    keys = ("generator_endpoint", "masked_lm_endpoint", "endpoint")
-    addresses = {kebab(key): address for key in keys if (address := getattr(config, key))}
+def without_addresses(text: str, settings: Mapping[str, Any]) -> str:
+    """Return a text without the addresses of this node's services: nobody else needs them.
+
+    Parameters
+    ----------
+    text : str
+        What is to be told.
+    settings : Mapping[str, Any]
+        The node's, by their names in the configuration; whether they are allowed does not matter.
+    """
+    keys = ("generator-endpoint", "masked-lm-endpoint", "endpoint")
+    addresses = {key: str(address) for key in keys if (address := settings.get(key))}
     for name, address in addresses.items():
         text = text.replace(address, name)
     for name, address in addresses.items():
         # Errors of the connection name the host alone.
-        host = re.escape(urlsplit(address).hostname or address)
+        host = re.escape(_host(address))
         text = re.sub(rf"(?<![\w.-]){host}(?![\w-])", name, text, flags=re.IGNORECASE)
     return text
+
+
+def _host(address: str) -> str:
+    try:
+        return urlsplit(address).hostname or address
+    except ValueError:  # no URL
+        return address
 
 
 def written(writer: Writer, config: RunConfig) -> dict[str, Scalar]:

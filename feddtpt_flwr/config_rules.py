@@ -175,9 +175,8 @@ def _extra_body_mistakes(extra_body: str) -> list[str]:
     except ValueError:
         fields = None
     if not isinstance(fields, dict):
-        return [
-            f"extra-body = {extra_body!r}: a JSON object is needed, such as "
-            '\'{"reasoning_effort": "low"}\''
+        return [  # without the value: it may hold what was meant to be secret
+            'extra-body: a JSON object is needed, such as \'{"reasoning_effort": "low"}\''
         ]
     return [
         f"extra-body: {name!r} is what the app itself sends; only other fields are allowed"

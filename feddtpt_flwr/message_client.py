@@ -24,6 +24,7 @@ from flwr.common import NDArrays, Scalar
 from feddtpt_flwr.client_app import PromptTuningClient, client_for, plain_client
 from feddtpt_flwr.config import ConfigError, RunConfig
 from feddtpt_flwr.data import ClientData, Example
+from feddtpt_flwr.discretion import discreet
 from feddtpt_flwr.node import Node, of_this_app
 from feddtpt_flwr.privacy.clients import protected
 from feddtpt_flwr.privacy.ledger import LedgerFile
@@ -34,12 +35,14 @@ NUM_EXAMPLES_KEY = "num-examples"
 
 def train(message: Message, context: Context) -> Message:
     """Search from the global prompt in ``message``; reply with the local one."""
-    return reply_to_train(message, client_for(context))
+    with discreet(context):
+        return reply_to_train(message, client_for(context))
 
 
 def evaluate(message: Message, context: Context) -> Message:
     """Count the right answers of every prompt in ``message``; reply with the counts."""
-    return reply_to_evaluate(message, client_for(context))
+    with discreet(context):
+        return reply_to_evaluate(message, client_for(context))
 
 
 def client_of(

@@ -1,17 +1,20 @@
 """What makes a node itself: its part of the data, and what its operator set for it."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from logging import ERROR
 from pathlib import Path
 from typing import Any
 
-from flwr.common import Context
+from flwr.common import Context, log
 from pydantic import Field
 
+from feddtpt_flwr.app_files import find_file
 from feddtpt_flwr.checked_settings import kebab, keys_of
 from feddtpt_flwr.config import ConfigError, RunConfig
 from feddtpt_flwr.config_rules import LIMITS
-from feddtpt_flwr.data import ClientData, Example
+from feddtpt_flwr.data import ClientData, DataError, Example
 from feddtpt_flwr.data.own import OwnFile, split_own
 from feddtpt_flwr.experiment import load_data, load_task
 from feddtpt_flwr.node_settings import NodeSettings, Part
@@ -90,6 +93,8 @@ class NodeConfig:
         run = RunConfig.from_run_config({**run_config, **replaced})
         node = _Settings.read(node_config, OVERRIDES)
         examples = _own_file(node) if run.clients == "own-data" else node.part()
+        if isinstance(examples, OwnFile):
+            _keep_private(examples.path, run)
         return cls(run, node.node_name, examples, _ledger(node, run, examples))
 
 
@@ -169,7 +174,14 @@ def load_public(config: RunConfig) -> tuple[tuple[Example, ...], frozenset[str]]
     """
     if not config.public_per_class:
         return (), frozenset()
-    data = load_data(config, 0)
+    try:
+        data = load_data(config, 0)
+    except DataError as error:
+        # The message goes to the server, and the file may be one that this node has by mistake.
+        log(ERROR, "%s", error)
+        raise DataError(
+            "the run's public examples cannot be loaded on this node; its own log says why"
+        ) from None
     return data.public, frozenset(e.input for e in (*data.public, *data.test))
 
 
@@ -181,13 +193,26 @@ def _own_file(node: _Settings) -> OwnFile:
     )
 
 
+def _keep_private(path: Path, run: RunConfig) -> None:
+    """Refuse a node's own file where the run takes it for one that everybody may see."""
+    for key in ("train_file", "test_file"):
+        name = getattr(run, key)
+        with suppress(OSError):  # one that is not there is told of when it is read
+            if name and find_file(name).samefile(path):
+                raise ConfigError(
+                    f"node config: data-path: it is the file of {kebab(key)} = {name!r}, whose "
+                    "examples are public; the node's own must be in another one"
+                )
+
+
 def _ledger(node: _Settings, run: RunConfig, examples: OwnFile | Part) -> LedgerFile | None:
     """Return the ledger of a node whose own examples a run promises an epsilon.
 
     It lies beside the examples unless the operator names another file, so that it stays with them.
     """
     if run.privacy == "exponential" and isinstance(examples, OwnFile):
-        beside = examples.path.with_name(f"{examples.path.name}.epsilon.jsonl")
+        own = examples.path.resolve()  # of whatever link to it is named
+        beside = own.with_name(f"{own.name}.epsilon.jsonl")
         path = Path(node.epsilon_ledger).expanduser() if node.epsilon_ledger else beside
         if node.epsilon_ledger and not path.is_absolute():
             # A SuperNode that was started elsewhere would begin another one.

@@ -33,6 +33,16 @@ def write_through(file: Path, text: str) -> None:
         flush(opened)
 
 
+def flush_folder(folder: Path) -> None:
+    """Wait until a file that was made in a folder has its name there on the disk."""
+    if os.name == "posix":  # elsewhere a folder cannot be opened
+        number = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(number)
+        finally:
+            os.close(number)
+
+
 def flush(opened: IO[str]) -> None:
     """Wait until what was written is on the disk."""
     opened.flush()

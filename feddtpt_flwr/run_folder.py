@@ -2,8 +2,8 @@
 
 import json
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -53,8 +53,9 @@ class RunFolder:
         stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
         try:
             parent.mkdir(parents=True, exist_ok=True)
-            path = Path(tempfile.mkdtemp(prefix=f"{name}-{stamp}-", dir=parent))
-            path.chmod(0o755)
+            # Not by tempfile, which lets nobody else read it, whatever the umask allows.
+            path = parent / f"{name}-{stamp}-{secrets.token_hex(4)}"
+            path.mkdir()
         except OSError as error:
             raise ConfigError(
                 f"run-folder = {str(parent)!r}: no folder can be made there ({error})"

@@ -24,4 +24,4 @@ CONFIG = RunConfig.from_run_config(
     ],
 )
 def test_the_server_is_not_told_where_a_nodes_services_are(text: str, told: str) -> None:
-    assert without_addresses(text, CONFIG) == told
+    assert without_addresses(text, CONFIG.to_run_config()) == told

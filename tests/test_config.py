@@ -209,8 +209,8 @@ def test_trackers_are_named_with_commas() -> None:
         ({"endpoint": "", "temperature": 0.5}, "temperature = 0.5: is for a model behind an"),
         ({"endpoint": "", "system-message": "Hi"}, "system-message = 'Hi': is for a model behind"),
         ({"endpoint": "", "extra-body": "{}"}, "extra-body = '{}': is for a model behind"),
-        ({"extra-body": "low"}, "extra-body = 'low': a JSON object is needed"),
-        ({"extra-body": "[1]"}, "extra-body = '[1]': a JSON object is needed"),
+        ({"extra-body": "low"}, "extra-body: a JSON object is needed"),
+        ({"extra-body": "[1]"}, "extra-body: a JSON object is needed"),
         ({"extra-body": '{"stop": ""}'}, "extra-body: 'stop' is what the app itself sends"),
     ],
 )

@@ -148,9 +148,12 @@ class Endpoint:
                 limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
             )
         except (ValueError, ImportError, OSError, httpx.InvalidURL) as error:
+            # What is said of a URL repeats a part of it, and a proxy's may hold a password.
+            of_url = isinstance(error, (ValueError, httpx.InvalidURL))
             raise FatalModelError(
                 f"{url}: the environment's proxies or certificates (HTTP_PROXY, HTTPS_PROXY, "
-                f"ALL_PROXY, NO_PROXY, SSL_CERT_FILE, SSL_CERT_DIR) cannot be used: {error}"
+                f"ALL_PROXY, NO_PROXY, SSL_CERT_FILE, SSL_CERT_DIR) cannot be used: "
+                f"{'a URL is not valid' if of_url else error}"
             ) from None
 
     async def chat(
@@ -198,7 +201,9 @@ class Endpoint:
         except httpx.InvalidURL as error:
             raise FatalModelError(f"{self.url}: no valid URL ({error})") from None
         except httpx.RequestError as error:
-            reason = self._without_key(str(error).rstrip(".") or type(error).__name__)
+            # What the system says is told; what came in place of HTTP may quote the question.
+            told = str(error).rstrip(".") if tell or isinstance(error, httpx.NetworkError) else ""
+            reason = self._without_key(told or type(error).__name__)
             raise TransientError(f"{self.url}: no connection ({reason})") from None
         try:
             # Whatever it is declared as: some servers say text/plain.

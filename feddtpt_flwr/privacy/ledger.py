@@ -19,7 +19,7 @@ from filelock import FileLock
 from flwr.common import ConfigRecord, RecordDict
 from pydantic import Field, TypeAdapter, ValidationError
 
-from feddtpt_flwr.private_files import flush, open_private
+from feddtpt_flwr.private_files import flush, flush_folder, open_private
 
 LEDGER_KEY = "privacy-ledger"
 
@@ -28,7 +28,7 @@ Phase = Literal["search", "score"]
 SPENT = "the round's epsilon is spent"
 LIMIT_REACHED = "this node's epsilon-limit is reached"
 
-_ROUNDING = 1e-9  # tenths do not add up exactly
+_ROUNDING = 1e-9  # of the limit: tenths do not add up exactly
 
 
 class LedgerError(Exception):
@@ -209,10 +209,13 @@ class FileLedger(Ledger):
             if reason := self._reason(phase, server_round):
                 return reason
             # An editor may have left the last line without its end.
-            ended = not path.exists() or path.read_bytes()[-1:] in (b"", b"\n")
+            new = not path.exists()
+            ended = new or path.read_bytes()[-1:] in (b"", b"\n")
             with open_private(path, "a") as file:
                 file.write(("" if ended else "\n") + json.dumps(asdict(booking)) + "\n")
                 flush(file)
+            if new:
+                flush_folder(path.parent)
         return ""
 
     def check(self) -> None:
@@ -250,7 +253,7 @@ class FileLedger(Ledger):
             ):
                 return SPENT
         total = fsum([*(booking.epsilon for booking in bookings), self._epsilons[phase]])
-        if self._file.limit and total > self._file.limit + _ROUNDING:
+        if self._file.limit and total > self._file.limit * (1 + _ROUNDING):
             return LIMIT_REACHED
         return super().refusal(phase, server_round)
 

@@ -49,6 +49,11 @@ def drop(handler: "Handler", body: Body) -> None:
     """Close the connection without a response."""
 
 
+def echo(handler: "Handler", body: Body) -> None:
+    """Answer in another protocol than HTTP, with the question in it."""
+    handler.wfile.write(f"error: cannot parse {question(body)}\r\n\r\n".encode())
+
+
 def delay(seconds: float) -> Fault:
     """Answer late."""
 

@@ -377,6 +377,25 @@ def test_an_environment_that_cannot_be_used_is_named(
     assert len(model(proxy.url).answer(["px"], task.answers)) == 1, "of no interest to loopback"
 
 
+def test_a_proxys_password_is_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", "http://hospital:S3cret#x@proxy.intern:3128")
+    with pytest.raises(FatalModelError, match=r"HTTPS_PROXY.*: a URL is not valid") as caught:
+        model("https://192.0.2.1/v1")
+    assert "S3cret" not in str(caught.value)
+
+
+def test_what_comes_in_place_of_http_is_not_told(
+    proxy: FaultProxy, task: Task, some: tuple[Example, ...]
+) -> None:
+    proxy.faults, proxy.afterwards = [None], faults.echo
+    llm = model(proxy.url, concurrency=1, patience=0.0)
+    llm.prepare()
+    with pytest.raises(ModelUnavailableError, match="no connection") as caught:
+        evaluator(llm, task).correct(PROMPT, some)
+    assert PROMPT not in str(caught.value)
+    assert "cannot parse" not in str(caught.value)
+
+
 def test_nobody_listens() -> None:
     with pytest.raises(ModelUnavailableError, match=r"http://127.0.0.1:9/v1: no connection"):
         model("http://127.0.0.1:9/v1").prepare(0.1)
