@@ -16,6 +16,7 @@ from feddtpt_flwr.client_limits import (
     scoring_budget,
     search_budget,
     too_few_to_search,
+    too_much_to_compare,
 )
 from feddtpt_flwr.client_report import counted, described, mismatch, refusal, unchanged, written
 from feddtpt_flwr.client_state import RUN_KEY, ClientState, Kept, Phase, state_file, step
@@ -179,7 +180,9 @@ class PromptTuningClient(NumPyClient):
         there are no counts, and the metrics say why.
         """
         logs.add(round=int(config[ROUND_KEY]))
-        if reason := mismatch(config, self._config):
+        if reason := mismatch(config, self._config) or too_much_to_compare(
+            self._config, len(parameters), config.get(RACE_EXAMPLES_KEY)
+        ):
             return 1.0, 0, refusal(self._name, config, reason)
         prompts = self._read(parameters)
         examples = self._to_score(config)

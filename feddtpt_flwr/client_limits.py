@@ -5,13 +5,15 @@ from dataclasses import dataclass
 from math import inf
 from typing import Self
 
+from flwr.common import Scalar
+
 from feddtpt_flwr import models
 from feddtpt_flwr.amounts import Amounts
 from feddtpt_flwr.budget import ClientBudget, Span
 from feddtpt_flwr.client_state import ClientState
 from feddtpt_flwr.config import RunConfig
 from feddtpt_flwr.data import ClientData, Example, Task
-from strategies.wire import examples_each
+from strategies.wire import RACE_EXAMPLES_KEY, examples_each
 
 QUERIES_PER_EXAMPLE = 4
 """A search has at least so many queries for each example that it judges prompts by: to measure the
@@ -171,6 +173,29 @@ def too_few_in_run(config: RunConfig, sizes: Sizes, num_clients: int) -> str:
 def num_compared(config: RunConfig) -> int:
     """Return how many prompts a client compares in a round, at most."""
     return config.race_candidates + 1 if config.guard else 0
+
+
+def too_much_to_compare(config: RunConfig, num_prompts: int, wanted: Scalar | None) -> str:
+    """Return why a message asks for more than a round may; empty if it does not.
+
+    Parameters
+    ----------
+    config : RunConfig
+        Settings of the run on this node.
+    num_prompts : int
+        Prompts that the server sent.
+    wanted : Scalar, optional
+        On how many examples it wants them compared; None for all.
+    """
+    most = config.race_candidates + 1
+    if num_prompts > most:
+        return (
+            f"race-candidates = {config.race_candidates}: at most {most} prompts are compared, "
+            f"{num_prompts} were sent"
+        )
+    if wanted is not None and int(wanted) < 1:
+        return f"{RACE_EXAMPLES_KEY} = {wanted!r}: at least 1 is needed"
+    return ""
 
 
 def most_scored(config: RunConfig, num_own: int) -> int:

@@ -28,6 +28,7 @@ from feddtpt_flwr.vocabulary import Vocabulary
 from strategies.wire import (
     CLIENT_KEY,
     COMPARED_KEY,
+    FAILURE_KEY,
     GAIN_KEY,
     LIMIT_KEY,
     QUERIES_KEY,
@@ -251,6 +252,21 @@ def test_evaluate_takes_as_many_examples_as_are_wanted(
     _, number, metrics = node.evaluate(start, **{RACE_EXAMPLES_KEY: 6})
     assert number == metrics[SCORED_KEY] == metrics[QUERIES_KEY] == 6
     assert metrics[correct_key(0)] == right
+
+
+@pytest.mark.parametrize(
+    ("num_prompts", "wanted", "reason"),
+    [
+        (6, 4, "race-candidates = 4: at most 5 prompts are compared, 6 were sent"),
+        (2, 0, "race-examples = 0: at least 1 is needed"),
+        (2, -3, "race-examples = -3: at least 1 is needed"),
+    ],
+)
+def test_a_server_cannot_have_more_compared_than_the_settings_say(
+    num_prompts: int, wanted: int, reason: str, node: Node, start: NDArray[np.int64]
+) -> None:
+    _, number, metrics = node.evaluate(*[start] * num_prompts, **{RACE_EXAMPLES_KEY: wanted})
+    assert (number, metrics[QUERIES_KEY], metrics[FAILURE_KEY]) == (0, 0, reason)
 
 
 def test_evaluate_keeps_the_feedback(node: Node, start: NDArray[np.int64]) -> None:

@@ -216,6 +216,38 @@ def test_a_nodes_ledger_lies_beside_its_data_unless_its_operator_says_where(tmp_
     assert NodeConfig.read(OWN, {"data-path": str(data)}).ledger is None
 
 
+def test_a_ledger_lies_beside_the_file_and_not_beside_a_link_to_it(tmp_path: Path) -> None:
+    data, link = tmp_path / "export-7.csv", tmp_path / "links" / "current.csv"
+    data.touch()
+    link.parent.mkdir()
+    link.symlink_to(data)
+    ledger = NodeConfig.read({**OWN, **EXPONENTIAL}, {"data-path": str(link)}).ledger
+    assert ledger == LedgerFile(tmp_path / "export-7.csv.epsilon.jsonl")
+
+
+@pytest.mark.parametrize("key", ["train-file", "test-file"])
+def test_a_nodes_own_file_is_not_a_public_one(key: str, tmp_path: Path) -> None:
+    own, link = tmp_path / "own.csv", tmp_path / "link.csv"
+    own.touch()
+    link.symlink_to(own)
+    files = {"data-source": "files", "train-file": str(tmp_path / "public.csv"), key: str(link)}
+    with pytest.raises(ConfigError, match=f"data-path: it is the file of {key} = "):
+        NodeConfig.read({**OWN, **files}, {"data-path": str(own)})
+
+
+def test_what_is_wrong_with_public_files_stays_in_the_nodes_log(
+    reviews_file: Path, tmp_path: Path, warned: list[str]
+) -> None:
+    public = tmp_path / "public.csv"
+    public.write_text("text,label\nfine,private words\n", encoding="utf-8")
+    files = {"data-source": "files", "train-file": str(public)}
+    config = NodeConfig.read({**OWN, **files}, {"data-path": str(reviews_file)})
+    with pytest.raises(DataError, match="cannot be loaded on this node") as caught:
+        load_node(config, 7)
+    assert "private words" not in str(caught.value)
+    assert "private words" in warned[0]
+
+
 def test_an_unknown_key_is_named_without_its_value() -> None:
     with pytest.raises(ConfigError) as caught:
         NodeConfig.read(OWN, {"data-path": "a", "api-key": "a-secret"})

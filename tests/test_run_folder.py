@@ -1,3 +1,4 @@
+import os
 import json
 from pathlib import Path
 
@@ -19,7 +20,18 @@ def test_every_run_has_a_folder_of_its_own(tmp_path: Path) -> None:
     assert len(paths) == 5
     assert all(path.parent == tmp_path.resolve() and path.is_dir() for path in paths)
     assert all(path.name.startswith("same-") for path in paths)
-    assert all(path.stat().st_mode & 0o777 == 0o755 for path in paths)
+
+
+@pytest.mark.parametrize(("umask", "rights"), [(0o022, 0o755), (0o077, 0o700)])
+def test_who_may_read_a_run_folder_is_the_umasks_to_say(
+    umask: int, rights: int, tmp_path: Path
+) -> None:
+    before = os.umask(umask)
+    try:
+        path = RunFolder(tmp_path, "mine").path
+    finally:
+        os.umask(before)
+    assert path.stat().st_mode & 0o777 == rights
 
 
 def test_flower_reads_the_configuration(folder: RunFolder) -> None:

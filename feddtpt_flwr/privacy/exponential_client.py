@@ -9,7 +9,7 @@ from flwr.common import NDArrays, RecordDict, Scalar, log
 
 from feddtpt_flwr import models
 from feddtpt_flwr.budget import QueryBudget
-from feddtpt_flwr.client_limits import Sizes, too_few_queries
+from feddtpt_flwr.client_limits import Sizes, too_few_queries, too_much_to_compare
 from feddtpt_flwr.client_report import mismatch, refusal
 from feddtpt_flwr.evaluation import AnswerCache, Evaluator
 from feddtpt_flwr.experiment import load_task, readability
@@ -111,7 +111,8 @@ class ExponentialClient(NumPyClient):
     def evaluate(self, parameters: NDArrays, config: Metrics) -> tuple[float, int, Metrics]:
         """Count every prompt's right answers on all private examples, and add noise."""
         told = self._about(config)
-        if reason := mismatch(config, self._node.config):
+        run = self._node.config
+        if reason := mismatch(config, run) or too_much_to_compare(run, len(parameters), None):
             return 1.0, 0, refusal(self._node.name, config, reason)
         # All examples, however few the server asks for: the noise does not grow with them.
         every = {key: value for key, value in config.items() if key != RACE_EXAMPLES_KEY}
