@@ -1,11 +1,12 @@
 """What a run shows when it is over, as rows of a table."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from feddtpt_flwr.config import RunConfig
 from feddtpt_flwr.held_out import HeldOut
 from feddtpt_flwr.language_model.usage import Prices, Usage
 from feddtpt_flwr.privacy.exponential import total_epsilon
+from strategies.candidates import Tokens
 from strategies.wire import (
     COMPLETION_TOKENS_KEY,
     COST_KEY,
@@ -17,6 +18,10 @@ from strategies.wire import (
     PROMPT_TOKENS_KEY,
     UNPARSED_KEY,
 )
+
+UNEVEN = 1.5
+"""Where a label has so many times as many held-out examples as another, accuracies are told that
+count all labels alike: that is what searches go by."""
 
 
 def model_rows(by_model: Mapping[str, Mapping[str, float]]) -> dict[str, str]:
@@ -32,6 +37,38 @@ def model_rows(by_model: Mapping[str, Mapping[str, float]]) -> dict[str, str]:
         for model, score in by_model.items()
     ]
     return {"learned prompt on the nodes' examples": "\n".join(lines)} if lines else {}
+
+
+def label_rows(
+    held_out: HeldOut, answers: Sequence[str], seed: Tokens, learned: Tokens
+) -> dict[str, str]:
+    """Return how the prompts do on each label's held-out examples alike, if some have far fewer.
+
+    Parameters
+    ----------
+    held_out : HeldOut
+        What was asked about the held-out examples.
+    answers : Sequence[str]
+        The answer word of each label.
+    seed, learned : Tokens
+        The prompts.
+    """
+    counts = [held_out.per_label.get(label, 0) for label in range(len(answers))]
+    if max(counts) < UNEVEN * min(counts) or not max(counts):
+        return {}
+    each = ", ".join(f"{count:,} {word!r}" for word, count in zip(answers, counts, strict=True))
+    before, after = (held_out.balanced_accuracy(tokens) for tokens in (seed, learned))
+    if before is None or after is None:
+        return {"held-out examples": each}
+    commonest = answers[counts.index(max(counts))]
+    return {
+        "held-out examples": (
+            f"{each}; {commonest!r} to all: {max(counts) / sum(counts):.1%} right"
+        ),
+        "mean of the labels' accuracies": (
+            f"seed prompt    {before:.1%}\nlearned prompt {after:.1%}"
+        ),
+    }
 
 
 def endpoint_rows(

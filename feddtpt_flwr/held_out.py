@@ -38,6 +38,7 @@ class HeldOut:
         self._usage_before, self._unparsed_before = Usage(), 0
         self._vocabulary = vocabulary
         self._test = test
+        self._labels = np.array([example.label for example in test])
         self._correct: dict[Tokens, NDArray[np.bool_]] = {}
 
     def __len__(self) -> int:
@@ -75,6 +76,18 @@ class HeldOut:
         """Return a prompt's accuracy if it has been measured."""
         correct = self._correct.get(tokens)
         return None if correct is None else Proportion(int(correct.sum()), len(correct))
+
+    def balanced_accuracy(self, tokens: Tokens) -> float | None:
+        """Return the mean of a prompt's accuracies on each label's examples, if it was measured."""
+        if (correct := self._correct.get(tokens)) is None:
+            return None
+        return float(np.mean([correct[self._labels == label].mean() for label in self.per_label]))
+
+    @property
+    def per_label(self) -> Mapping[int, int]:
+        """The number of examples of each label that has any."""
+        labels, counts = np.unique(self._labels, return_counts=True)
+        return dict(zip(labels.tolist(), counts.tolist(), strict=True))
 
     def difference(self, before: Tokens, after: Tokens) -> tuple[float, float, float] | None:
         """Return by how much one prompt is better than another, and the 95 % interval."""

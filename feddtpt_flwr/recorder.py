@@ -68,6 +68,9 @@ class Recorder:
         self._task = task
         self._vocabulary = vocabulary
         self._held_out = HeldOut(evaluator, vocabulary, test)
+        if missing := set(range(task.num_labels)) - self._held_out.per_label.keys():
+            words = ", ".join(repr(task.answers[label]) for label in sorted(missing))
+            log(WARNING, "no held-out example has the answer %s", words)
         self._folder = folder
         self._model_name = model_name
         self._prices = Prices(config.price_per_million_input, config.price_per_million_output)
@@ -254,8 +257,8 @@ class Recorder:
                 "language-model": self._model_name,
                 "chat": self._config.chat,
                 "held-out-accuracy": {
-                    "learned": _describe(self._held_out.accuracy(tokens)),
-                    "seed-prompt": _describe(self._held_out.accuracy(seed)),
+                    "learned": self._describe(tokens),
+                    "seed-prompt": self._describe(seed),
                 },
                 "seed-prompt": self._vocabulary.decode(seed),
                 "queries": self._clients.queries,
@@ -264,6 +267,16 @@ class Recorder:
                 "versions": versions.of_run(PACKAGES),
             }
         )
+
+    def _describe(self, tokens: Tokens) -> dict[str, Any] | None:
+        if (accuracy := self._held_out.accuracy(tokens)) is None:
+            return None
+        return {
+            "accuracy": accuracy.value,
+            "interval-95": [accuracy.low, accuracy.high],
+            "balanced-accuracy": self._held_out.balanced_accuracy(tokens),
+            "examples": accuracy.total,
+        }
 
     def _table(self) -> str:
         seed, learned = self._prompts[0], self._prompts[-1]
@@ -280,6 +293,7 @@ class Recorder:
                 "difference, paired": (
                     "{:+.1%} [{:+.1%}, {:+.1%}]".format(*interval) if interval else UNKNOWN
                 ),
+                **closing_table.label_rows(self._held_out, self._task.answers, seed, learned),
                 **closing_table.model_rows(self._by_model),
                 "LLM queries of the clients": (
                     f"{self._clients.queries:,}, "
@@ -304,16 +318,6 @@ class Recorder:
                 "run folder": str(self._folder.path),
             },
         )
-
-
-def _describe(accuracy: Proportion | None) -> dict[str, Any] | None:
-    if accuracy is None:
-        return None
-    return {
-        "accuracy": accuracy.value,
-        "interval-95": [accuracy.low, accuracy.high],
-        "examples": accuracy.total,
-    }
 
 
 def _per_model(result: RoundResult, tokens: Tokens) -> dict[str, Any]:

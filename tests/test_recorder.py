@@ -440,3 +440,40 @@ def test_what_held_out_questions_cost_outlasts_the_process(
     remote.load_state_dict(state)
     again = remote.state_dict()["held-out-usage"]
     assert again["prompt_tokens"] == 2 * once, "on top of what this process has asked"
+
+
+def test_uneven_labels_are_told_and_counted_alike(
+    tmp_path: Path,
+    task: Task,
+    vocabulary: Vocabulary,
+    language_model: LocalLanguageModel,
+    short_reviews: tuple[Example, ...],
+    warned: list[str],
+) -> None:
+    good, bad = ([e for e in short_reviews if e.label == label] for label in (1, 0))
+
+    def closed(test: list[Example], name: str) -> tuple[str, Recorder]:
+        recorder = Recorder(
+            RunConfig.from_run_config({}),
+            task,
+            vocabulary,
+            Evaluator(language_model, task, QueryBudget(100)),
+            tuple(test),
+            RunFolder(tmp_path, name),
+            language_model.name,
+        )
+        recorder.evaluate(0, arrays(vocabulary, SEED), {})
+        recorder.evaluate(1, arrays(vocabulary, LEARNED), {})
+        return recorder.close(), recorder
+
+    assert "labels' accuracies" not in closed([*good[:3], *bad[:3]], "even")[0]
+    assert not warned
+    table, recorder = closed([*good[:4], bad[0]], "uneven")
+    assert "1 'negative', 4 'positive'; 'positive' to all: 80.0% right" in table
+    correct = recorder._held_out._correct[vocabulary.encode(LEARNED)]
+    balanced = (correct[:4].mean() + correct[4]) / 2
+    assert f"learned prompt {balanced:.1%}" in table.split("mean of the labels'")[1]
+    learned = json.loads(file(recorder, "prompt.json"))["held-out-accuracy"]["learned"]
+    assert learned["balanced-accuracy"] == balanced
+    closed(good[:2], "one")
+    assert warned == ["no held-out example has the answer 'negative'"]

@@ -10,7 +10,10 @@ output layer.
 from collections.abc import Sequence
 from functools import cached_property
 from itertools import pairwise
+from logging import WARNING
 from typing import Any
+
+from flwr.common import log
 
 from feddtpt_flwr.language_model.answers import THOUGHT, thinks, without_thinking
 from feddtpt_flwr.language_model.base import FREE_TOKENS, FatalModelError
@@ -58,6 +61,7 @@ class LocalLanguageModel:
         if chat and not self._template_tokenizer.chat_template:
             raise ValueError("chat = true: the model has no chat template; set chat = false")
         self._max_new_tokens = max_new_tokens
+        self._warned = False
         self._name = f"{model} ({dtype}, {'chat' if chat else 'plain'})"
 
     @property
@@ -66,7 +70,11 @@ class LocalLanguageModel:
         return self._name
 
     def answer(self, queries: Sequence[str], choices: Sequence[str]) -> list[str]:
-        """Answer every query (see `LanguageModel.answer`)."""
+        """Answer every query (see `LanguageModel.answer`).
+
+        One that is longer than the model can read has no answer word: "" is returned for it. Free
+        text for such a one ends in a `FatalModelError`.
+        """
         if not queries:
             return []
         different = list(dict.fromkeys(queries))
@@ -105,7 +113,8 @@ class LocalLanguageModel:
 
         model, tokenizer = load_causal_lm(*self._source)
         encoded = self._encode([query])
-        self._check_lengths(encoded, self._max_new_tokens)
+        if message := self._too_long(encoded[0], self._max_new_tokens):
+            raise FatalModelError(f"{message}; shorten the texts")
         ids = torch.tensor(encoded, device=self._device)
         # In plain text nothing but a blank line tells that a passage is over.
         stop = {} if self._chat else {"stop_strings": ["\n\n"], "tokenizer": tokenizer}
@@ -131,9 +140,13 @@ class LocalLanguageModel:
         queries = [query.rstrip(" ") for query in queries]
         options = self._choice_tokens(queries[0], choices)
         contexts = self._encode(queries)
-        self._check_lengths(contexts, max(map(len, options)))
         answers: list[str] = [""] * len(queries)
-        open_queries = {index: (context, options) for index, context in enumerate(contexts)}
+        open_queries = {}
+        for index, context in enumerate(contexts):
+            if message := self._too_long(context, max(map(len, options))):
+                self._warn(message)
+            else:
+                open_queries[index] = context, options
         depth = 0
         while open_queries:
             next_tokens = sorted({o[depth] for _, left in open_queries.values() for o in left})
@@ -170,20 +183,20 @@ class LocalLanguageModel:
             raise ValueError(f"answer words {list(choices)} are not told apart by the tokenizer")
         return options
 
-    def _check_lengths(self, contexts: Sequence[TokenIds], more: int) -> None:
-        """Check that contexts and ``more`` tokens fit into what the model reads.
+    def _too_long(self, context: TokenIds, more: int) -> str:
+        """Return by how much a context and ``more`` tokens exceed what the model reads, if so."""
+        length, most = len(context) + more, self._model.context
+        if most is None or length <= most:
+            return ""
+        return (
+            f"language-model = {self._source[0]!r} reads {most:,} tokens, and a query with its "
+            f"answer has {length:,}"
+        )
 
-        Raises
-        ------
-        FatalModelError
-            If one does not.
-        """
-        longest, most = max(map(len, contexts)), self._model.context
-        if most is not None and longest + more > most:
-            raise FatalModelError(
-                f"language-model = {self._source[0]!r} reads {most} tokens, and a query with its "
-                f"answer has {longest + more}; shorten the texts"
-            )
+    def _warn(self, message: str) -> None:
+        if not self._warned:
+            log(WARNING, "%s: it counts as a wrong answer, and so do others that long", message)
+        self._warned = True
 
     def _next_logits(
         self, contexts: Sequence[TokenIds], next_tokens: Sequence[int]

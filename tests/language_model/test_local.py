@@ -1,3 +1,4 @@
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -224,16 +225,22 @@ def test_line_breaks_at_the_end_of_a_query_are_no_part_of_the_answer(
     assert after_two == after_one
 
 
-def test_a_query_that_does_not_fit_is_refused(
-    language_model: LocalLanguageModel, monkeypatch: pytest.MonkeyPatch
+def test_a_query_that_does_not_fit_has_no_answer(
+    language_model: LocalLanguageModel, monkeypatch: pytest.MonkeyPatch, warned: list[str]
 ) -> None:
     few = replace(language_model._model, context=12)
     monkeypatch.setattr(language_model, "_model", few)
-    assert language_model.answer(["A good film. Sentiment:"], ["good", "bad"])
+    monkeypatch.setattr(language_model, "_warned", False)
+    short, long = "A good film. Sentiment:", "A good film. " * 9 + "Sentiment:"
+    choices = ["good", "bad"]
+    alone = language_model.answer([short], choices)
+    assert language_model.answer([long, short, long], choices) == ["", *alone, ""]
+    assert language_model.answer([long], choices) == [""]
     said = r"language-model = 'embedded' reads 12 tokens, and a query with its answer has \d\d"
-    for choices in (["good", "bad"], []):
-        with pytest.raises(FatalModelError, match=said):
-            language_model.answer(["A good film. " * 9 + "Sentiment:"], choices)
+    (warning,) = warned
+    assert re.match(said, warning)
+    with pytest.raises(FatalModelError, match=said):
+        language_model.answer([long], [])
 
 
 def test_answers_from_no_numbers_are_none(
