@@ -290,7 +290,8 @@ class PromptTuningClient(NumPyClient):
         run = str(config.get(RUN_KEY, ""))
         # Who wants nothing on disk wants no trials there either.
         kept = run and self._config.cache_size_mib
-        file = state_file(cache_folder(), run, self._name) if kept else None
+        privacy = self._config.privacy
+        file = state_file(cache_folder(), run, self._name, privacy) if kept else None
         return ClientState(self._state, file, step(int(config[ROUND_KEY]), phase), sent)
 
     def _evaluator(self, budget: ClientBudget, state: ClientState) -> Evaluator:

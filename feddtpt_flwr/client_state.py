@@ -86,12 +86,14 @@ class Kept:
         return cls(to, tuple(entry["tokens"]), int(entry["num_examples"]), dict(entry["metrics"]))
 
 
-def state_file(folder: Path, run: str, client: str) -> Path:
+def state_file(folder: Path, run: str, client: str, privacy: str = "none") -> Path:
     """Return the file of one client in one run.
 
-    Both names come from elsewhere; a hash of them leads to no other folder.
+    The names come from elsewhere; a hash of them leads to no other folder. What was tried under one
+    ``privacy`` steers no search under another, whatever name the server gives its run.
     """
-    digest = hashlib.blake2b(f"{run}\0{client}".encode(), digest_size=16).hexdigest()
+    name = f"{run}\0{client}\0{privacy}"
+    digest = hashlib.blake2b(name.encode(), digest_size=16).hexdigest()
     return folder / "clients" / f"{digest}.jsonl"
 
 

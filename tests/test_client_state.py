@@ -280,6 +280,7 @@ def test_a_folder_that_cannot_be_made_gives_one_warning(tmp_path: Path, warned: 
 def test_names_from_elsewhere_lead_to_no_other_folder(tmp_path: Path) -> None:
     names = ["../../etc/passwd", "/etc/passwd", "", "a\0b", "x" * 5000]
     files = {state_file(tmp_path, run, client) for run in names for client in names}
+    assert state_file(tmp_path, names[0], names[1], "synthetic") not in files
     assert len(files) == len(names) ** 2
     assert {file.parent for file in files} == {tmp_path / "clients"}
 

@@ -57,7 +57,7 @@ def keep(folder: Path, own: OwnPrompt) -> None:
     own : OwnPrompt
         What was found.
     """
-    file = state_file(folder, own.run, search_name(own.client))
+    file = state_file(folder, own.run, search_name(own.client), "synthetic")
     line = json.dumps({"step": list(step(own.round, "search")), _KEY: asdict(own)})
     try:
         if file.exists():

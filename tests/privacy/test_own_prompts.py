@@ -16,7 +16,7 @@ OWN = OwnPrompt("reviews-seed0-1", "north", 1, "Did the critic like it?", 0.75)
 
 def search(folder: Path, own: OwnPrompt) -> None:
     """What a private search leaves on disk, without anything that was asked."""
-    file = state_file(folder, own.run, search_name(own.client))
+    file = state_file(folder, own.run, search_name(own.client), "synthetic")
     state = ClientState(RecordDict(), file, step(own.round, "search"))
     state.begin((1, 2))
     state.end(state.cache())
@@ -44,7 +44,7 @@ def test_the_last_prompt_of_every_node_is_printed(tmp_path: Path) -> None:
 
 def test_what_a_round_found_outlives_the_next_message(tmp_path: Path) -> None:
     search(tmp_path, OWN)
-    file = state_file(tmp_path, OWN.run, search_name(OWN.client))
+    file = state_file(tmp_path, OWN.run, search_name(OWN.client), "synthetic")
     ClientState(RecordDict(), file, step(2, "search")).begin((1, 2))
     assert kept(tmp_path) == [OWN]
 
@@ -67,7 +67,7 @@ def test_where_no_state_is_kept_no_prompt_is(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_gives_one_warning(tmp_path: Path, warned: list[str]) -> None:
-    file = state_file(tmp_path, OWN.run, search_name(OWN.client))
+    file = state_file(tmp_path, OWN.run, search_name(OWN.client), "synthetic")
     file.parent.mkdir()
     file.symlink_to("/dev/full")
     keep(tmp_path, OWN)
