@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections import Counter
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from feddtpt_flwr.data.errors import DataError
 from feddtpt_flwr.data.task import Task, label_key
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
 _TEST_SHARE = 0.2
 _LINE_BREAK = re.compile(r"<br\s*/?>", re.IGNORECASE)
 _COLUMN_SEPARATOR = "\x1f"  # ASCII's own unit separator: stands in no ordinary text
+_NUM_SHOWN, _SHOWN_CHARS = 5, 40  # of what a column holds, in messages
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,8 +80,8 @@ def prepare(
     Raises
     ------
     DataError
-        If a column is missing or there twice, a text or label is empty, a label is not declared,
-        or no row is left.
+        If a column is missing or there twice, a text or label is empty or no single value, a label
+        is not declared, or no row is left.
     """
     columns = [*task.text_columns, task.label_column]
     for column in columns:
@@ -88,13 +91,50 @@ def prepare(
         if list(frame.columns).count(column) > 1:
             raise DataError(f"{origin}: there is more than one column {column!r}")
     frame = frame[columns].reset_index(drop=True)
+    check_values(frame, columns, origin)
     for column in task.text_columns:
         frame[column] = _clean_text(frame[column], cleaning)
     if cleaning.drop_incomplete:
-        complete = ~(frame.isna() | (frame == "")).any(axis=1)
-        frame = frame[complete].reset_index(drop=True)
+        frame = frame[~frame.apply(_missing).any(axis=1)].reset_index(drop=True)
     _check_rows(frame, task, origin)
     return frame
+
+
+def check_values(frame: pd.DataFrame, columns: Iterable[str], origin: str) -> None:
+    """Refuse cells with lists, bytes and the like, which JSONL and Parquet files may have.
+
+    Parameters
+    ----------
+    frame : pandas.DataFrame
+        Rows in the order of their source.
+    columns : iterable of str
+        The columns to look at; others may hold anything.
+    origin : str
+        Where the rows come from, for the message, which names no cell.
+
+    Raises
+    ------
+    DataError
+        If a cell is neither a string, a number, a truth value nor missing.
+    """
+    for column in columns:
+        for row, value in enumerate(frame[column].tolist(), start=1):
+            if not isinstance(value, str) and isinstance(value, Collection):
+                raise DataError(
+                    f"{origin}: row {row} (the first row of data is 1) holds a value of type "
+                    f"{type(value).__name__!r} in column {column!r}; a string or a number is needed"
+                )
+
+
+def is_missing(value: object) -> bool:
+    """Return whether a cell is empty: nothing, no number, no time, or an empty string."""
+    import pandas as pd
+
+    return value == "" if isinstance(value, str) else bool(pd.isna(value))  # type: ignore[call-overload]
+
+
+def _missing(cells: pd.Series[Any]) -> pd.Series[bool]:
+    return cells.astype(object).map(is_missing).astype(bool)
 
 
 def _clean_text(texts: pd.Series[str], cleaning: Cleaning) -> pd.Series[str]:
@@ -113,19 +153,27 @@ def _check_rows(frame: pd.DataFrame, task: Task, origin: str) -> None:
     if frame.empty:
         raise DataError(f"{origin}: there is no row")
     for column in frame.columns:
-        empty = (frame[column].isna() | (frame[column] == "")).to_numpy().nonzero()[0]
+        empty = _missing(frame[column]).to_numpy().nonzero()[0]
         if len(empty):
             raise DataError(
                 f"{origin}: row {empty[0] + 1} (the first row of data is 1) is empty in column "
                 f"{column!r}"
             )
     declared = [label_key(label) for label in task.labels]
-    found = {label_key(value) for value in frame[task.label_column].tolist()}
-    if undeclared := sorted(found - set(declared)):
+    found = Counter(map(label_key, frame[task.label_column].tolist()))
+    if undeclared := {key: rows for key, rows in found.items() if key not in declared}:
         raise DataError(
-            f"{origin}: column {task.label_column!r} holds labels that task {task.name!r} does "
-            f"not declare: {undeclared}; declared: {declared}"
+            f"{origin}: {sum(undeclared.values())} of {len(frame)} rows hold {len(undeclared)} "
+            f"labels in column {task.label_column!r} that task {task.name!r} does not declare: "
+            f"{_some(undeclared)}; declared: {declared}"
         )
+
+
+def _some(values: Collection[str]) -> str:
+    """Return the first of the values, in order and cut, and the number of the others."""
+    shown = [value[:_SHOWN_CHARS] for value in sorted(values)[:_NUM_SHOWN]]
+    more = len(values) - len(shown)
+    return f"{shown} and {more} more" if more else f"{shown}"
 
 
 def separate(train: pd.DataFrame, test: pd.DataFrame | None, task: Task) -> Tables:

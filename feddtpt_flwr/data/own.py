@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from feddtpt_flwr.data.cleaning import prepare, text_key
+from feddtpt_flwr.data.cleaning import check_values, is_missing, prepare, text_key
 from feddtpt_flwr.data.errors import DataError
 from feddtpt_flwr.data.sampling import ClientData, draw, to_examples
 from feddtpt_flwr.data.sources import read_table
@@ -44,8 +44,8 @@ class OwnFile:
         Raises
         ------
         DataError
-            If the file is missing or cannot be read, a column is missing, a cell is empty, or a
-            label is not one of the task's.
+            If the file is missing or cannot be read, a column is missing, a cell is empty or no
+            single value, or a label is not one of the task's.
         """
         self._check_mappings(task)
         frame = read_table(self.path).rename(columns=dict(self.columns))
@@ -61,12 +61,13 @@ class OwnFile:
                     f"{self.path}: there is more than one column {column!r}; data-columns must "
                     "not give a column the name of another"
                 )
+        check_values(frame, [task.label_column], str(self.path))
         labels = [
             self.labels.get(label_key(value), value) for value in frame[task.label_column].tolist()
         ]
         declared = {label_key(label) for label in task.labels}
         # A missing label is told of with its row, further on.
-        keys = [label_key(label) for label in labels if not _missing(label)]
+        keys = [label_key(label) for label in labels if not is_missing(label)]
         strange = Counter(key for key in keys if key not in declared)
         if strange:
             raise DataError(
@@ -142,10 +143,6 @@ def split_own(
         seed=seed,
         class_names=task.answers,
     ).clients[0]
-
-
-def _missing(label: object) -> bool:
-    return label is None or label == "" or label != label  # not a number, as pandas writes it
 
 
 def count_by_class(examples: Collection[Example], task: Task) -> dict[str, int]:

@@ -253,6 +253,8 @@ def _read_jsonl(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
                 row = json.loads(line)
             except json.JSONDecodeError as error:
                 raise ValueError(f"line {number}, column {error.colno}: {error.msg}") from None
+            except RecursionError:
+                raise ValueError(f"line {number}: nested too deeply") from None
             if not isinstance(row, dict):
                 raise ValueError(f"line {number}: every line must be a JSON object")
             rows.append(row)

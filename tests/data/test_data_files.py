@@ -15,6 +15,7 @@ from feddtpt_flwr.data import (
     glue_files,
     to_examples,
 )
+from feddtpt_flwr.data.cleaning import prepare
 
 TASK = Task(
     name="reviews",
@@ -140,6 +141,7 @@ def test_negative_max_words_is_refused() -> None:
         ("a.csv", ["text,label", "x,meh", "y,?"], r"not declare: \['\?', 'meh'\]; declared: "),
         ("a.csv", ["text,label", "x,bad", '" ",bad'], r"row 2 .* is empty in column 'text'"),
         ("a.jsonl", ['{"text": null, "label": "bad"}'], r"row 1 .* is empty in column 'text'"),
+        ("a.jsonl", ["[" * 100_000], "line 1: nested too deeply"),
         ("a.jsonl", ["{}", "", "{"], r"cannot be read as .jsonl: line 3, column 1: "),
         ("a.parquet", ["x"], "cannot be read as .parquet"),
         ("a.jsonl", ["[1]"], "every line must be a JSON object"),
@@ -247,3 +249,51 @@ def test_byte_order_mark_is_no_part_of_the_first_column(tmp_path: Path) -> None:
     train = write_text(tmp_path, "train.csv", "\ufefftext,label", "a,bad")
     test = write(tmp_path, "test.csv", TEST)
     assert FileSource(train, test).load(TASK).train["text"].tolist() == ["a"]
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+@pytest.mark.parametrize("value", [["dull", "slow"], {"dull": 1}])
+@pytest.mark.parametrize("column", ["text", "label"])
+def test_cells_that_are_no_single_value_are_refused(
+    tmp_path: Path, suffix: str, value: object, column: str
+) -> None:
+    rows: dict[str, list[object]] = {"text": ["a", "b"], "label": ["bad", "good"]}
+    rows[column] = [None, value]
+    path = write(tmp_path, f"a{suffix}", pd.DataFrame(rows))
+    with pytest.raises(DataError, match=rf"row 2 .* of type '\w+' in column '{column}'") as caught:
+        FileSource(path).load(TASK)
+    assert "dull" not in str(caught.value)
+
+
+def test_bytes_are_refused(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.parquet", pd.DataFrame({"text": [b"dull"], "label": ["bad"]}))
+    with pytest.raises(DataError, match=r"row 1 .* of type 'bytes' in column 'text'"):
+        FileSource(path).load(TASK)
+
+
+def test_single_values_of_every_kind_are_texts(tmp_path: Path) -> None:
+    frame = pd.DataFrame({"text": ["a", 7, 0.5, True], "label": ["bad"] * 4}, dtype=object)
+    assert prepare(frame, TASK, "here")["text"].tolist() == ["a", "7", "0.5", "True"]
+
+
+@pytest.mark.parametrize("column", ["text", "label"])
+@pytest.mark.parametrize("missing", [None, float("nan"), pd.NA, pd.NaT, ""])
+def test_what_is_missing(column: str, missing: object) -> None:
+    cells = {"text": ["a", "b"], "label": ["bad", "good"], column: ["bad", missing]}
+    rows = pd.DataFrame(cells, dtype=object)
+    with pytest.raises(DataError, match=f"row 2 .* is empty in column '{column}'"):
+        prepare(rows, TASK, "here")
+    assert len(prepare(rows, TASK, "here", Cleaning(drop_incomplete=True))) == 1
+
+
+def test_of_strange_labels_a_few_are_shown(tmp_path: Path) -> None:
+    lines = [f"{i},{i:02} {'x' * 100}" for i in (*range(30), 0)]
+    path = write_text(tmp_path, "a.csv", "text,label", "fine,good", *lines)
+    with pytest.raises(DataError) as caught:
+        FileSource(path).load(TASK)
+    message = str(caught.value)
+    assert "31 of 32 rows hold 30 labels in column 'label'" in message
+    assert f"'00 {'x' * 37}', '01" in message
+    assert "'04" in message
+    assert "] and 25 more; declared: ['bad', 'good']" in message
+    assert "'05" not in message

@@ -143,6 +143,22 @@ def faulty(folder: Path, kind: str) -> OwnFile:
             path.write_text("text,text,label\nsecretword,secretword,1\n")
         case "other labels":
             write(folder, rows=[{"text": "secretword", "label": "secretword"}])
+        case "list as a label":
+            path = folder / "own.jsonl"
+            row = {"text": "secretword", "label": ["secretword"]}
+            path.write_text("\n".join(map(json.dumps, [ROWS[0], row])))
+        case "array as a label":
+            path = write(folder, ".parquet", [{"text": "secretword", "label": ["secretword", "b"]}])
+        case "no time as a label":
+            path = folder / "own.parquet"
+            pd.DataFrame({"text": ["secretword"], "label": [pd.NaT]}).to_parquet(path)
+        case "no number as a label":
+            path = folder / "own.parquet"
+            labels = pd.array([1, None], dtype="Int64")
+            pd.DataFrame({"text": ["secretword", "b"], "label": labels}).to_parquet(path)
+        case "list as a text":
+            path = folder / "own.jsonl"
+            path.write_text(json.dumps({"text": ["secretword"], "label": 1}))
         case "nothing":
             path.write_text("")
         case "missing":
@@ -165,6 +181,11 @@ def faulty(folder: Path, kind: str) -> OwnFile:
         ("twice", "more than one column 'text'"),
         ("mapped onto another", "more than one column 'label'"),
         ("other labels", "1 of 1 rows hold 1 labels .* declared: .*'0', '1'"),
+        ("list as a label", "row 2 .* of type 'list' in column 'label'"),
+        ("array as a label", "row 1 .* of type 'ndarray' in column 'label'"),
+        ("no time as a label", "row 1 .* is empty in column 'label'"),
+        ("no number as a label", "row 2 .* is empty in column 'label'"),
+        ("list as a text", "row 1 .* of type 'list' in column 'text'"),
         ("nothing", "cannot be read"),
         ("missing", "there is no such file"),
         ("suffix", "unknown suffix '.xlsx'"),
