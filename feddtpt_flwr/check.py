@@ -137,10 +137,11 @@ def _attempt(subject: str, look: Callable[[], tuple[_T, str]]) -> tuple[_T | Non
 
 
 def _describe_file(file: OwnFile, task: Task) -> tuple[int, str]:
-    examples = file.read(task)
+    examples, repeats = file.read_and_count(task)
     counts = count_by_class(examples, task)
     each = ", ".join(f"{count:,} {answer!r}" for answer, count in counts.items())
-    return len(examples), f"{file.path}: {len(examples):,} different texts: {each}"
+    left_out = f"; {repeats}" if repeats.rows else ""
+    return len(examples), f"{file.path}: {len(examples):,} different texts: {each}{left_out}"
 
 
 def _load(config: NodeConfig) -> tuple[Node, str]:

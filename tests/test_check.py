@@ -95,6 +95,17 @@ def test_what_a_run_may_take_of_a_nodes_epsilon_is_told(own_file: Path) -> None:
     assert "line 1 is no booking" in broken.fix
 
 
+def test_repeated_rows_of_a_nodes_file_are_told(own_file: Path) -> None:
+    with own_file.open("a", encoding="utf-8") as file:
+        file.write("\nA SECRETWORD0 film,1\n")
+    run = {**SMALL, "clients": "own-data", "public-per-class": 0}
+    _, own = islice(check_node(run, {"data-path": str(own_file)}), 2)
+    assert own.result == (
+        f"{own_file}: 20 different texts: 10 'negative', 10 'positive'; 1 rows that repeat "
+        "another's text are left out, 1 of them with another label"
+    )
+
+
 def test_a_bad_setting_ends_the_check() -> None:
     findings = list(check_node({"k-shot": 0}, {}))
     assert [f.subject for f in findings] == ["settings"]

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import re
+import unicodedata
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
+from logging import WARNING
 from typing import TYPE_CHECKING, Any
+
+from flwr.common import log
 
 from feddtpt_flwr.data.errors import DataError
 from feddtpt_flwr.data.task import Task, label_key
@@ -33,6 +37,42 @@ class Tables:
 
     train: pd.DataFrame
     test: pd.DataFrame
+
+
+@dataclass(frozen=True)
+class Repeats:
+    """How many rows hold a text that another one before them holds.
+
+    Attributes
+    ----------
+    rows : int
+        All of them; they are left out.
+    other_label : int
+        Those of them that have another label than the first row with their text.
+    """
+
+    rows: int
+    other_label: int
+
+    @classmethod
+    def among(cls, rows: Iterable[tuple[str, object]]) -> Repeats:
+        """Count rows that are given by the key of their text and their label."""
+        first: dict[str, object] = {}
+        labels = [(label, first.setdefault(key, label)) for key, label in rows]
+        other = sum(label != kept for label, kept in labels)
+        return cls(len(labels) - len(first), other)
+
+    def warn(self, origin: str) -> None:
+        """Say in the log what is left out, if anything is."""
+        if self.rows:
+            log(WARNING, "%s: %s", origin, self)
+
+    def __str__(self) -> str:
+        """Return a description without any text."""
+        return (
+            f"{self.rows:,} rows that repeat another's text are left out, {self.other_label:,} of "
+            "them with another label"
+        )
 
 
 @dataclass(frozen=True)
@@ -176,26 +216,59 @@ def _some(values: Collection[str]) -> str:
     return f"{shown} and {more} more" if more else f"{shown}"
 
 
-def separate(train: pd.DataFrame, test: pd.DataFrame | None, task: Task) -> Tables:
+def text_key(text: str) -> str:
+    """Return what two texts have in common that differ in white space alone."""
+    return " ".join(text.split())
+
+
+def loose_key(text: str) -> str:
+    """Return what two texts have in common that differ in white space, case or Unicode's forms."""
+    return text_key(unicodedata.normalize("NFKC", text).casefold())
+
+
+def separate(
+    train: pd.DataFrame,
+    test: pd.DataFrame | None,
+    task: Task,
+    *,
+    key: Callable[[str], str] = text_key,
+    origin: str = "",
+) -> Tables:
     """Drop repeated texts and keep train and test apart.
 
-    A text counts as repeated when all text columns agree after white space is normalised; the
-    first row is kept, whatever its label. A text of the test set is dropped from train. With
-    ``test=None``, ``train`` is split by `split_by_hash`.
+    A text counts as repeated when the keys of all text columns agree; the first row is kept,
+    whatever its label. A text of the test set is dropped from train. With ``test=None``, ``train``
+    is split by `split_by_hash`.
+
+    Parameters
+    ----------
+    train, test : pandas.DataFrame
+        Rows as `prepare` returns them.
+    task : Task
+        Names the columns.
+    key : callable
+        What two texts that count as one have in common.
+    origin : str
+        Where the rows come from, for a warning about what is dropped; empty for none.
 
     Raises
     ------
     DataError
         If no row is left for training.
     """
-    train = _without_duplicates(train, task)
-    if test is None:
-        return split_by_hash(train, task)
-    test = _without_duplicates(test, task)
-    train = train[~_text_keys(train, task).isin(_text_keys(test, task))].reset_index(drop=True)
-    if train.empty:
+    tables = split_by_hash(train, task) if test is None else Tables(train=train, test=test)
+    train_keys, test_keys = (_text_keys(f, task, key) for f in (tables.train, tables.test))
+    if origin:
+        keys = [*test_keys, *train_keys]
+        labels = [*tables.test[task.label_column], *tables.train[task.label_column]]
+        Repeats.among(zip(keys, map(label_key, labels), strict=True)).warn(origin)
+    kept = tables.train[~train_keys.duplicated() & ~train_keys.isin(test_keys)]
+    if kept.empty and test is not None:
         raise DataError(f"task {task.name!r}: every text of train is in test as well")
-    return Tables(train=train, test=test)
+    return Tables(
+        train=kept.reset_index(drop=True),
+        test=tables.test[~test_keys.duplicated()].reset_index(drop=True),
+    )
 
 
 def split_by_hash(frame: pd.DataFrame, task: Task) -> Tables:
@@ -204,28 +277,19 @@ def split_by_hash(frame: pd.DataFrame, task: Task) -> Tables:
     Neither a seed nor the order of the rows nor the other rows decide where a row goes, so the
     test set stays the same from run to run and when data is added.
     """
-    in_test = _text_keys(frame, task).map(is_held_out).astype(bool)
+    in_test = _text_keys(frame, task, text_key).map(is_held_out).astype(bool)
     return Tables(
         train=frame[~in_test].reset_index(drop=True), test=frame[in_test].reset_index(drop=True)
     )
 
 
-def _without_duplicates(frame: pd.DataFrame, task: Task) -> pd.DataFrame:
-    return frame[~_text_keys(frame, task).duplicated()].reset_index(drop=True)
-
-
-def _text_keys(frame: pd.DataFrame, task: Task) -> pd.Series[str]:
-    """Return the texts of each row as one string, white space normalised."""
-    columns = [frame[column].map(text_key) for column in task.text_columns]
+def _text_keys(frame: pd.DataFrame, task: Task, key: Callable[[str], str]) -> pd.Series[str]:
+    """Return the keys of each row's texts as one string."""
+    columns = [frame[column].map(key) for column in task.text_columns]
     keys = columns[0]
     for column in columns[1:]:
         keys = keys + _COLUMN_SEPARATOR + column
     return keys
-
-
-def text_key(text: str) -> str:
-    """Return what two texts have in common that differ in white space alone."""
-    return " ".join(text.split())
 
 
 def is_held_out(key: str) -> bool:

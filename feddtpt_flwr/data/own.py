@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from feddtpt_flwr.data.cleaning import check_values, is_missing, prepare, text_key
+from feddtpt_flwr.data.cleaning import Repeats, check_values, is_missing, loose_key, prepare
 from feddtpt_flwr.data.errors import DataError
 from feddtpt_flwr.data.sampling import ClientData, draw, to_examples
 from feddtpt_flwr.data.sources import read_table
@@ -41,12 +41,18 @@ class OwnFile:
     def read(self, task: Task) -> tuple[Example, ...]:
         """Read and check all rows; a text that is repeated counts once.
 
+        Texts are the same whatever their case, white space and Unicode's forms.
+
         Raises
         ------
         DataError
             If the file is missing or cannot be read, a column is missing, a cell is empty or no
             single value, or a label is not one of the task's.
         """
+        return self.read_and_count(task)[0]
+
+    def read_and_count(self, task: Task) -> tuple[tuple[Example, ...], Repeats]:
+        """Read and check all rows as `read`; return also how many were left out."""
         self._check_mappings(task)
         frame = read_table(self.path).rename(columns=dict(self.columns))
         for column in (*task.text_columns, task.label_column):
@@ -77,10 +83,12 @@ class OwnFile:
                 f"data-labels='other={label_key(task.labels[0])}'"
             )
         frame[task.label_column] = labels
+        examples = to_examples(task, prepare(frame, task, str(self.path)))
+        pairs = [(loose_key(example.input), example) for example in examples]
         unique: dict[str, Example] = {}
-        for example in to_examples(task, prepare(frame, task, str(self.path))):
-            unique.setdefault(text_key(example.input), example)
-        return tuple(unique.values())
+        for key, example in pairs:
+            unique.setdefault(key, example)
+        return tuple(unique.values()), Repeats.among((key, e.label) for key, e in pairs)
 
     def _check_mappings(self, task: Task) -> None:
         columns = {*task.text_columns, task.label_column}
@@ -100,7 +108,7 @@ class OwnFile:
 def split_own(
     file: OwnFile, task: Task, *, k_shot: int, seed: int, shared: Collection[str] = ()
 ) -> ClientData:
-    """Draw a node's training and validation examples from its file.
+    """Draw a node's training and validation examples from its file; warn of repeated texts.
 
     Parameters
     ----------
@@ -113,15 +121,18 @@ def split_own(
     seed : int
         The run's seed, 0 or more.
     shared : collection of str
-        Inputs that others hold too, such as the public set's; they are left out.
+        Inputs that others hold too, such as the public set's; they are left out, whatever their
+        case.
 
     Raises
     ------
     DataError
         If a class has too few examples, or the file is not as `OwnFile.read` needs it.
     """
-    known = set(map(text_key, shared))
-    examples = [e for e in file.read(task) if text_key(e.input) not in known]
+    known = set(map(loose_key, shared))
+    there_are, repeats = file.read_and_count(task)
+    repeats.warn(str(file.path))
+    examples = [e for e in there_are if loose_key(e.input) not in known]
     there = count_by_class(examples, task)
     if any(count < 2 * k_shot for count in there.values()):
         counts = ", ".join(f"{answer!r} {count}" for answer, count in there.items())

@@ -9,7 +9,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from feddtpt_flwr.data.cleaning import NO_CLEANING, Cleaning, Tables, prepare, separate
+from feddtpt_flwr.data.cleaning import (
+    NO_CLEANING,
+    Cleaning,
+    Tables,
+    loose_key,
+    prepare,
+    separate,
+    text_key,
+)
 from feddtpt_flwr.data.embedded import EMBEDDED, IMDB_WORDS
 from feddtpt_flwr.data.errors import DataError
 from feddtpt_flwr.data.task import Task, label_key
@@ -92,7 +100,7 @@ class HubSource:
     cleaning: Cleaning = NO_CLEANING
 
     def load(self, task: Task) -> Tables:
-        """Download (or take from the cache), check and clean both splits.
+        """Download (or take from the cache), check and clean both splits; warn of repeated texts.
 
         Raises
         ------
@@ -100,7 +108,7 @@ class HubSource:
             If the data set cannot be loaded or does not fit the task.
         """
         train, test = (self._split(split, task) for split in (self.train_split, self.test_split))
-        return separate(train, test, task)
+        return separate(train, test, task, origin=f"hub data set {self.name!r}")
 
     def _split(self, split: str, task: Task) -> pd.DataFrame:
         import datasets  # slow to import, and needed by this source only
@@ -141,6 +149,8 @@ class FileSource:
         stay as they are.
     cleaning : Cleaning
         What to change in the rows.
+    ignore_case : bool
+        Whether texts that differ in case or in Unicode's forms alone count as repeated.
     """
 
     train_path: str | Path
@@ -149,9 +159,10 @@ class FileSource:
     rename: Mapping[str, str] = field(default_factory=dict)
     label_map: Mapping[str, str | int] = field(default_factory=dict)
     cleaning: Cleaning = NO_CLEANING
+    ignore_case: bool = True
 
     def load(self, task: Task) -> Tables:
-        """Read, check and clean the files.
+        """Read, check and clean the files; warn of repeated texts.
 
         Raises
         ------
@@ -160,7 +171,8 @@ class FileSource:
         """
         train = self._table(Path(self.train_path), task)
         test = None if self.test_path is None else self._table(Path(self.test_path), task)
-        return separate(train, test, task)
+        key = loose_key if self.ignore_case else text_key
+        return separate(train, test, task, key=key, origin=str(self.train_path))
 
     def _table(self, path: Path, task: Task) -> pd.DataFrame:
         frame = read_table(path, self.columns).rename(columns=dict(self.rename))

@@ -263,4 +263,5 @@ def glue_files(
         rename=layout.rename,
         label_map=layout.label_map,
         cleaning=_GLUE_CLEANING.get(task_name, Cleaning()),
+        ignore_case=False,  # as on the hub
     )

@@ -90,8 +90,11 @@ def test_embedded_rows_render(loaded: dict[str, Tables]) -> None:
 
 
 @needs_wheels
-def test_embedded_split_is_the_same_every_time(loaded: dict[str, Tables]) -> None:
+def test_embedded_split_is_the_same_every_time(
+    loaded: dict[str, Tables], warned: list[str]
+) -> None:
     again = EmbeddedSource().load(get_task("rotten_tomatoes"))
+    assert warned == []
     pd.testing.assert_frame_equal(again.train, loaded["rotten_tomatoes"].train)
     pd.testing.assert_frame_equal(again.test, loaded["rotten_tomatoes"].test)
 
@@ -170,6 +173,20 @@ def test_hub_rows_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     fake_hub(monkeypatch, {"a/b/None/train": frame, "a/b/None/test": frame})
     with pytest.raises(DataError, match=r"hub data set 'a/b' .*\['-1'\]; declared: \['0', '1'\]"):
         HubSource("a/b").load(task)
+
+
+def test_repeated_rows_of_the_hub_are_told_and_other_case_is_another_text(
+    monkeypatch: pytest.MonkeyPatch, warned: list[str]
+) -> None:
+    task = get_task("sst2")
+    train = pd.DataFrame({"sentence": ["a", "A", "a "], "label": [0, 0, 1]})
+    test = pd.DataFrame({"sentence": ["b"], "label": [1]})
+    fake_hub(monkeypatch, {"a/b/None/train": train, "a/b/None/test": test})
+    assert HubSource("a/b").load(task).train["sentence"].tolist() == ["a", "A"]
+    assert warned == [
+        "hub data set 'a/b': 1 rows that repeat another's text are left out, 1 of them with "
+        "another label"
+    ]
 
 
 def test_hub_source_with_the_real_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from feddtpt_flwr.data import (
     glue_files,
     to_examples,
 )
-from feddtpt_flwr.data.cleaning import prepare
+from feddtpt_flwr.data.cleaning import loose_key, prepare
 
 TASK = Task(
     name="reviews",
@@ -297,3 +297,46 @@ def test_of_strange_labels_a_few_are_shown(tmp_path: Path) -> None:
     assert "'04" in message
     assert "] and 25 more; declared: ['bad', 'good']" in message
     assert "'05" not in message
+
+
+def test_texts_that_differ_in_case_or_form_are_not_on_both_sides(tmp_path: Path) -> None:
+    texts = [f"fine film {i}" for i in range(60)]
+    others = [text.title() for text in texts] + [text.replace("fi", "\ufb01") for text in texts]
+    frame = pd.DataFrame({"text": [*texts, *others], "label": ["bad"] * 180})
+    path = write(tmp_path, "a.csv", frame)
+    tables = FileSource(path).load(TASK)
+    train, test = ([loose_key(text) for text in t["text"]] for t in (tables.train, tables.test))
+    assert sorted([*train, *test]) == sorted(texts)
+    exactly = FileSource(path, ignore_case=False).load(TASK)
+    assert len(exactly.train) + len(exactly.test) == 180
+    assert set(tables.test["text"]) < set(exactly.test["text"]), "the same rows are held out"
+    assert {loose_key(text) for text in exactly.test["text"]} == set(test)
+
+
+def test_a_text_in_other_case_is_kept_out_of_train(tmp_path: Path) -> None:
+    train = write_text(tmp_path, "train.csv", "text,label", "So-So,bad", "Fine,good", "FINE,good")
+    test = write(tmp_path, "test.csv", TEST)
+    tables = FileSource(train, test).load(TASK)
+    assert tables.train["text"].tolist() == ["Fine"]
+    assert tables.test["text"].tolist() == TEST["text"].tolist()
+
+
+def test_glue_files_keep_texts_in_other_case(tmp_path: Path) -> None:
+    write_text(tmp_path, "train.tsv", "sentence\tlabel", "Fine\t1", "fine\t1", "so\t0")
+    write_text(tmp_path, "dev.tsv", "sentence\tlabel", "So\t0")
+    tables = glue_files("sst2", tmp_path).load(get_task("sst2"))
+    assert tables.train["sentence"].tolist() == ["Fine", "fine", "so"]
+
+
+def test_repeated_rows_are_told(tmp_path: Path, warned: list[str]) -> None:
+    lines = ["a b,bad", "A  b,bad", "a b,good", "c,good", "so-so,good"]
+    train = write_text(tmp_path, "train.csv", "text,label", *lines)
+    FileSource(train, write(tmp_path, "test.csv", TEST)).load(TASK)
+    assert warned == [
+        f"{train}: 3 rows that repeat another's text are left out, 2 of them with another label"
+    ]
+
+
+def test_without_repeated_rows_nothing_is_told(tmp_path: Path, warned: list[str]) -> None:
+    FileSource(write(tmp_path, "a.csv", TRAIN)).load(TASK)
+    assert warned == []

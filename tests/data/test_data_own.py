@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from feddtpt_flwr.data import DataError, Task
-from feddtpt_flwr.data.cleaning import prepare
+from feddtpt_flwr.data.cleaning import loose_key, prepare
 from feddtpt_flwr.data.own import OwnFile, count_by_class, split_own
 
 TASK = Task(
@@ -216,3 +216,18 @@ def test_half_a_character_is_replaced() -> None:
     """As JSON's escapes can make one, where pandas reads without pyarrow."""
     frame = pd.DataFrame({"text": ["half \ud83d"], "label": [1]}, dtype=object)
     assert prepare(frame, TASK, "file")["text"].tolist() == ["half ?"]
+
+
+def test_texts_that_differ_in_case_or_form_are_one(tmp_path: Path, warned: list[str]) -> None:
+    rows: list[dict[str, object]] = [{**row, "text": str(row["text"]).upper()} for row in ROWS[:3]]
+    rows[2]["label"] = 1 - int(str(rows[2]["label"]))
+    file = OwnFile(write(tmp_path, rows=[*ROWS, *rows]))
+    assert file.read(TASK) == OwnFile(write(tmp_path)).read(TASK)
+    shared = [e.input.title() for e in file.read(TASK)[:2]]
+    write(tmp_path, rows=[*ROWS, *rows])
+    data = split_own(file, TASK, k_shot=4, seed=0, shared=shared)
+    drawn = {loose_key(e.input) for e in (*data.train, *data.validation)}
+    assert not drawn & set(map(loose_key, shared))
+    assert warned == [
+        f"{file.path}: 3 rows that repeat another's text are left out, 1 of them with another label"
+    ]
