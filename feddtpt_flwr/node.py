@@ -1,6 +1,8 @@
 """What makes a node itself: its part of the data, and what its operator set for it."""
 
-from collections.abc import Mapping
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from logging import ERROR
@@ -234,11 +236,40 @@ def _ledger(node: _Settings, run: RunConfig, examples: OwnFile | Part) -> Ledger
 
 
 def _mapping(key: str, text: str) -> dict[str, str]:
-    """Read ``"a=b, c=d"``."""
-    pairs = [pair.split("=") for pair in text.split(",") if pair.strip()]
-    if any(len(pair) != 2 or not all(part.strip() for part in pair) for pair in pairs):
+    """Read ``"a=b, c=d"``, or a JSON object where names have commas or equals signs."""
+    try:
+        pairs = _json_pairs(text) if text.lstrip().startswith("{") else _plain_pairs(text)
+    except ValueError:
         raise ConfigError(
             f"node config: {key} = {text!r}: pairs 'in the file=in the task' with commas between "
-            "them are needed, as in 'bad=0, good=1'"
-        )
-    return {ours.strip(): theirs.strip() for ours, theirs in pairs}
+            "them are needed, as in 'bad=0, good=1', or a JSON object, as in "
+            """'{"bad, or worse": "0", "good": "1"}'"""
+        ) from None
+    for ours, count in Counter(ours for ours, _ in pairs).items():
+        if count > 1:
+            raise ConfigError(
+                f"node config: {key} = {text!r}: {ours!r} stands {count} times on the left; once "
+                "is allowed"
+            )
+    return dict(pairs)
+
+
+def _plain_pairs(text: str) -> list[tuple[str, str]]:
+    pairs = [pair.split("=") for pair in text.split(",") if pair.strip()]
+    return _stripped((ours, theirs) for ours, theirs in pairs)
+
+
+def _json_pairs(text: str) -> list[tuple[str, str]]:
+    # As pairs, so that none is lost; labels may be whole numbers.
+    return _stripped(json.loads(text, object_pairs_hook=list, parse_int=str))
+
+
+def _stripped(pairs: Iterable[tuple[Any, Any]]) -> list[tuple[str, str]]:
+    """Raise ValueError if anything is empty or no string."""
+    stripped = []
+    for pair in pairs:
+        if not all(isinstance(part, str) and part.strip() for part in pair):
+            raise ValueError
+        ours, theirs = pair
+        stripped.append((ours.strip(), theirs.strip()))
+    return stripped

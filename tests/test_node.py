@@ -9,6 +9,7 @@ from feddtpt_flwr.app_files import find_file
 from feddtpt_flwr.client_app import client_fn
 from feddtpt_flwr.config import ConfigError, RunConfig
 from feddtpt_flwr.data import DataError, Example
+from feddtpt_flwr.data.own import OwnFile
 from feddtpt_flwr.experiment import load_data
 from feddtpt_flwr.language_model.local import LocalLanguageModel
 from feddtpt_flwr.node import OVERRIDES, NodeConfig, load_node, load_public, of_this_app
@@ -187,6 +188,11 @@ def test_what_a_node_may_replace(key: str) -> None:
         (OWN, {"data-path": "a", "data-labels": "bad"}, "data-labels = 'bad': pairs"),
         (OWN, {"data-path": "a", "data-columns": "a=b=c"}, "data-columns = 'a=b=c': pairs"),
         (OWN, {"data-path": "a", "data-columns": "=b"}, "data-columns = '=b': pairs"),
+        (OWN, {"data-path": "a", "data-columns": "a=b, a=c"}, "'a' stands 2 times on the left"),
+        (OWN, {"data-path": "a", "data-labels": '{"a": "0", "a": "1"}'}, "'a' stands 2 times"),
+        (OWN, {"data-path": "a", "data-labels": '{"a, b": "0"'}, "or a JSON object, as in"),
+        (OWN, {"data-path": "a", "data-labels": '{"a": {"b": "0"}}'}, "or a JSON object, as in"),
+        (OWN, {"data-path": "a", "data-labels": '{"a": ""}'}, "or a JSON object, as in"),
         (OWN, {"datapath": "a"}, "unknown key 'datapath'; keys: .*data-path.*language-model"),
         (OWN, {"data-path": "a", "k-shot": 3}, "unknown key 'k-shot'"),
         (OWN, {"data-path": "a", "masked-lm-endpoint": "x"}, "masked-lm-endpoint = 'x'"),
@@ -203,6 +209,13 @@ def test_a_node_config_that_does_not_fit(
 ) -> None:
     with pytest.raises(ConfigError, match=words):
         NodeConfig.read(run_config, node_config)
+
+
+def test_names_with_commas_and_equals_signs_are_mapped_in_a_json_object() -> None:
+    labels = '{"Billing, refunds": "0", " a=b ": 1}'
+    examples = NodeConfig.read(OWN, {"data-path": "a.csv", "data-labels": labels}).examples
+    assert isinstance(examples, OwnFile)
+    assert examples.labels == {"Billing, refunds": "0", "a=b": "1"}
 
 
 def test_a_nodes_ledger_lies_beside_its_data_unless_its_operator_says_where(tmp_path: Path) -> None:

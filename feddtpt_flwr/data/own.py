@@ -46,15 +46,22 @@ class OwnFile:
         Raises
         ------
         DataError
-            If the file is missing or cannot be read, a column is missing, a cell is empty or no
-            single value, or a label is not one of the task's.
+            If the file is missing or cannot be read, a column is missing (one that ``columns``
+            names, too), a cell is empty or no single value, or a label is not one of the task's.
         """
         return self.read_and_count(task)[0]
 
     def read_and_count(self, task: Task) -> tuple[tuple[Example, ...], Repeats]:
         """Read and check all rows as `read`; return also how many were left out."""
         self._check_mappings(task)
-        frame = read_table(self.path).rename(columns=dict(self.columns))
+        frame = read_table(self.path)
+        for ours, theirs in self.columns.items():
+            if ours not in frame.columns:
+                raise DataError(
+                    f"data-columns: '{ours}={theirs}': {self.path} has no column {ours!r}; needed "
+                    "before '=' is a column's name as the file writes it"
+                )
+        frame = frame.rename(columns=dict(self.columns))
         for column in (*task.text_columns, task.label_column):
             if column not in frame.columns:
                 raise DataError(

@@ -116,6 +116,12 @@ def test_a_mapping_to_what_the_task_lacks(
         OwnFile(write(tmp_path), columns, labels).read(TASK)
 
 
+def test_a_mapped_column_must_be_there(tmp_path: Path) -> None:
+    file = OwnFile(write(tmp_path), {"text": "text", "Text": "text"})
+    with pytest.raises(DataError, match=r"data-columns: 'Text=text': .* has no column 'Text'"):
+        file.read(TASK)
+
+
 def faulty(folder: Path, kind: str) -> OwnFile:
     """A file that holds "secretword" in every cell of text, wrong in one way."""
     path = write(folder)
