@@ -12,8 +12,13 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from feddtpt_flwr.data.errors import DataError
+from feddtpt_flwr.language_model.answers import normal_form
 
 PROMPT_FIELD = "prompt"
+
+_ALSO_IN_NORMAL_FORM = (
+    "also when case, white space and the kinds of dashes and apostrophes are ignored"
+)
 
 _NAME = re.compile(r"[\w-][\w .-]*")
 
@@ -122,9 +127,8 @@ class Task:
             )
         if any(not word or word != word.strip() for word in answers):
             self._reject("answers", "every answer must be non-empty, without space at its ends")
-        # Models vary the case of their answers, so answers must differ by more than case.
-        if len({word.casefold() for word in answers}) != len(answers):
-            self._reject("answers", "the answers must differ, also when case is ignored")
+        if len(set(map(normal_form, answers))) != len(answers):
+            self._reject("answers", f"the answers must differ, {_ALSO_IN_NORMAL_FORM}")
 
     def _check_synonyms(self) -> None:
         synonyms = self.synonyms
@@ -141,8 +145,8 @@ class Task:
         if any(not word or word != word.strip() for word in words):
             self._reject("synonyms", "every word must be non-empty, without space at its ends")
         words += self.answers
-        if len({word.casefold() for word in words}) != len(words):
-            self._reject("synonyms", "no word may stand twice, also when case is ignored")
+        if len(set(map(normal_form, words))) != len(words):
+            self._reject("synonyms", f"no word may stand twice, {_ALSO_IN_NORMAL_FORM}")
 
     def _reject(self, field: str, allowed: str) -> NoReturn:
         raise DataError(f"task {self.name!r}: {field} is {getattr(self, field)!r}: {allowed}")

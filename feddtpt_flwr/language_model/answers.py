@@ -21,15 +21,24 @@ UNSPACED = (
 _HANGUL = "\uac00-\ud7a3"
 """Its words have spaces before them, but particles and endings behind."""
 
+_FOLDED = str.maketrans(
+    dict.fromkeys("\u2010\u2011\u2012\u2013\u2212", "-")
+    | dict.fromkeys("\u00b4\u02bc\u2018\u2019\u201b\u2032", "'")
+)
+"""Hyphens, short dashes and the minus sign, and apostrophes, as a keyboard has them."""
+
+_LEADING_DASH = re.compile(r"(?<![^\W_])[\u2014\u2015]")
+"""A long dash that is no break between two words."""
+
 
 def parse_answer(
     text: str, answers: Sequence[str], synonyms: Sequence[Sequence[str]] = ()
 ) -> str | None:
     """Return the answer word that ``text`` stands for, or None if it stands for none.
 
-    Case, quotes, punctuation and white space do not count, nor does JSON around the answer. In a
-    sentence, the first whole word that is an answer or a synonym decides; of two that begin at the
-    same place, the longer one.
+    Case, quotes, punctuation, white space and the kind of a dash or apostrophe do not count, nor
+    does JSON around the answer. In a sentence, the first whole word that is an answer or a synonym
+    decides; of two that begin at the same place, the longer one.
 
     Parameters
     ----------
@@ -41,7 +50,7 @@ def parse_answer(
         Further words for each answer, in the same order; empty for none.
     """
     words = _words(tuple(answers), tuple(tuple(others) for others in synonyms))
-    found = _pattern(tuple(words)).search(_normal(unwrap_json(text)))
+    found = _pattern(tuple(words)).search(normal_form(unwrap_json(text)))
     return words[found.group()] if found else None
 
 
@@ -74,19 +83,21 @@ def thinks(text: str) -> bool:
     return text.rstrip().endswith("<think>")
 
 
-def _normal(text: str) -> str:
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+def normal_form(text: str) -> str:
+    """Return what texts have in common that count as the same word."""
+    folded = _LEADING_DASH.sub("-", text).translate(_FOLDED)
+    return " ".join(unicodedata.normalize("NFKC", folded).casefold().split())
 
 
 @lru_cache(maxsize=64)
 def _words(answers: tuple[str, ...], synonyms: tuple[tuple[str, ...], ...]) -> dict[str, str]:
     """Return the answer for each word that stands for it."""
     words = {
-        _normal(word): answer
+        normal_form(word): answer
         for answer, others in zip(answers, synonyms, strict=False)
         for word in others
     }
-    return words | {_normal(answer): answer for answer in answers}
+    return words | {normal_form(answer): answer for answer in answers}
 
 
 @lru_cache(maxsize=64)

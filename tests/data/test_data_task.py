@@ -114,6 +114,9 @@ def test_undeclared_label_is_named() -> None:
         ({"answers": ("a", "")}, "every answer must be non-empty"),
         ({"answers": ("a", " b")}, "without space at its ends"),
         ({"answers": ("Yes", "yes")}, "the answers must differ"),
+        ({"answers": ("x\u00b2", "x2")}, "the answers must differ"),
+        ({"answers": ("so so", "so  so")}, "the answers must differ"),
+        ({"answers": ("sci-fi", "sci\u2011fi")}, "the answers must differ"),
     ],
 )
 def test_invalid_task_is_refused(changes: dict[str, Any], message: str) -> None:
@@ -223,6 +226,7 @@ def test_synonyms_from_a_file(tmp_path: Path) -> None:
         ((("",), ()), "every word must be non-empty"),
         ((("pay",), ("Pay",)), "no word may stand twice"),
         ((("technical",), ()), "no word may stand twice"),
+        ((("don't",), ("Don\u2019t",)), "no word may stand twice"),
     ],
 )
 def test_synonyms_are_checked(synonyms: Any, allowed: str) -> None:

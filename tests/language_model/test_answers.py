@@ -56,6 +56,29 @@ def test_answers_of_marks_and_spaces() -> None:
     assert parse_answer("4 stars", ("1 star", "4 stars")) == "4 stars"
 
 
+@pytest.mark.parametrize("dash", "-\u2010\u2011\u2012\u2013\u2014\u2015\u2212\ufe63\uff0d")
+def test_a_minus_is_a_minus_however_it_is_written(dash: str) -> None:
+    assert parse_answer(f"{dash}1", ("1", "-1")) == "-1"
+    assert parse_answer("-1", ("1", f"{dash}1")) == f"{dash}1"
+
+
+@pytest.mark.parametrize("hyphen", "-\u2010\u2011\u2013\u2212")
+def test_hyphens_are_alike(hyphen: str) -> None:
+    assert parse_answer(f"Sci{hyphen}Fi.", ("drama", "sci-fi")) == "sci-fi"
+    assert parse_answer(f"non{hyphen}positive", POLARITY) is None
+    assert parse_answer(f"{hyphen} positive {hyphen} at last", POLARITY) == "positive"
+
+
+def test_a_long_dash_between_words_is_no_hyphen() -> None:
+    assert parse_answer("It is dull\u2014negative\u2014in all", POLARITY) == "negative"
+
+
+@pytest.mark.parametrize("mark", "'\u2019\u2018\u02bc\u00b4\uff07")
+def test_apostrophes_are_alike(mark: str) -> None:
+    assert parse_answer(f"I don{mark}t know.", ("yes", "don't know")) == "don't know"
+    assert parse_answer(f"{mark}positive{mark}", POLARITY) == "positive"
+
+
 @pytest.mark.parametrize(
     ("text", "answers", "expected"),
     [
