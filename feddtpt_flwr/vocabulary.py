@@ -105,14 +105,15 @@ class Vocabulary:
         Parameters
         ----------
         excluded_words : Iterable[str]
-            Words not to propose, whatever their case; the answer words, for instance.
+            Words not to propose, whatever their case; the answer words, for instance. Of one that
+            consists of several, as "not likely", none is proposed.
 
         Returns
         -------
         NDArray[np.bool_]
             Mask of shape ``(len(self),)``.
         """
-        excluded = {word.casefold() for word in excluded_words}
+        excluded = {word for words in excluded_words for word in letters(words.casefold())}
         allowed = np.zeros(len(self), dtype=bool)
         allowed[[token for token, word in self._words if word not in excluded]] = True
         return allowed
