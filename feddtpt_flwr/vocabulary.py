@@ -113,7 +113,8 @@ class Vocabulary:
         NDArray[np.bool_]
             Mask of shape ``(len(self),)``.
         """
-        excluded = {word for words in excluded_words for word in letters(words.casefold())}
+        folded = [word.casefold() for word in excluded_words]
+        excluded = {*folded, *(part for word in folded for part in letters(word))}
         allowed = np.zeros(len(self), dtype=bool)
         allowed[[token for token, word in self._words if word not in excluded]] = True
         return allowed
