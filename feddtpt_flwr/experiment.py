@@ -93,7 +93,8 @@ def _source(config: RunConfig, task: Task) -> Source:
     if config.data_source == "files":
         train = find_file(config.train_file)
         test = str(find_file(config.test_file)) if config.test_file else None
-        if task.name in GLUE_LAYOUTS and train.suffix == ".tsv":
+        # A task of one's own may bear the name of one of GLUE's.
+        if config.task in GLUE_LAYOUTS and train.suffix == ".tsv":
             return glue_files(task.name, train.parent, train_file=train.name, test_file=test)
         return FileSource(train, test)
     return get_source(task.name, None if config.data_source == "default" else config.data_source)

@@ -254,6 +254,7 @@ class Recorder:
                 "template": self._task.template,
                 "labels": list(self._task.labels),
                 "answers": list(self._task.answers),
+                "synonyms": [list(words) for words in self._task.synonyms],
                 "language-model": self._model_name,
                 "chat": self._config.chat,
                 "held-out-accuracy": {

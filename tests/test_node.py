@@ -97,6 +97,19 @@ def test_the_run_data_may_lie_in_the_apps_folder(
     assert len(load_public(config)[0]) == 4
 
 
+def test_a_task_of_ones_own_may_bear_the_name_of_one_of_glues(tmp_path: Path) -> None:
+    lines = [f"{i % 2}\ttext {i}" for i in range(40)]
+    (tmp_path / "train.tsv").write_text("\n".join(["label\tsentence", *lines]), encoding="utf-8")
+    (tmp_path / "task.toml").write_text(
+        'name = "cola"\ntemplate = "{prompt} {sentence}"\nlabel_column = "label"\n'
+        'labels = [0, 1]\nanswers = ["no", "yes"]\nseed_prompt = "Say."\n',
+        encoding="utf-8",
+    )
+    files = {"task": str(tmp_path / "task.toml"), "train-file": str(tmp_path / "train.tsv")}
+    settings = {**files, "data-source": "files", "test-size": 0, "public-per-class": 2}
+    assert len(load_data(RunConfig.from_run_config(settings), 0).public) == 4
+
+
 def test_a_file_that_came_with_the_app_is_taken_before_one_that_lies_about(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

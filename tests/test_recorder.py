@@ -152,6 +152,10 @@ def test_the_prompt_file_says_all_that_one_needs_to_use_it(
     assert prompt["template"] == task.template
     assert tuple(prompt["labels"]) == task.labels
     assert tuple(prompt["answers"]) == task.answers
+    assert prompt["synonyms"] == []
+    row = {"text": "a warm and funny film"}
+    query = prompt["template"].format(prompt=prompt["prompt"], **row)
+    assert query == task.compose(LEARNED, task.render(row)), "as README.md says"
     assert prompt["language-model"] == language_model.name
     assert (prompt["chat"], prompt["masked-lm"], prompt["seed"]) == (False, "embedded", 5)
     assert prompt["rounds"] == 1

@@ -53,8 +53,8 @@ class Task:
         Short name, used in results.
     template : str
         The query. Holds ``{prompt}`` once and, before or after it, at least one text column as
-        ``{column}``, e.g. ``"Review: {text}\n\n{prompt}\nSentiment:"``. A literal brace is
-        written twice.
+        ``{column}``, e.g. ``"Review: {text}\n\n{prompt}\nSentiment:"``. A column's name has
+        neither dots nor brackets there. A literal brace is written twice.
     label_column : str
         Column that holds the label.
     labels : tuple of (str or int)
@@ -240,8 +240,9 @@ def _segments(template: str) -> tuple[tuple[str, str | None], ...]:
     segments: list[tuple[str, str | None]] = []
     before = ""
     for literal, name, spec, conversion in string.Formatter().parse(template):
-        if name is not None and (not name.strip() or spec or conversion):
-            raise ValueError("fields must be plain {column} names")
+        # With dots or brackets in it, `str.format` would look inside the column's value.
+        if name is not None and (not name.strip() or set(".[") & set(name) or spec or conversion):
+            raise ValueError("fields must be plain {column} names, without dots or brackets")
         before += literal  # the parser also stops at every brace that is written twice
         if name is not None:
             segments.append((before, name))

@@ -102,6 +102,8 @@ def test_undeclared_label_is_named() -> None:
         ({"template": "{prompt} {text:>9}"}, "fields must be plain {column} names"),
         ({"template": "{prompt} {}"}, "fields must be plain {column} names"),
         ({"template": "{prompt} {text!r}"}, "fields must be plain {column} names"),
+        ({"template": "{prompt} {text.body}"}, "fields must be plain {column} names"),
+        ({"template": "{prompt} {text[0]}"}, "fields must be plain {column} names"),
         ({"template": "{prompt} {text"}, "a literal brace is written twice"),
         ({"labels": [0, 1]}, "labels is [0, 1]: a tuple of strings or integers"),
         ({"labels": (0.5, 1)}, "a tuple of strings or integers"),
