@@ -12,14 +12,18 @@ def find_file(name: str) -> Path:
 
     What Flower packs there (``.toml`` and ``.jsonl`` files among others) is on every node, and the
     same everywhere; in the folder where a node was started a file of that name may be an old one.
+    A ``~`` at the beginning is the user's home.
 
     Raises
     ------
     DataError
-        If its folder may not be looked into.
+        If its folder may not be looked into, or there is no such home.
     """
-    path, packed = Path(name), _APP / name
     try:
+        path = Path(name).expanduser()
+        packed = _APP / path
         return (packed if packed.exists() else path).resolve()
     except OSError as error:
         raise DataError(f"{name}: {error.strerror}") from None
+    except RuntimeError as error:
+        raise DataError(f"{name}: {error}") from None

@@ -123,6 +123,10 @@ def test_a_file_that_came_with_the_app_is_taken_before_one_that_lies_about(
     assert find_file("both.jsonl") == packed / "both.jsonl"
     assert find_file("mine.jsonl") == here / "mine.jsonl"
     assert find_file(str(here / "both.jsonl")) == here / "both.jsonl"
+    monkeypatch.setenv("HOME", str(here))
+    assert find_file("~/both.jsonl") == here / "both.jsonl"
+    with pytest.raises(DataError, match=r"~nobody-here/a\.csv: "):
+        find_file("~nobody-here/a.csv")
 
 
 def test_settings_of_somebody_elses_app_are_left_out() -> None:

@@ -101,10 +101,17 @@ class Task:
         except ValueError as error:
             self._reject("template", f"{error}; a literal brace is written twice")
         names = [name for _, name in segments if name is not None]
+        renamed = "a column of that name in the data must be renamed"
         if names.count(PROMPT_FIELD) != 1:
-            self._reject("template", "{prompt} is needed exactly once")
+            self._reject(
+                "template", f"{{prompt}} is needed exactly once, for the prompt; {renamed}"
+            )
         if len(names) == 1:
-            self._reject("template", "at least one text column is needed besides {prompt}")
+            self._reject(
+                "template", f"at least one text column is needed besides {{prompt}}; {renamed}"
+            )
+        if self.label_column == PROMPT_FIELD:
+            self._reject("label_column", f"{{prompt}} stands for the prompt; {renamed}")
         if PROMPT_FIELD not in (names[0], names[-1]):
             self._reject("template", "{prompt} must stand before all text columns or after them")
         if self.label_column in names:
