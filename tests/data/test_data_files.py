@@ -141,12 +141,21 @@ def test_negative_max_words_is_refused() -> None:
         ("a.csv", ["text,label", "x,meh", "y,?"], r"not declare: \['\?', 'meh'\]; declared: "),
         ("a.csv", ["text,label", "x,bad", '" ",bad'], r"row 2 .* is empty in column 'text'"),
         ("a.jsonl", ['{"text": null, "label": "bad"}'], r"row 1 .* is empty in column 'text'"),
-        ("a.jsonl", ["[" * 100_000], "line 1: nested too deeply"),
+        ("a.jsonl", ['{"a":' * 100_000], "line 1: nested too deeply"),
+        ("a.jsonl", ["["], "line 1: every line must be a JSON object, and this file begins with"),
+        ("a.jsonl", ["{}", "[1]"], "line 2: every line must be a JSON object$"),
+        ("a.jsonl", [], "there is no row"),
+        ("a.csv", ["text;label", "a;bad"], "line 1 has semicolons and no comma; needed is UTF-8"),
+        ("a.csv", ["text,label", '"a, b",bad', '"a,bad', "b,good"], "line 3 has a stray quote"),
+        ("a.csv", ["text,label", "a,bad", '"a,bad', 'so "b",good', "c,bad"], "line 3 has a stray"),
+        ("a.csv", ["text,label", '"a""', 'b",bad', '"c" d,bad'], "line 4 has a stray quote"),
+        ("a.csv", ["", " ", "text,label", "a,bad,"], "line 4 has 3 fields, and the first line 2"),
+        ("a.tsv", ["text\tlabel", "a\tbad\tc"], "line 2, saw 3; needed is UTF-8 with tabs"),
         ("a.jsonl", ["{}", "", "{"], r"cannot be read as .jsonl: line 3, column 1: "),
         ("a.parquet", ["x"], "cannot be read as .parquet"),
         ("a.jsonl", ["[1]"], "every line must be a JSON object"),
         ("a.csv", [], "cannot be read as .csv"),
-        ("a.csv", ["text,label", "a,bad,c"], "cannot be read as .csv: .* saw 3"),
+        ("a.csv", ["text,label", "a,bad,c"], "cannot be read as .csv: line 2 has 3 fields"),
         ("a.csv", ["text,label", "a,bad", "b"], "row 2 .* is empty in column 'label'"),
         ("a.csv", ["text,text,label", "a,b,bad"], "more than one column 'text'"),
         ("a.xlsx", ["x"], "unknown suffix '.xlsx'; known suffixes: .csv, .tsv, .jsonl, .parquet"),
@@ -164,6 +173,39 @@ def test_unusable_file_is_refused(
 def test_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"absent\.csv: there is no such file"):
         FileSource(tmp_path / "absent.csv").load(TASK)
+
+
+@pytest.mark.parametrize("name", ["folder", "folder.csv"])
+def test_a_folder_is_no_file(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    with pytest.raises(DataError, match=f"{name} is a folder; a file is needed"):
+        FileSource(tmp_path / name).load(TASK)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl"])
+@pytest.mark.parametrize(
+    ("encoding", "words"),
+    [
+        ("utf-16", "it is UTF-16, and UTF-8 is needed: convert it, as with 'iconv -f UTF-16"),
+        ("latin-1", "line 3 is not UTF-8, which is needed: .* 'iconv -f WINDOWS-1252"),
+    ],
+)
+def test_what_another_encoding_is_converted_to(
+    tmp_path: Path, suffix: str, encoding: str, words: str
+) -> None:
+    path = tmp_path / f"a{suffix}"
+    path.write_bytes('{"text": "a"}\n\n{"text": "\u00e9lan"}\n'.encode(encoding))
+    with pytest.raises(DataError, match=words):
+        FileSource(path).load(TASK)
+
+
+def test_quoted_fields_and_long_texts_are_read(tmp_path: Path) -> None:
+    texts = ['a ""b""', "one,\n two", "x" * 200_000, ' so "c"', "", "d;e"]
+    rows = [f'"{texts[0]}",bad', f'"{texts[1]}",bad', *(f"{text},bad" for text in texts[2:4])]
+    path = write_text(tmp_path, "a.csv", "text,label", *rows, "", " ", 'd;e,"bad"')
+    source = FileSource(path, write(tmp_path, "test.csv", TEST))
+    expected = ['a "b"', *texts[1:4], "d;e"]
+    assert source.load(TASK).train["text"].tolist() == expected
 
 
 def test_wrong_number_of_column_names_is_refused(tmp_path: Path) -> None:
