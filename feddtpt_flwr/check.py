@@ -76,7 +76,9 @@ class Speed:
     num_answers: int
 
 
-def check_node(run_config: Mapping[str, Any], node_config: Mapping[str, Any]) -> Iterator[Finding]:
+def check_node(
+    run_config: Mapping[str, Any], node_config: Mapping[str, Any], num_clients: int
+) -> Iterator[Finding]:
     """Look at everything that a node needs in a run, one after the other.
 
     Asks the black box `QUESTIONS` + 2 questions, and an endpoint a few more of one line.
@@ -86,6 +88,8 @@ def check_node(run_config: Mapping[str, Any], node_config: Mapping[str, Any]) ->
     run_config, node_config : Mapping[str, Any]
         As Flower hands them to a client. In a simulated run the first part is looked at if the
         node config names none.
+    num_clients : int
+        Clients of the simulated run, among whom its data is then divided.
 
     Yields
     ------
@@ -93,7 +97,7 @@ def check_node(run_config: Mapping[str, Any], node_config: Mapping[str, Any]) ->
         As soon as it is known.
     """
     try:
-        config = _read(run_config, node_config)
+        config = _read(run_config, node_config, num_clients)
         task = load_task(config.run)
         if config.run.privacy == "exponential":
             require_opendp()
@@ -119,10 +123,13 @@ def check_node(run_config: Mapping[str, Any], node_config: Mapping[str, Any]) ->
     yield from _black_box(config.run, task, node, seconds or 0.0)
 
 
-def _read(run_config: Mapping[str, Any], node_config: Mapping[str, Any]) -> NodeConfig:
+def _read(
+    run_config: Mapping[str, Any], node_config: Mapping[str, Any], num_clients: int
+) -> NodeConfig:
     run = RunConfig.from_run_config({**run_config})
     if run.clients == "simulated" and "partition-id" not in node_config:
-        parts = {"partition-id": 0, "num-partitions": run.min_available_clients}
+        # A run waits for so many.
+        parts = {"partition-id": 0, "num-partitions": max(num_clients, run.min_available_clients)}
         return NodeConfig.read(run_config, {**parts, **node_config})
     return NodeConfig.read(run_config, node_config)
 

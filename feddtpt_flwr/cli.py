@@ -23,6 +23,9 @@ from feddtpt_flwr.private_flower import FlowerError, private_flower
 APPS: dict[str, type[RunConfig] | type[FedPITConfig]] = {"": RunConfig, "fedpit": FedPITConfig}
 """What checks the settings of each app; the main app has no name."""
 
+NUM_CLIENTS = 4
+"""Simulated clients, if nothing else is said."""
+
 _SETTING = re.compile(r"""[^\s=]+=('[^']*'|"[^"]*"|\S+)""")
 
 app = typer.Typer(
@@ -48,7 +51,7 @@ def simulate(
             "--run-config", "-c", help="Settings, such as 'seed=1 k-shot=8', or a .toml file."
         ),
     ] = None,
-    num_clients: Annotated[int, typer.Option(min=1, help="Simulated clients.")] = 4,
+    num_clients: Annotated[int, typer.Option(min=1, help="Simulated clients.")] = NUM_CLIENTS,
     cpus_per_client: Annotated[
         int, typer.Option(min=1, help="Cores reserved for each client at work.")
     ] = 1,
@@ -130,6 +133,10 @@ def check(
         list[str] | None,
         typer.Option("--node-config", "-n", help="As flower-supernode will get it."),
     ] = None,
+    num_clients: Annotated[
+        int,
+        typer.Option(min=1, help="Simulated clients, if the node config names no part of theirs."),
+    ] = NUM_CLIENTS,
 ) -> None:
     """See whether this node is ready for a run: models, data, speed and cost.
 
@@ -147,7 +154,7 @@ def check(
     findings = []
     console = Console()
     with console.status("looking") as status:
-        for finding in check_node(settings, _overrides(node_config or [])):
+        for finding in check_node(settings, _overrides(node_config or []), num_clients):
             findings.append(finding)
             status.update(f"looked at: {finding.subject}")
     table = Table(title="Check of this node", title_justify="left", show_header=False)

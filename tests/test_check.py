@@ -81,7 +81,7 @@ def test_what_a_run_may_take_of_a_nodes_epsilon_is_told(own_file: Path) -> None:
     def found(limit: float) -> list[Finding]:
         node = {"data-path": str(own_file), "epsilon-limit": limit}
         # What comes after it loads models.
-        first = list(islice(check_node(run, node), 5))
+        first = list(islice(check_node(run, node, 4), 5))
         return [finding for finding in first if finding.subject == "epsilon"]
 
     file = f"{own_file}.epsilon.jsonl"
@@ -99,15 +99,33 @@ def test_repeated_rows_of_a_nodes_file_are_told(own_file: Path) -> None:
     with own_file.open("a", encoding="utf-8") as file:
         file.write("\nA SECRETWORD0 film,1\n")
     run = {**SMALL, "clients": "own-data", "public-per-class": 0}
-    _, own = islice(check_node(run, {"data-path": str(own_file)}), 2)
+    _, own = islice(check_node(run, {"data-path": str(own_file)}, 4), 2)
     assert own.result == (
         f"{own_file}: 20 different texts: 10 'negative', 10 'positive'; 1 rows that repeat "
         "another's text are left out, 1 of them with another label"
     )
 
 
+def test_a_simulated_run_is_checked_with_all_its_clients(tmp_path: Path) -> None:
+    train = tmp_path / "train.csv"
+    rows = [f"film {i},{i % 2}" for i in range(120)]
+    train.write_text("\n".join(["text,label", *rows]), encoding="utf-8")
+    run = {**SMALL, "k-shot": 5, "data-source": "files", "train-file": str(train)}
+
+    def examples(num_clients: int, **node: int) -> Finding:
+        config = {key.replace("_", "-"): value for key, value in node.items()}
+        _, finding = islice(check_node(run, config, num_clients), 2)
+        return finding
+
+    assert examples(4).result.startswith("10 to search on, 10 to validate on")
+    assert "are needed for 5 clients" in examples(5).fix
+    assert examples(5, partition_id=1, num_partitions=2).result
+    run["min-available-clients"] = 5
+    assert "are needed for 5 clients" in examples(4).fix
+
+
 def test_a_bad_setting_ends_the_check() -> None:
-    findings = list(check_node({"k-shot": 0}, {}))
+    findings = list(check_node({"k-shot": 0}, {}, 4))
     assert [f.subject for f in findings] == ["settings"]
     assert "k-shot = 0" in findings[0].fix
 
@@ -182,6 +200,10 @@ def test_everything_that_is_wrong_is_listed(own_file: Path, tiny_bert: Path) -> 
         (["-n", "data-path='a.csv'"], "'simulated' and would not use it"),
         (["-c", "kshot=3"], "unknown key 'kshot'"),
         (["-c", "task='none'"], "unknown task 'none'"),
+        (
+            ["--num-clients", "9000", "-c", "masked-lm='/none' language-model='/none'"],
+            "are needed for 9000 clients",
+        ),
     ],
 )
 def test_settings_that_do_not_fit(arguments: list[str], words: str) -> None:
@@ -198,7 +220,9 @@ def test_a_node_without_torch_is_told_what_to_do(
     monkeypatch.setitem(sys.modules, "torch", None)
     findings = list(
         check_node(
-            {**SMALL, "clients": "own-data", "public-per-class": 0}, {"data-path": str(own_file)}
+            {**SMALL, "clients": "own-data", "public-per-class": 0},
+            {"data-path": str(own_file)},
+            num_clients=4,
         )
     )
     wrong = {f.subject: f.fix for f in findings if f.fix}

@@ -284,7 +284,7 @@ def _check_csv(path: Path) -> None:
     It goes on after a closing quote that has text behind it, and so takes all rows from a stray
     quote to the next one for a single text.
     """
-    limit = csv.field_size_limit(sys.maxsize)  # a text may be longer than the 131,072 of before
+    limit = csv.field_size_limit(sys.maxsize)  # by default 131,072, and texts may be longer
     try:
         with path.open(encoding="utf-8-sig", newline="") as lines:
             header = lines.readline()
