@@ -13,6 +13,7 @@ import typer
 from click import ClickException
 from flwr.common.config import parse_config_args
 
+from feddtpt_flwr.app_files import find_file
 from feddtpt_flwr.bundle import BundleError, copy_app, read_app, write_app
 from feddtpt_flwr.checked_settings import keys_of
 from feddtpt_flwr.config import ConfigError, RunConfig
@@ -70,7 +71,7 @@ def simulate(
     Unlike a bare 'flwr run' this installs nothing, uses no SuperLink that is already running and
     ends with exit status 1 if the run failed.
     """
-    _check(folder, app_name, run_config or [], num_clients)
+    config = _check(folder, app_name, run_config or [], num_clients)
     if gpus_per_client and not _has_gpu():
         raise typer.BadParameter(
             f"{gpus_per_client:g}: torch finds no GPU on this machine; only 0 is allowed",
@@ -85,6 +86,8 @@ def simulate(
                 write_app(folder, app_name, app_folder)
             else:
                 copy_app(folder, app_folder)
+            if isinstance(config, RunConfig):
+                _check_files(config, folder, app_folder, num_clients)
             flower = stack.enter_context(private_flower())
             run_id = flower.start_run(
                 app_folder,
@@ -201,7 +204,9 @@ def own_prompt() -> None:
         )
 
 
-def _check(folder: Path, app_name: str, run_config: list[str], num_clients: int) -> None:
+def _check(
+    folder: Path, app_name: str, run_config: list[str], num_clients: int
+) -> RunConfig | FedPITConfig:
     """Find mistakes in the settings at once: Flower starts for many seconds, then tells less."""
     if app_name not in APPS:
         known = ", ".join(repr(name) for name in APPS if name)
@@ -209,7 +214,10 @@ def _check(folder: Path, app_name: str, run_config: list[str], num_clients: int)
     try:
         app = read_app(folder, app_name) if app_name else _described(folder / "pyproject.toml")
         config = APPS[app_name].from_run_config(_settings(app, run_config))
-        mistake = _too_few(config, num_clients) if isinstance(config, RunConfig) else ""
+        mistake = ""
+        # Where a task's file is, is known when the app is packed.
+        if isinstance(config, RunConfig) and not config.task.endswith(".toml"):
+            mistake = _too_few(config, num_clients)
     except (BundleError, ConfigError, DataError) as error:
         raise typer.BadParameter(str(error)) from None
     if mistake:
@@ -220,6 +228,37 @@ def _check(folder: Path, app_name: str, run_config: list[str], num_clients: int)
             f"--num-clients {num_clients}: min-available-clients = {config.min_available_clients} "
             "needs as many or more"
         )
+    return config
+
+
+def _check_files(config: RunConfig, folder: Path, packed: Path, num_clients: int) -> None:
+    """Find mistakes in a task and data of the user's own, read from where the run finds them."""
+    from feddtpt_flwr.experiment import load_data
+
+    own_task = config.task.endswith(".toml")
+    if config.clients != "simulated" or not (own_task or config.data_source == "files"):
+        return
+    names = {"train_file": config.train_file, "test_file": config.test_file}
+    if own_task:
+        names["task"] = config.task
+    try:
+        files = {key: _in_run(name, folder, packed) for key, name in names.items() if name}
+        config = config.model_copy(update=files)
+        mistake = _too_few(config, num_clients)
+        load_data(config, num_clients)
+    except DataError as error:
+        raise typer.BadParameter(str(error)) from None
+    if mistake:
+        raise typer.BadParameter(mistake)
+
+
+def _in_run(name: str, folder: Path, packed: Path) -> str:
+    """Return the full path, in ``folder`` if it was packed, of the file that a run will find."""
+    # An app without this package in it uses the installed one, as this command does.
+    file = find_file(name, packed if (packed / str(__package__)).is_dir() else None)
+    if file.is_relative_to(within := packed.resolve()):
+        return str(folder.resolve() / file.relative_to(within))
+    return str(file)
 
 
 def _too_few(config: RunConfig, num_clients: int) -> str:
@@ -227,8 +266,8 @@ def _too_few(config: RunConfig, num_clients: int) -> str:
     from feddtpt_flwr.client_limits import Sizes, too_few_in_run, too_few_queries
     from feddtpt_flwr.experiment import load_task
 
-    if config.clients != "simulated" or config.task.endswith(".toml"):
-        return ""  # how much there is, nodes know, and where a file is, the run
+    if config.clients != "simulated":
+        return ""  # how much there is, nodes know
     sizes = Sizes.wanted(config, load_task(config))
     return too_few_queries(config, sizes) or too_few_in_run(config, sizes, num_clients)
 

@@ -209,3 +209,66 @@ def test_a_simulation_that_would_wait_for_ever_is_refused(app_folder: Path) -> N
     expect_refusal(few, "--num-clients 1: min-available-clients = 2 needs as many or more")
     result = simulate(app_folder, "--num-clients", "1", "-c", "min-available-clients=1")
     assert str(result.exception) == "Flower was started"
+
+
+FILES = "-c", "task='task.toml' data-source='files' train-file='public.jsonl' test-size=0 k-shot=2"
+
+
+@pytest.fixture
+def own_task(app_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An app with code, a task and data of its own, and a folder beside it to be in."""
+    (app_folder / "feddtpt_flwr").mkdir()
+    (app_folder / "feddtpt_flwr" / "__init__.py").touch()
+    (app_folder / "task.toml").write_text(
+        'name = "mine"\ntemplate = "{prompt} {sentence}"\nlabel_column = "label"\n'
+        'labels = [0, 1]\nanswers = ["no", "yes"]\nseed_prompt = "Say."\n',
+        encoding="utf-8",
+    )
+    lines = [f'{{"sentence": "text {i}", "label": {i % 2}}}' for i in range(80)]
+    (app_folder / "public.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    elsewhere = app_folder / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    return app_folder
+
+
+def test_task_and_data_of_ones_own_are_looked_at_where_the_run_finds_them(own_task: Path) -> None:
+    assert str(simulate(own_task, *FILES).exception) == "Flower was started"
+    shutil.move(own_task / "public.jsonl", own_task / "elsewhere")
+    assert str(simulate(own_task, *FILES).exception) == "Flower was started"
+    shutil.move(own_task / "elsewhere" / "public.jsonl", own_task / "public.csv")
+    csv = ("-c", "train-file='public.csv'")  # is not packed
+    expect_refusal(simulate(own_task, *FILES, *csv), "elsewhere/public.csv", "no such file")
+
+
+def test_an_app_without_the_package_has_its_files_beside_the_installed_one(own_task: Path) -> None:
+    shutil.rmtree(own_task / "feddtpt_flwr")
+    expect_refusal(simulate(own_task, *FILES), "cannot read task file", "elsewhere/task.toml")
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "words"),
+    [
+        ("task.toml", "answers", "words", ["/task.toml", "unknown key 'words'"]),
+        ("task.toml", "sentence", "text", ["/public.jsonl", "column 'text' is missing"]),
+        ("task.toml", "[0, 1]", "[0, 2]", ["/public.jsonl", "does not declare"]),
+        ("public.jsonl", '"label": 1', '"label": 0', ["class 'yes': 24 training examples"]),
+    ],
+)
+def test_mistakes_in_task_and_data_are_told_before_flower_starts(
+    own_task: Path, file: str, old: str, new: str, words: list[str]
+) -> None:
+    text = (own_task / file).read_text(encoding="utf-8")
+    (own_task / file).write_text(text.replace(old, new), encoding="utf-8")
+    expect_refusal(simulate(own_task, *FILES), *words)
+
+
+def test_data_of_ones_own_is_looked_at_for_a_built_in_task(own_task: Path) -> None:
+    built_in = ("-c", "task='sst2'")
+    assert str(simulate(own_task, *FILES, *built_in).exception) == "Flower was started"
+    expect_refusal(simulate(own_task, *FILES, *built_in, "--num-clients", "9"), "for 9 clients")
+
+
+def test_too_few_queries_for_a_task_of_ones_own(own_task: Path) -> None:
+    few = simulate(own_task, *FILES, "-c", "queries-per-round=15")
+    expect_refusal(few, "queries-per-round = 15", "16 or more are needed")
