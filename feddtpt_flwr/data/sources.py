@@ -182,7 +182,8 @@ class FileSource:
         train = self._table(Path(self.train_path), task)
         test = None if self.test_path is None else self._table(Path(self.test_path), task)
         key = loose_key if self.ignore_case else text_key
-        return separate(train, test, task, key=key, origin=str(self.train_path))
+        files = [str(path) for path in (self.train_path, self.test_path) if path is not None]
+        return separate(train, test, task, key=key, origin=" and ".join(files))
 
     def _table(self, path: Path, task: Task) -> pd.DataFrame:
         frame = read_table(path, self.columns).rename(columns=dict(self.rename))

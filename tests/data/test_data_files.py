@@ -371,11 +371,13 @@ def test_glue_files_keep_texts_in_other_case(tmp_path: Path) -> None:
 
 
 def test_repeated_rows_are_told(tmp_path: Path, warned: list[str]) -> None:
-    lines = ["a b,bad", "A  b,bad", "a b,good", "c,good", "so-so,good"]
+    lines = ["a b,bad", "A  b,bad", "a b,good", "a  b,bad", "c,good", "so-so,good"]
     train = write_text(tmp_path, "train.csv", "text,label", *lines)
-    FileSource(train, write(tmp_path, "test.csv", TEST)).load(TASK)
+    test = write(tmp_path, "test.csv", TEST)
+    FileSource(train, test).load(TASK)
     assert warned == [
-        f"{train}: 3 rows that repeat another's text are left out, 2 of them with another label"
+        f"{train} and {test}: 4 rows that repeat another's text are left out, 2 of them with "
+        "another label"
     ]
 
 

@@ -165,6 +165,20 @@ def faulty(folder: Path, kind: str) -> OwnFile:
         case "list as a text":
             path = folder / "own.jsonl"
             path.write_text(json.dumps({"text": ["secretword"], "label": 1}))
+        case "semicolons":
+            path.write_text("secretword;text;label\nsecretword;secretword;1\n")
+        case "stray quote":
+            path.write_text('text,label\n"secretword,1\nsecretword "secretword",1\n')
+        case "utf-16":
+            path.write_text("text,label\nsecretword,1\n", encoding="utf-16")
+        case "array":
+            path = folder / "own.jsonl"
+            path.write_text(json.dumps([{"text": "secretword", "label": 1}]))
+        case "ragged tsv":
+            path = folder / "own.tsv"
+            path.write_text("text\tlabel\nsecretword\t1\tsecretword\n")
+        case "folder":
+            path = folder
         case "nothing":
             path.write_text("")
         case "missing":
@@ -192,6 +206,12 @@ def faulty(folder: Path, kind: str) -> OwnFile:
         ("no time as a label", "row 1 .* is empty in column 'label'"),
         ("no number as a label", "row 2 .* is empty in column 'label'"),
         ("list as a text", "row 1 .* of type 'list' in column 'text'"),
+        ("semicolons", "line 1 has semicolons and no comma"),
+        ("stray quote", "line 2 has a stray quote"),
+        ("utf-16", "it is UTF-16"),
+        ("array", "line 1: every line must be a JSON object"),
+        ("ragged tsv", "line 2, saw 3; needed is UTF-8 with tabs"),
+        ("folder", "is a folder; a file is needed"),
         ("nothing", "cannot be read"),
         ("missing", "there is no such file"),
         ("suffix", "unknown suffix '.xlsx'"),
