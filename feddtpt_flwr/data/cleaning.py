@@ -155,7 +155,7 @@ def check_values(frame: pd.DataFrame, columns: Iterable[str], origin: str) -> No
     Raises
     ------
     DataError
-        If a cell is neither a string, a number, a truth value nor missing.
+        If a cell is no single value.
     """
     for column in columns:
         for row, value in enumerate(frame[column].tolist(), start=1):
