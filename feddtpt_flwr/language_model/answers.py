@@ -22,13 +22,13 @@ _HANGUL = "\uac00-\ud7a3"
 """Its words have spaces before them, but particles and endings behind."""
 
 _FOLDED = str.maketrans(
-    dict.fromkeys("\u2010\u2011\u2012\u2013\u2212", "-")
+    dict.fromkeys("\u2010\u2011\u2012\u2212", "-")
     | dict.fromkeys("\u00b4\u02bc\u2018\u2019\u201b\u2032", "'")
 )
-"""Hyphens, short dashes and the minus sign, and apostrophes, as a keyboard has them."""
+"""Hyphens and the minus sign, and apostrophes, as a keyboard has them."""
 
-_LEADING_DASH = re.compile(r"(?<![^\W_])[\u2014\u2015]")
-"""A long dash that is no break between two words."""
+_LEADING_DASH = re.compile(r"(?<![^\W_])[\u2013-\u2015]")
+"""A dash that is no break between two words."""
 
 
 def parse_answer(
