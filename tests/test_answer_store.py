@@ -73,13 +73,34 @@ def test_the_oldest_are_forgotten_and_the_file_stays_small(file: Path) -> None:
     assert len(store) > 1000
 
 
-def test_a_file_made_smaller(file: Path) -> None:
+def test_a_smaller_limit_forgets_nothing(file: Path) -> None:
     large = AnswerStore(file, 50 * MIB)
     for first in range(0, 40_000, 1000):
         large.put({digest(n): "x" for n in range(first, first + 1000)})
     AnswerStore(file, MIB).put({digest(-1): "y"})
     assert AnswerStore(file, MIB).get(digest(-1)) == "y"
-    assert len(large) < 40_000
+    assert len(large) == 40_001
+
+
+def test_what_is_forgotten_is_told_once(file: Path, warned: list[str]) -> None:
+    store = AnswerStore(file, MIB)
+    for first in range(0, 60_000, 1000):
+        store.put({digest(n): "x" for n in range(first, first + 1000)})
+    (warning,) = warned
+    assert "its 1 MiB are full, the oldest answers are forgotten" in warning
+
+
+def test_a_file_that_failed_is_opened_again(file: Path, warned: list[str]) -> None:
+    now = 0.0
+    file.mkdir(parents=True)
+    store = AnswerStore(file, MIB, clock=lambda: now)
+    store.put({digest(1): "positive"})
+    file.rmdir()
+    assert store.get(digest(1)) is None
+    now = 60.0
+    store.put({digest(1): "positive"})
+    assert store.get(digest(1)) == "positive"
+    assert len(warned) == 1
 
 
 @pytest.mark.parametrize("what", ["no database", "no folder", "another table", "is a folder"])
