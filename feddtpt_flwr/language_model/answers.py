@@ -9,8 +9,9 @@ from functools import lru_cache
 THOUGHT = "</think>"
 """What ends the thoughts of most reasoning models."""
 
-_THINKS = re.compile(r"\s*(<think(ing)?>|\[THINK\])")
-_THOUGHT = re.compile(r"</think(ing)?>|\[/THINK\]")
+_MARK = "(think(ing)?|thought|reasoning|seed:think)"
+_THINKS = re.compile(rf"\s*(<{_MARK}>|\[THINK\]|◁think▷|<\|channel\|>analysis)")
+_THOUGHT = re.compile(rf"</{_MARK}>|\[/THINK\]|◁/think▷|<\|channel\|>final.*?<\|message\|>")
 
 UNSPACED = (
     "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
@@ -61,7 +62,7 @@ def unwrap_json(text: str) -> str:
     try:
         # What follows the document, such as white space up to the limit of tokens, is no part of it
         value, _ = json.JSONDecoder().raw_decode(text.lstrip())
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
     if isinstance(value, dict) and len(value) == 1:
         (value,) = value.values()

@@ -106,6 +106,18 @@ def test_words_in_scripts_without_spaces(
         ("positive? no.</think>negative", "negative"),
         ("<thinking>positive</thinking>negative", "negative"),
         ("[THINK]positive[/THINK]negative", "negative"),
+        ("<thought>positive</thought>negative", "negative"),
+        ("<reasoning>positive</reasoning>\nnegative", "negative"),
+        ("<seed:think>positive</seed:think>negative", "negative"),
+        ("◁think▷positive◁/think▷negative", "negative"),
+        (
+            "<|channel|>analysis<|message|>positive?<|end|><|start|>assistant<|channel|>final"
+            "<|message|>negative",
+            "negative",
+        ),
+        ("<|channel|>analysis<|message|>positive", ""),
+        ("<thought>positive", ""),
+        ("◁think▷positive", ""),
         ("<think>positive", ""),
         (" [THINK]positive", ""),
         ("negative <think", "negative <think"),
@@ -128,6 +140,11 @@ def test_synonyms() -> None:
 def test_any_text_has_a_meaning_or_none(text: str) -> None:
     assert parse_answer(text, POLARITY) in {None, *POLARITY}
     assert isinstance(unwrap_json(text), str)
+
+
+def test_json_that_is_too_deep_is_text() -> None:
+    deep = '{"a":' * 100_000
+    assert unwrap_json(deep) == deep
 
 
 @given(st.sampled_from(POLARITY), st.sampled_from(["{}", " {}\n", "{}.", '"{}"', "It is {}, yes"]))
