@@ -233,11 +233,12 @@ class ClientBudget(QueryBudget):
     def settle(self, used: Usage | None, tariff: Tariff | None = None) -> None:
         """Put what was used in the place of what was booked last; None if nobody counts it.
 
-        Where an endpoint reports no tokens, what was booked stands.
+        For each answer of which an endpoint reports no tokens, what was booked stands.
         """
         booked, self._booked = self._booked, Amounts()
-        if used is not None and (used.prompt_tokens or not used.requests):
-            self._spent += (tariff or self._tariff).of(used) - booked
+        if used is not None:
+            share = min(1.0, used.uncounted / max(1, self._sent))
+            self._spent += _settled((tariff or self._tariff).of(used), booked, share) - booked
         if tariff is None:
             self._spent += Amounts(asked=self._sent if used is None else used.requests)
             self._waited += self._clock() - self._sent_at
@@ -293,6 +294,15 @@ class ClientBudget(QueryBudget):
         if not self._spent.asked:
             return FIRST_WAVE
         return max(1, int(min(_times(seconds, self._waited / self._spent.asked), self.limit)))
+
+
+def _settled(used: Amounts, booked: Amounts, uncounted: float) -> Amounts:
+    """Return what was used and a share of what was booked; no more than that if it covers both."""
+
+    def both(counted: float, most: float) -> float:
+        return max(counted, min(most, counted + uncounted * most))
+
+    return Amounts(tokens=both(used.tokens, booked.tokens), cost=both(used.cost, booked.cost))
 
 
 def _per_question(spent: Amounts) -> Amounts:

@@ -165,9 +165,21 @@ def test_an_endpoint_that_reports_no_tokens_is_charged_what_it_may_have_used() -
     budget = ClientBudget(10, Span("round", at_most(tokens=10_000)), tariff=TARIFF)
     questions = ["one", "two"]
     assert budget.admit(questions) == 2
-    budget.settle(Usage(requests=2))
+    budget.settle(Usage(requests=2, uncounted=2))
     most = TARIFF.beginning + TARIFF.most("one") + TARIFF.most("two")
     assert budget.spent.tokens == most.tokens > 0
+
+
+def test_answers_without_a_report_of_tokens_are_charged_beside_those_with_one() -> None:
+    budget = ClientBudget(10, Span("round", at_most(tokens=10_000)), tariff=TARIFF)
+    budget.admit(["one", "two"])
+    budget.settle(Usage(2, 0, 4, 1, uncounted=1))
+    booked = TARIFF.beginning + TARIFF.most("one") + TARIFF.most("two")
+    assert budget.spent.tokens == 5 + booked.tokens / 2
+    spent = budget.spent.tokens
+    budget.admit(["one"])
+    budget.settle(Usage(2, 0, 24, 1, uncounted=1))
+    assert budget.spent.tokens == spent + TARIFF.most("one").tokens, "no more than was booked"
 
 
 def test_two_models_at_the_same_price_each_have_a_first_question() -> None:
@@ -177,7 +189,7 @@ def test_two_models_at_the_same_price_each_have_a_first_question() -> None:
     each = TARIFF.beginning + TARIFF.most("one")
     for tariff, tokens in ((None, 1), (other, 2)):
         budget.admit(["one"], tariff)
-        budget.settle(Usage(requests=1), tariff)
+        budget.settle(Usage(requests=1, uncounted=1), tariff)
         assert budget.spent.tokens == tokens * each.tokens
     budget.admit(["one"], other)
     assert budget.spent.tokens == 2 * each.tokens + TARIFF.most("one").tokens

@@ -16,12 +16,15 @@ class Usage:
         Requests that failed and were sent again.
     prompt_tokens, completion_tokens : int
         Tokens read and written; 0 if the endpoint reports none.
+    uncounted : int
+        Requests that were answered without a word about tokens.
     """
 
     requests: int = 0
     retries: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    uncounted: int = 0
 
     def __add__(self, other: "Usage") -> "Usage":
         """Return the sum of both."""
