@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Lock, Thread
+from time import sleep
 from typing import Any
 
 Fault = Callable[[BaseHTTPRequestHandler], None]
@@ -103,3 +104,17 @@ def cut_off(handler: BaseHTTPRequestHandler) -> None:
     handler.send_header("Content-Length", "9")
     handler.end_headers()
     handler.wfile.write(b'[{"score"')
+
+
+def trickle(handler: BaseHTTPRequestHandler) -> None:
+    """Begin a long answer, and let it come byte by byte for ten seconds."""
+    handler.send_response(200)
+    handler.send_header("Content-Length", "100")
+    handler.end_headers()
+    for _ in range(100):
+        try:
+            handler.wfile.write(b" ")
+            handler.wfile.flush()
+        except OSError:
+            return
+        sleep(0.1)

@@ -1,5 +1,6 @@
 import re
 import shutil
+import time
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ from tests.fill_mask_server import (
     hang_up,
     say,
     status,
+    trickle,
 )
 
 KEY_ENV = "TEST_MASKED_LM_KEY"
@@ -201,7 +203,16 @@ def test_a_saved_hugging_face_token_is_not_sent(
 
 
 @pytest.mark.parametrize(
-    "fault", [status(503), status(429, Retry_After="0"), status(500), hang_up, cut_off]
+    "fault",
+    [
+        status(503),
+        status(429, Retry_After="0"),
+        status(409),
+        status(500),
+        status(524),
+        hang_up,
+        cut_off,
+    ],
 )
 def test_a_fault_that_passes_is_not_noticed(
     fault: Fault, remote: RemoteMaskedLM, service: FillMaskService
@@ -226,6 +237,7 @@ def test_a_fault_that_stays(
 @pytest.mark.parametrize(
     ("fault", "words"),
     [
+        (status(402), "the account is used up (HTTP 402)"),
         (status(404), "HTTP 404"),
         (status(422), "HTTP 422"),
         (say({"generated_text": "movie"}), "not one of the fill-mask task"),
@@ -242,6 +254,42 @@ def test_what_asking_again_cannot_mend(
         remote.fill([((), ())])
     assert service.url in str(caught.value)
     assert len(service.questions) == 1
+
+
+def test_a_redirect_is_not_followed(remote: RemoteMaskedLM, service: FillMaskService) -> None:
+    service.faults.append(status(307, Location=service.url))
+    with pytest.raises(FatalModelError, match=r"sends to another address \(HTTP 307\)"):
+        remote.fill([((), ())])
+    assert len(service.questions) == 1
+
+
+def test_a_slow_trickle_is_given_up(service: FillMaskService, tiny_bert: Path) -> None:
+    remote = connect(service, tiny_bert, timeout=1.0, attempts=2)
+    service.faults += [trickle, trickle]
+    begin = time.monotonic()
+    with pytest.raises(ModelUnavailableError, match=r"after 2 tries \(TimeoutError\)"):
+        remote.fill([((), ())])
+    assert time.monotonic() - begin < 4
+
+
+def test_what_was_answered_before_a_failure_is_not_asked_again(
+    service: FillMaskService, tiny_bert: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remote = connect(service, tiny_bert, concurrency=1, attempts=1)
+    gaps = [((), ()), (remote.vocabulary.encode("a good film"), ())]
+    real = remote._ask
+
+    def ask(text: str, **parameters: Any) -> Any:
+        if "good" in text and not service.faults:
+            service.faults.append(status(503))
+        return real(text, **parameters)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(remote, "_ask", ask)
+        with pytest.raises(ModelUnavailableError):
+            remote.fill(gaps)
+    remote.fill(gaps)
+    assert len(service.questions) == 3, "only the one that failed is asked again"
 
 
 def test_a_service_that_ignores_targets(remote: RemoteMaskedLM, service: FillMaskService) -> None:

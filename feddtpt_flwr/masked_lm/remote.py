@@ -2,9 +2,10 @@
 
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from json import JSONDecodeError
 from math import log
+from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from feddtpt_flwr.vocabulary import Vocabulary
 from strategies.candidates import Tokens
 
 if TYPE_CHECKING:
+    import httpx
     from huggingface_hub import FillMaskOutputElement
 
 ATTEMPTS = 6
@@ -31,7 +33,7 @@ SMALLEST = 1e-12  # a probability that the service rounded to zero
 _Masked = tuple[Tokens, int, Tokens]
 """A token, and those to its left and right."""
 
-_BUSY = frozenset({408, 425, 429, 500, 502, 503, 504})
+_BUSY = frozenset({408, 409, 425, 429})
 
 
 class RemoteMaskedLM:
@@ -53,7 +55,7 @@ class RemoteMaskedLM:
     num_candidates : int
         How many tokens are proposed for a gap.
     timeout : float
-        Seconds to wait for one answer.
+        Seconds to wait for one answer, however slowly it trickles.
     concurrency : int
         Most questions that are open at the same time.
     attempts : int
@@ -132,11 +134,23 @@ class RemoteMaskedLM:
         return np.array([sum(next(log_probs) for _ in each) for each in masked])
 
     def _each(self, ask: Callable[[Key], Value]) -> Callable[[list[Key]], list[Value]]:
-        """Return what asks many questions, several at a time."""
+        """Return what asks many questions, several at a time.
+
+        What was answered before one failed is not asked again.
+        """
+        arrived: dict[Key, Value] = {}
+
+        def one(key: Key) -> Value:
+            if (value := arrived.get(key)) is None:
+                value = arrived[key] = ask(key)
+            return value
 
         def ask_all(keys: list[Key]) -> list[Value]:
             with ThreadPoolExecutor(self._concurrency) as pool:
-                return list(pool.map(ask, keys))
+                values = list(pool.map(one, keys))
+            for key in keys:  # whoever asks remembers them
+                arrived.pop(key, None)
+            return values
 
         return ask_all
 
@@ -210,14 +224,31 @@ class RemoteMaskedLM:
             reraise=True,
         )
         try:
-            return retrying(self._post, text, **parameters)
+            return retrying(self._post_in_time, text, **parameters)
         except _errors() as error:
             tries = int(retrying.statistics.get("attempt_number", 1))
             raise self._explained(error, tries) from None
 
-    def _post(self, text: str, **parameters: Any) -> "Sequence[FillMaskOutputElement]":
-        from huggingface_hub import InferenceClient
+    def _post_in_time(self, text: str, **parameters: Any) -> "Sequence[FillMaskOutputElement]":
+        """Post in a thread of its own: the client's limit is one for each piece that arrives."""
+        answers: Future[Sequence[FillMaskOutputElement]] = Future()
 
+        def post() -> None:
+            try:
+                answers.set_result(self._post(text, **parameters))
+            except BaseException as error:
+                answers.set_exception(error)
+
+        Thread(target=post, daemon=True).start()
+        return answers.result(self._timeout)
+
+    def _post(self, text: str, **parameters: Any) -> "Sequence[FillMaskOutputElement]":
+        from huggingface_hub import InferenceClient, get_session
+
+        # The session is all clients', and may be a new one each time.
+        hooks = get_session().event_hooks
+        if _stay not in hooks["response"]:
+            get_session().event_hooks = {**hooks, "response": [*hooks["response"], _stay]}
         # Without a key of its own the client would send the user's saved Hugging Face token to
         # whatever the endpoint is; a header that is None is not sent.
         headers: Any = {} if self._key else {"authorization": None}
@@ -237,7 +268,13 @@ class RemoteMaskedLM:
         if status in (401, 403):
             how = f"the key in {self._key_env}" if self._key_env else "questions without a key"
             return FatalModelError(f"{where}: refuses {how} (HTTP {status})")
-        if status is not None and status not in _BUSY:
+        if status == 402:
+            return FatalModelError(f"{where}: the account is used up (HTTP {status})")
+        if status is not None and 300 <= status < 400:
+            return FatalModelError(
+                f"{where}: sends to another address (HTTP {status}); set masked-lm-endpoint to that"
+            )
+        if status is not None and not _is_busy(status):
             return FatalModelError(
                 f"{where}: does not answer the fill-mask task (HTTP {status}); it must be the URL "
                 "of a masked language model behind Hugging Face's inference API"
@@ -263,7 +300,16 @@ def _errors() -> tuple[type[Exception], ...]:
     import httpx
     from huggingface_hub.errors import OfflineModeIsEnabled
 
-    return (httpx.HTTPError, httpx.InvalidURL, OfflineModeIsEnabled, ValueError)
+    return (httpx.HTTPError, httpx.InvalidURL, OfflineModeIsEnabled, TimeoutError, ValueError)
+
+
+def _stay(response: "httpx.Response") -> None:
+    """Follow no redirect of a question: it would go to an address that nobody has set."""
+    import httpx
+
+    request = response.request
+    if request.method == "POST" and response.is_redirect:
+        raise httpx.HTTPStatusError("a redirect", request=request, response=response)
 
 
 def _status(error: BaseException | None) -> int | None:
@@ -271,11 +317,15 @@ def _status(error: BaseException | None) -> int | None:
     return None if response is None else int(response.status_code)
 
 
+def _is_busy(status: int) -> bool:
+    return status in _BUSY or status >= 500
+
+
 def _may_pass(error: BaseException) -> bool:
     import httpx
 
     if (status := _status(error)) is not None:
-        return status in _BUSY
+        return _is_busy(status)
     # JSON that ends too early is a connection that broke.
     return isinstance(error, (httpx.TransportError, TimeoutError, JSONDecodeError))
 
