@@ -217,15 +217,13 @@ class Evaluator:
         try:
             while missing:
                 sent = missing[: self.budget.admit(missing)]
-                self._send(sent, questions, answers)
+                self._send(sent, answers)
                 missing = missing[len(sent) :]
         finally:
             self.budget.refund(len(queries) - len(answers))
         return answers
 
-    def _send(
-        self, queries: Sequence[str], questions: Mapping[str, str], answers: dict[str, str]
-    ) -> None:
+    def _send(self, queries: Sequence[str], answers: dict[str, str]) -> None:
         """Ask the black box; add each answer to ``answers`` as it arrives."""
         before = _usage(self._model)
         try:
@@ -234,8 +232,10 @@ class Evaluator:
                 given = None if text is None else self._parse(text)
                 answers[query] = UNPARSED if given is None else given
                 self.unparsed += given is None
-                # What was refused may be answered by another process, another day.
-                self.cache.update([(questions[query], answers[query])], keep=text is not None)
+                # What was refused may be answered by another process, another day. The model's
+                # name may tell more now than when it had not been asked.
+                question = self._question(query)
+                self.cache.update([(question, answers[query])], keep=text is not None)
         finally:
             now = _usage(self._model)
             self.budget.settle(now - before if now and before else None)

@@ -161,6 +161,7 @@ def test_a_failed_scoring_is_reported_and_nothing_is_lost(
     proxy: FaultProxy, start: list[Any], short_reviews: tuple[Example, ...], warned: list[str]
 ) -> None:
     proxy.faults, proxy.afterwards = [None] * 3, faults.error(503)
+    proxy.spares_probes = False
     node = Node(config(proxy, concurrency=1), short_reviews)
     _, num_examples, metrics = node.client().evaluate(start, {ROUND_KEY: 1})
     assert num_examples == 0
@@ -202,6 +203,7 @@ def test_a_search_cut_short_uploads_the_best_so_far(
 ) -> None:
     # Enough for the first prompt and one race of four changes, not for the next.
     proxy.faults, proxy.afterwards = [None] * 44, faults.drop
+    proxy.spares_probes = False
     settings = config(proxy, concurrency=1, queries_per_round=100, reword=False)
     node = Node(settings, short_reviews)
     arrays, num_examples, metrics = node.client().fit(start, {ROUND_KEY: 1})

@@ -1,9 +1,9 @@
 """A model behind an OpenAI-compatible HTTP endpoint as the black box.
 
 Requests run concurrently in an event loop of their own thread, because only there can one that
-trickles on for ever be given up after a set time. Here is decided what to ask and when to stop; how
-one request is sent, and what its failure means, is in `endpoint`, what an endpoint understands in
-`dialect`.
+trickles on for ever be given up after a set time. Here is decided what to ask and when to stop;
+when one request is sent is in `asking`, how, and what its failure means, in `endpoint`, what an
+endpoint understands in `dialect`.
 """
 
 import asyncio
@@ -12,21 +12,24 @@ import queue
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from functools import cache
 from logging import WARNING, getLogger
-from typing import Any
+from typing import Any, TypeVar
 
-from feddtpt_flwr.language_model.base import FREE_TOKENS, FatalModelError, ModelError
+from feddtpt_flwr.language_model.asking import Asker
+from feddtpt_flwr.language_model.base import FatalModelError, ModelError, UnansweredError
 from feddtpt_flwr.language_model.constraints import PROBE, PROBE_CHOICES, Constrain
 from feddtpt_flwr.language_model.dialect import Dialect, find_dialect
 from feddtpt_flwr.language_model.endpoint import (
     Endpoint,
+    LateError,
     NoAnswerError,
     RefusedError,
     TransientError,
 )
 from feddtpt_flwr.language_model.limits import Pacer
-from feddtpt_flwr.language_model.retries import nap, persistently
+from feddtpt_flwr.language_model.retries import persistently
 from feddtpt_flwr.language_model.usage import Usage
 
 UNANSWERED = 6
@@ -34,6 +37,7 @@ UNANSWERED = 6
 between (`retries`) are expected to add up to 15 seconds."""
 
 _log = getLogger("flwr")
+_T = TypeVar("_T")
 
 
 class ApiLanguageModel:
@@ -92,39 +96,52 @@ class ApiLanguageModel:
     ) -> None:
         self._endpoint = Endpoint(endpoint, model, key=key, timeout=timeout)
         self._chat = chat
-        self._system_message = system_message
         self._sampling: dict[str, Any] = {"temperature": temperature}
         if temperature:  # otherwise it decides nothing, and some servers refuse it
             self._sampling["seed"] = seed
-        self._extra_body = dict(extra_body or {})
+        extra_body = dict(extra_body or {})
         self._max_answer_tokens = max_answer_tokens
         self._constrain = constrain
         self._concurrency = concurrency
-        self._pacer = Pacer(requests_per_minute, tokens_per_minute)
         self._patience = patience
+        self._asker = Asker(
+            self._endpoint,
+            Pacer(requests_per_minute, tokens_per_minute),
+            chat=chat,
+            system_message=system_message,
+            sampling=self._sampling,
+            extra_body=extra_body,
+            max_answer_tokens=max_answer_tokens,
+            patience=patience,
+        )
         self._dialect: Dialect | None = None
-        self._usage = Usage()
-        self._said: set[str] = set()
+        self._told = False
         self._probing = asyncio.Lock()
         self._probed_at = 0.0
         self._probe_failed: RefusedError | TransientError | None = None
         further = f", system message {system_message!r}" if system_message else ""
-        if self._extra_body:
-            further += f", {json.dumps(self._extra_body, sort_keys=True)}"
+        if extra_body:
+            further += f", {json.dumps(extra_body, sort_keys=True)}"
         self._name = (
-            f"{model} at {endpoint} ({'chat' if chat else 'plain'}, temperature {temperature:g}, "
-            f"seed {seed}, up to {max_answer_tokens} tokens, constrain {constrain}{further})"
+            f"{model} at {endpoint.rstrip('/')} ({'chat' if chat else 'plain'}, "
+            f"temperature {temperature:g}, seed {seed}, up to {max_answer_tokens} tokens, "
+            f"constrain {constrain}{further})"
         )
 
     @property
     def name(self) -> str:
-        """The endpoint, the model, and all settings that change answers."""
-        return self._name
+        """The endpoint, the model, and all settings that change answers.
+
+        A constraint that was taken because a better one failed is named, too: the answers are not
+        to be taken for others.
+        """
+        found = self._dialect
+        return f"{self._name}, {found.constraint}" if found and found.doubtful else self._name
 
     @property
     def usage(self) -> Usage:
         """What was used since the model was made."""
-        return self._usage
+        return self._asker.usage
 
     def prepare(self, patience: float = 5.0) -> str:
         """Ask a question of one line, if none was asked yet, to learn what the endpoint can do.
@@ -171,7 +188,7 @@ class ApiLanguageModel:
         try:
             while (result := results.get()) is not None:
                 yield result
-            work.result()
+            self._result(work)
         finally:
             work.cancel()
 
@@ -195,6 +212,9 @@ class ApiLanguageModel:
                 except ModelError as error:
                     first.append(error)
                     failed.set()
+                except Exception as error:  # the others still bring their answers
+                    first.append(ModelError(f"{self._endpoint.url}: {type(error).__name__}"))
+                    failed.set()
 
         async with asyncio.TaskGroup() as tasks:
             for index in range(len(queries)):
@@ -210,42 +230,60 @@ class ApiLanguageModel:
         What it means for all of them, as that the account is empty, some providers say as if it
         were about the question. So a harmless one is asked as well.
         """
-        unanswered = 0
+        unanswered, others_answered = 0, False
 
         async def ask() -> str:
-            nonlocal unanswered
+            nonlocal unanswered, others_answered
             try:
-                return await self._ask(query, choices, dialect, failed)
-            except RefusedError:
-                if isinstance(failure := await self._probe(dialect, failed), RefusedError):
-                    raise FatalModelError(str(failure)) from None
+                return await self._asker.ask(query, choices, dialect, failed)
+            except RefusedError as error:
+                failure = await self._probe(dialect, failed, error.sent_at)
+                if isinstance(failure, RefusedError):
+                    raise FatalModelError(str(failure), failure.said) from None
+                if failure or failed.is_set():
+                    raise failure or TransientError(str(error)) from None
                 raise
             except NoAnswerError as error:
                 unanswered += 1
-                if unanswered < UNANSWERED or await self._probe(dialect, failed):
-                    raise
-                raise RefusedError(f"{error}, after {unanswered} attempts", "") from None
+                if others_answered and not failed.is_set():
+                    raise RefusedError(f"{error}, after {unanswered} attempts") from None
+                if unanswered >= UNANSWERED:
+                    others_answered = not await self._probe(dialect, failed, error.sent_at)
+                raise
 
         try:
-            return await self._persist(ask, self._patience, failed)
+            try:
+                return await self._persist(ask, self._patience, failed)
+            except UnansweredError:
+                if failed.is_set() or await self._probe(dialect, failed, time.monotonic()):
+                    raise
+                others_answered = True
+                return await self._persist(ask, 0.0, failed)
         except RefusedError as error:
-            self._say_once(f"{error}; the answer counts as wrong", "refused")
+            if not self._told:
+                self._told = True
+                _log.log(WARNING, "%s; the answer counts as wrong", error)
             return None
 
     async def _probe(
-        self, dialect: Dialect, failed: asyncio.Event
+        self, dialect: Dialect, failed: asyncio.Event, since: float
     ) -> RefusedError | TransientError | None:
-        """Return why the endpoint does not even answer a harmless question; None if it does."""
-        asked_at = time.monotonic()
+        """Return why the endpoint does not even answer a harmless question; None if it does.
+
+        If it has answered any other since the given time, it is not asked.
+        """
         async with self._probing:
-            if self._probed_at < asked_at:  # else one began meanwhile, for another question
-                self._probed_at = time.monotonic()
-                try:
-                    await self._ask(PROBE, PROBE_CHOICES, dialect, failed)
-                    self._probe_failed = None
-                except (RefusedError, TransientError) as error:
-                    self._probe_failed = error
-            return self._probe_failed
+            if self._asker.answered_at > since:
+                return None
+            if self._probed_at > since:
+                return self._probe_failed
+            began = time.monotonic()
+            try:
+                await self._asker.ask(PROBE, PROBE_CHOICES, dialect, failed)
+            except (RefusedError, TransientError) as error:
+                self._probed_at, self._probe_failed = began, error
+                return error
+            return None
 
     async def _persist(
         self, ask: Callable[[], Awaitable[str]], patience: float, failed: asyncio.Event
@@ -255,71 +293,40 @@ class ApiLanguageModel:
             patience=patience,
             busy_patience=self._patience,
             failed=failed,
-            on_retry=self._count_retry,
+            on_retry=self._asker.count_retry,
         )
-
-    def _count_retry(self) -> None:
-        self._usage += Usage(retries=1)
-
-    async def _ask(
-        self, query: str, choices: Sequence[str], dialect: Dialect, failed: asyncio.Event
-    ) -> str:
-        """Send one request when its turn has come; return its text."""
-        limit = self._max_answer_tokens if choices else max(self._max_answer_tokens, FREE_TOKENS)
-        fields = dialect.fields(self._sampling, limit, choices, chat=self._chat)
-        expected = len(query) // 4 + fields[dialect.limit_field]
-        fields = {**self._extra_body, **fields}
-        tell = query == PROBE
-        if (seconds := self._pacer.reserve(expected)) > 0:
-            await nap(seconds, failed)
-        if failed.is_set():  # perhaps while this one waited
-            raise TransientError("not sent, as another question failed")
-        try:
-            if self._chat:
-                reply = await self._endpoint.chat(query, self._system_message, fields, tell=tell)
-            else:
-                # The answer stands on the line that the query began.
-                stop = {"stop": "\n"} if choices else {}
-                reply = await self._endpoint.complete(query, {**fields, **stop}, tell=tell)
-        except TransientError as error:
-            if error.retry_after <= self._patience:  # else nobody waits for it
-                self._pacer.pause(error.retry_after)
-            if isinstance(error, NoAnswerError):
-                self._usage += error.usage
-            raise
-        usage = reply.usage
-        self._usage += usage
-        self._pacer.correct(usage.prompt_tokens + usage.completion_tokens - expected)
-        if reply.cut_off and not reply.text.strip() and not tell:
-            self._say_once(
-                f"max-answer-tokens = {self._max_answer_tokens}: {self._endpoint.url} had nothing "
-                "said when an answer was cut off there; models that think before they answer need "
-                "several hundred",
-                "cut off",
-            )
-        return reply.text
-
-    def _say_once(self, message: str, kind: str) -> None:
-        if kind not in self._said:
-            self._said.add(kind)
-            _log.log(WARNING, "%s", message)
 
     def _known_dialect(self, patience: float) -> Dialect:
         if self._dialect is None:
             work = asyncio.run_coroutine_threadsafe(self._detect(patience), _loop())
-            self._dialect = work.result()
+            self._dialect = self._result(work)
         return self._dialect
+
+    def _result(self, work: "Future[_T]") -> _T:
+        try:
+            return work.result()
+        except ModelError as error:
+            if error.said:
+                _log.log(WARNING, "%s says: %s", self._endpoint.url, error.said)
+            raise
 
     async def _detect(self, patience: float) -> Dialect:
         never = asyncio.Event()
+        until = time.monotonic() + patience
+
+        async def ask_once(dialect: Dialect) -> str:
+            try:
+                return await self._asker.ask(PROBE, PROBE_CHOICES, dialect, never)
+            except LateError as error:  # who hangs does so whatever is asked
+                raise TransientError(str(error)) from None
 
         async def ask(dialect: Dialect) -> str:
-            return await self._persist(
-                lambda: self._ask(PROBE, PROBE_CHOICES, dialect, never), patience, never
-            )
+            left = max(0.0, until - time.monotonic())
+            return await self._persist(lambda: ask_once(dialect), left, never)
 
         return await find_dialect(
             ask,
+            ask_once,
             self._constrain,
             self._sampling,
             url=self._endpoint.url,

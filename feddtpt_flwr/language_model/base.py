@@ -11,7 +11,18 @@ class ModelError(RuntimeError):
     """The black box gives no answer.
 
     The message names the endpoint and what is wrong, and holds neither a key nor a question.
+
+    Parameters
+    ----------
+    message : str
+        What is told to all.
+    said : str
+        What the server said: for this node's own log.
     """
+
+    def __init__(self, message: str = "", said: str = "") -> None:
+        super().__init__(message)
+        self.said = said
 
 
 class FatalModelError(ModelError):

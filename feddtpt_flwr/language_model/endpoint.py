@@ -4,7 +4,8 @@ import asyncio
 import json
 import re
 import ssl
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from feddtpt_flwr import __version__
@@ -17,13 +18,19 @@ from feddtpt_flwr.loopback import DIRECT, is_loopback
 if TYPE_CHECKING:
     import httpx
 
-_TRY_AGAIN = {408, 409, 425, 429}
-_REFUSED = {400, 403, 413, 422}
-"""What providers say of a single question, as too long or not allowed; some, of all of them."""
-
+_BUSY = {429, 498}
+_TRY_AGAIN = {408, 409, 424, 425}
 _WHY_FATAL = {401: "the key is refused", 404: "no such model or path"}
+_NO_KEY = (
+    "a key is needed, and the variable that api-key-env (for a prompt generator generator-key-env) "
+    "names is not set"
+)
 _USED_UP = {"insufficient_quota", "budget_exceeded"}
+_BROKEN_OFF = {"content_filter", "abort", "cancelled", "insufficient_system_resource"}
+"""Why an answer ends that is none; what stands for a proper end differs too much to be listed."""
+
 _CODE = re.compile(r"[A-Za-z][\w.-]{0,63}")
+_NOTHING = Usage()
 
 
 @dataclass(frozen=True)
@@ -45,19 +52,48 @@ class Reply:
     cut_off: bool
 
 
-class TransientError(RuntimeError):
-    """A request failed in a way that may pass.
+class RequestError(RuntimeError):
+    """A request failed.
 
     Parameters
     ----------
     message : str
-        What happened.
+        What happened, without what the server says: it may quote the question.
+    usage : Usage, optional
+        What it cost all the same.
+    said : str
+        What the server says to a question that is none of anybody's text: for this node's own log,
+        as it may be about the account.
+
+    Attributes
+    ----------
+    sent_at : float
+        When it was sent, by `time.monotonic`; 0 if whoever sent it does not tell.
+    """
+
+    sent_at = 0.0
+
+    def __init__(self, message: str, *, usage: Usage = _NOTHING, said: str = "") -> None:
+        super().__init__(message)
+        self.usage = usage
+        self.said = said
+
+
+class TransientError(RequestError):
+    """A request failed in a way that may pass.
+
+    Parameters
+    ----------
+    message, usage, said
+        As `RequestError`.
     retry_after : float
         Seconds that the server asks to wait, 0 for none said.
     """
 
-    def __init__(self, message: str, retry_after: float = 0.0) -> None:
-        super().__init__(message)
+    def __init__(
+        self, message: str, retry_after: float = 0.0, *, usage: Usage = _NOTHING, said: str = ""
+    ) -> None:
+        super().__init__(message, usage=usage, said=said)
         self.retry_after = retry_after
 
 
@@ -66,35 +102,15 @@ class BusyError(TransientError):
 
 
 class NoAnswerError(TransientError):
-    """The server was reached and gave no answer, perhaps to this one question.
-
-    Parameters
-    ----------
-    message : str
-        What happened.
-    usage : Usage
-        What it cost all the same.
-    """
-
-    def __init__(self, message: str, usage: Usage) -> None:
-        super().__init__(message)
-        self.usage = usage
+    """The server was reached and gave no answer, perhaps to this one question."""
 
 
-class RefusedError(RuntimeError):
-    """The endpoint refuses this one question, or says so.
+class LateError(NoAnswerError):
+    """It gave none in time."""
 
-    Parameters
-    ----------
-    message : str
-        What happened, without what the server says: it may quote the question.
-    detail : str
-        What the server says.
-    """
 
-    def __init__(self, message: str, detail: str) -> None:
-        super().__init__(message)
-        self.detail = detail
+class RefusedError(RequestError):
+    """The endpoint refuses this one question, or says so."""
 
 
 class Endpoint:
@@ -170,7 +186,7 @@ class Endpoint:
         fields : dict[str, Any]
             Further fields of the request.
         tell : bool
-            Whether a failure's message says what the server says: it may quote the question.
+            Whether a failure holds what the server says: it may quote the question.
 
         Raises
         ------
@@ -195,26 +211,33 @@ class Endpoint:
             async with asyncio.timeout(self._timeout):
                 response = await self._client.post(self.url.rstrip("/") + path, content=content)
         except (TimeoutError, httpx.TimeoutException):
-            raise TransientError(
-                f"{self.url}: no answer in timeout = {self._timeout:g} s"
-            ) from None
+            raise LateError(f"{self.url}: no answer in timeout = {self._timeout:g} s") from None
         except httpx.InvalidURL as error:
             raise FatalModelError(f"{self.url}: no valid URL ({error})") from None
         except httpx.RequestError as error:
-            # What the system says is told; what came in place of HTTP may quote the question.
-            told = str(error).rstrip(".") if tell or isinstance(error, httpx.NetworkError) else ""
-            reason = self._without_key(told or type(error).__name__)
-            raise TransientError(f"{self.url}: no connection ({reason})") from None
+            raise self._disconnected(error, tell) from None
         try:
             # Whatever it is declared as: some servers say text/plain.
             body = response.json()
-        except ValueError:
+        except (ValueError, RecursionError):
             if not response.is_success:
                 self._explain(response, response.status_code, None, tell)
-            raise TransientError(f"{self.url}: the response is no valid JSON") from None
+            raise NoAnswerError(f"{self.url}: the response is no valid JSON") from None
         if not response.is_success:
             self._explain(response, response.status_code, body, tell)
         return self._read(response, body, tell)
+
+    def _disconnected(self, error: "httpx.RequestError", tell: bool) -> TransientError:
+        import httpx
+
+        # What the system says is told; what came in place of HTTP may quote the question.
+        system = isinstance(error, httpx.NetworkError)
+        words = self._without_key(str(error).rstrip("."))
+        reason = words if system and words else type(error).__name__
+        reached = not isinstance(error, (httpx.ConnectError, httpx.ProxyError))
+        return (NoAnswerError if reached else TransientError)(
+            f"{self.url}: no connection ({reason})", said=words if tell and not system else ""
+        )
 
     def _read(self, response: "httpx.Response", body: object, tell: bool) -> Reply:
         """Take the answer from a response, believing nothing about it."""
@@ -222,49 +245,50 @@ class Endpoint:
         choices = body.get("choices")
         choice = choices[0] if isinstance(choices, list) and choices else None
         choice = choice if isinstance(choice, dict) else {}
+        usage = _usage(body.get("usage"))
+        unanswered = replace(usage, requests=0, uncounted=0)
         for part in (body, choice):
             # So gateways pass on that the server behind them failed.
             if part.get("error") or part.get("finish_reason") == "error":
-                self._explain(response, _status(part), part, tell)
-        usage = _usage(body.get("usage"))
+                self._explain(response, _status(part), part, tell, unanswered)
         if not choice.keys() & {"message", "text"}:
-            raise NoAnswerError(f"{self.url}: the response holds no answer", usage)
+            raise NoAnswerError(f"{self.url}: the response holds no answer", usage=unanswered)
+        if (end := _word(choice, "finish_reason")) in _BROKEN_OFF:
+            raise NoAnswerError(f"{self.url}: the answer is broken off ({end})", usage=unanswered)
         message = choice.get("message")
         content = message.get("content") if isinstance(message, dict) else choice.get("text")
-        return Reply(
-            without_thinking(_text(content)), usage, choice.get("finish_reason") == "length"
-        )
+        return Reply(without_thinking(_text(content)), usage, end == "length")
 
     def _explain(
-        self, response: "httpx.Response", status: int, body: object, tell: bool
+        self,
+        response: "httpx.Response",
+        status: int,
+        body: object,
+        tell: bool,
+        usage: Usage = _NOTHING,
     ) -> NoReturn:
         """Raise what an HTTP status, or the error in a body that stands for one, means."""
         code, kind, detail = _error(body, response.text)
-        detail = self._without_key(" ".join(detail.split()))
-        said = f": {detail}" if tell and detail else ""
+        said = self._without_key(" ".join(detail.split())) if tell else ""
         message = f"{self.url}: HTTP {status}{f' ({code})' if code else ''}"
         if status == 402 or _USED_UP & {code, kind}:
-            raise FatalModelError(f"{message}: the account is used up{said}")
+            raise FatalModelError(f"{message}: the account is used up", said)
+        seconds = retry_after(response.headers)
+        if status in _BUSY or (status == 503 and seconds):
+            raise BusyError(message, seconds, usage=usage, said=said)
         if status in _TRY_AGAIN or status >= 500:
-            seconds = retry_after(response.headers)
-            if status == 429 or (status == 503 and seconds):
-                raise BusyError(message + said, seconds)
-            if status == 500:
-                raise NoAnswerError(message + said, Usage())
-            raise TransientError(message + said, seconds)
-        if status in (401, 403) and not self._key:
-            raise FatalModelError(
-                f"{message}: model {self._model!r}: a key is needed, and the variable that "
-                "api-key-env (for a prompt generator generator-key-env) names is not set"
-            )
-        if status in _REFUSED:
+            raise NoAnswerError(message, seconds, usage=usage, said=said)
+        if status == 401 and not self._key:
+            raise FatalModelError(f"{message}: model {self._model!r}: {_NO_KEY}", said)
+        if status >= 400 and status not in _WHY_FATAL:
             # To a harmless question, 403 is about who asks.
-            who = "; the key may not be allowed to use this model" if tell and status == 403 else ""
-            raise RefusedError(message + said + who, detail)
+            who = "the key may not be allowed to use this model" if self._key else _NO_KEY
+            reason = f"; {who}" if tell and status == 403 else ""
+            raise RefusedError(message + reason, usage=usage, said=said)
         if response.is_redirect:
             raise FatalModelError(f"{message}: it sends to another address; set endpoint to that")
         reason = _WHY_FATAL.get(status, "not understood")
-        raise FatalModelError(f"{message}: model {self._model!r}: {reason}{said}")
+        raise FatalModelError(f"{message}: model {self._model!r}: {reason}", said)
 
     def _without_key(self, text: str) -> str:
         return (text.replace(self._key, "***") if self._key else text)[:300]
@@ -304,13 +328,18 @@ def _word(error: dict[str, Any], name: str) -> str:
 
 def _usage(counts: object) -> Usage:
     """Return what one answer cost."""
-    prompt, completion, total = (
-        _count(counts, f"{name}_tokens") for name in ("prompt", "completion", "total")
-    )
+    prompt = _count(counts, "prompt_tokens", "input_tokens")
+    completion = _count(counts, "completion_tokens", "output_tokens")
     # Some providers count in the total alone what a model thought before it answered.
-    return Usage(1, 0, prompt, max(completion, total - prompt))
+    completion = max(completion, _count(counts, "total_tokens") - prompt)
+    return Usage(1, 0, prompt, completion, int(not prompt + completion))
 
 
-def _count(counts: object, name: str) -> int:
-    value = counts.get(name) if isinstance(counts, dict) else None
-    return value if isinstance(value, int) and value >= 0 else 0
+def _count(counts: object, *names: str) -> int:
+    """Return the first of these that is a number; some servers write floats, or text."""
+    for name in names:
+        value: Any = counts.get(name) if isinstance(counts, dict) else None
+        with suppress(TypeError, ValueError, OverflowError):
+            if (number := float(value)) >= 0 and number.is_integer():
+                return int(number)
+    return 0

@@ -30,6 +30,11 @@ class Pacer:
         self._clock = clock
         self._next_request = self._next_tokens = self._paused_until = clock()
 
+    @property
+    def paused_until(self) -> float:
+        """When a place may be taken again, by the clock."""
+        return self._paused_until
+
     def reserve(self, tokens: int) -> float:
         """Take the next free place; return how many seconds to wait for it.
 
@@ -66,7 +71,7 @@ def retry_after(headers: Mapping[str, str]) -> float:
             continue
     try:
         date = parsedate_to_datetime(headers.get("retry-after", ""))
-    except ValueError:
+    except (ValueError, OverflowError):
         return 0.0
     if date.tzinfo is None:
         date = date.replace(tzinfo=UTC)

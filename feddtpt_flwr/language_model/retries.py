@@ -55,9 +55,12 @@ async def persistently(
     def wait(state: "RetryCallState") -> float:
         return max(backoff(state), _error_of(state).retry_after)
 
+    def enough_for(error: TransientError) -> float:
+        return busy_patience if isinstance(error, BusyError) else patience
+
     def gives_up(state: "RetryCallState") -> bool:
         error = _error_of(state)
-        enough = busy_patience if isinstance(error, BusyError) else patience
+        enough = enough_for(error)
         used_up = (state.seconds_since_start or 0.0) >= enough
         tried = state.attempt_number >= FEWEST_ATTEMPTS
         return failed.is_set() or (tried and used_up) or error.retry_after > enough
@@ -78,7 +81,10 @@ async def persistently(
     except TransientError as error:
         attempts = retrying.statistics.get("attempt_number", 1)
         kind = UnansweredError if isinstance(error, NoAnswerError) else ModelUnavailableError
-        raise kind(f"{error}, after {attempts} attempts") from None
+        enough = enough_for(error)
+        long = f"; it asks to wait {error.retry_after:g} s, more than the {enough:g} s it is given"
+        why = long if error.retry_after > enough else ""
+        raise kind(f"{error}, after {attempts} attempts{why}", error.said) from None
 
 
 def _error_of(state: "RetryCallState") -> TransientError:

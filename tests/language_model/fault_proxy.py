@@ -107,7 +107,7 @@ def trickle(handler: "Handler", body: Body) -> None:
 
 @dataclass
 class FaultProxy:
-    """The proxy's script, and what it has seen. Questions that detect an ability are let through.
+    """The proxy's script, and what it has seen.
 
     Parameters
     ----------
@@ -117,6 +117,8 @@ class FaultProxy:
         What happens to the first questions; None lets one through.
     afterwards : Fault, optional
         What happens to all others.
+    spares_probes : bool
+        Whether harmless questions of the program's own are let through even then.
     rewrite : Callable[[Body], Response | None], optional
         Changes every request first, or answers it: a server of another kind.
     asked : list[Body]
@@ -132,6 +134,7 @@ class FaultProxy:
     target: str
     faults: list[Fault | None] = field(default_factory=list)
     afterwards: Fault | None = None
+    spares_probes: bool = True
     rewrite: Callable[[Body], Response | None] = lambda body: None
     asked: list[Body] = field(default_factory=list)
     probes: list[Body] = field(default_factory=list)
@@ -164,6 +167,8 @@ class FaultProxy:
             return rewritten
         if question(body) == PROBE:
             self.probes.append(body)
+            if self.afterwards and not self.faults and not self.spares_probes:
+                return self.afterwards(handler, body)
             return self.forward(handler.path, body)
         with self._lock:
             self.asked.append(body)

@@ -13,7 +13,6 @@ from feddtpt_flwr.evaluation import AnswerCache, Evaluator
 from feddtpt_flwr.language_model import (
     FatalModelError,
     ModelError,
-    ModelUnavailableError,
     retries,
 )
 from feddtpt_flwr.language_model.answers import parse_answer
@@ -69,9 +68,9 @@ def test_what_every_request_says_of_its_sender(end: str, proxy: FaultProxy, task
 
 
 def test_half_a_character_is_asked_about_as_well(proxy: FaultProxy, task: Task) -> None:
-    proxy.afterwards = faults.no_choices  # the real server refuses it
-    with pytest.raises(ModelUnavailableError, match="holds no answer"):
-        model(proxy.url, patience=0.0).answer(["\ud83d é"], task.answers)
+    # The real server refuses it.
+    proxy.afterwards = lambda handler, body: Response(b'{"choices": [{"text": "a"}]}')
+    assert model(proxy.url).answer(["\ud83d é"], task.answers) == ["a"]
     assert proxy.asked[0]["prompt"] == "\ud83d é"
 
 
@@ -200,6 +199,40 @@ def test_a_server_that_fails_at_a_constraint_is_asked_without(
     assert model(proxy.url, constrain="auto", chat=True).prepare(patience=0.0) == "none"
 
 
+def test_a_constraint_that_has_failed_is_tried_once_more(
+    proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failures = [Response(b"{}", 500)]
+    monkeypatch.setattr(retries, "FEWEST_ATTEMPTS", 1)
+    proxy.rewrite = lambda body: failures.pop() if failures and "grammar" in body else None
+    llm = model(proxy.url, constrain="auto")
+    name = llm.name
+    assert llm.prepare(patience=0.0) == "grammar"
+    assert llm.name == name
+
+
+def test_answers_without_the_better_constraint_are_kept_apart(
+    proxy: FaultProxy,
+    task: Task,
+    some: tuple[Example, ...],
+    warned: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setattr(retries, "FEWEST_ATTEMPTS", 1)
+    cache = AnswerCache(archives=[AnswerStore(tmp_path / "answers.sqlite", 2**20)])
+    proxy.rewrite = lambda body: Response(b"{}", 500) if "grammar" in body else None
+    llm = model(proxy.url, constrain="auto", patience=0.0)
+    Evaluator(llm, task, QueryBudget(9), cache).correct(PROMPT, some)
+    assert llm.prepare() == "none"
+    assert "constrain = 'auto' has found 'none'; it failed at what would be better" in warned[0]
+
+    proxy.rewrite = lambda body: None
+    judge = Evaluator(model(proxy.url, constrain="auto"), task, QueryBudget(9), cache)
+    judge.correct(PROMPT, some)
+    assert not judge.from_archive
+
+
 # Limits
 
 
@@ -225,12 +258,30 @@ def test_the_tokens_of_an_answer_correct_what_was_reserved(
     llm = model(proxy.url, constrain="none", tokens_per_minute=1_000_000)
     llm.prepare()
     corrections: list[int] = []
-    monkeypatch.setattr(llm._pacer, "correct", corrections.append)
+    monkeypatch.setattr(llm._asker._pacer, "correct", corrections.append)
     usage = {"prompt_tokens": 7, "completion_tokens": 2}
     content = {"choices": [{"text": "a"}], "usage": usage}
     proxy.rewrite = lambda body: Response(json.dumps(content).encode(), 200)
     llm.answer(["x" * 400], ["a"])
     assert corrections == [9 - (400 // 4 + 16)]
+
+    corrections.clear()
+    answer = proxy.rewrite
+    refused = Response(b"{}", 400)
+    proxy.rewrite = lambda body: refused if "x" in faults.question(body) else answer(body)
+    llm.answer(["x" * 400], ["a"])
+    assert corrections[0] == -(400 // 4 + 16), "what is refused uses none"
+
+
+@pytest.mark.parametrize("status", [429, 500])
+def test_whoever_waits_for_its_turn_waits_for_the_server_too(
+    status: int, proxy: FaultProxy, task: Task, some: tuple[Example, ...]
+) -> None:
+    llm = model(proxy.url, concurrency=2, requests_per_minute=120, patience=10.0)
+    llm.prepare()
+    proxy.faults = [faults.error(status, retry_after="2")]
+    evaluator(llm, task).correct(PROMPT, some[:2])
+    assert proxy.times[1] - proxy.times[0] >= 2
 
 
 def test_the_budget_is_exact_whatever_fails(
@@ -279,6 +330,7 @@ def test_the_name_tells_all_that_changes_answers_and_no_secret(endpoint: str) ->
     ]
     models = [model(endpoint, **each) for each in settings]
     models.append(model("http://127.0.0.1:1/v1"))
+    assert model(f"{endpoint}/").name == models[0].name
     assert len({each.name for each in models}) == len(models)
     assert model(endpoint, concurrency=1, timeout=1.0).name == models[0].name
     for each in models:
