@@ -138,8 +138,8 @@ class Asker:
         while (seconds := self._pacer.reserve(tokens)) > 0:
             pause = self._pacer.paused_until
             await nap(seconds, failed)
-            if failed.is_set() or self._pacer.paused_until == pause:
-                return
+            if failed.is_set() or self._pacer.paused_until <= max(pause, time.monotonic()):
+                return  # else the server has asked meanwhile to be left alone
 
     async def _send(
         self, query: str, choices: Sequence[str], fields: dict[str, Any], dialect: Dialect

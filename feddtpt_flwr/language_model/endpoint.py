@@ -22,8 +22,7 @@ _BUSY = {429, 498}
 _TRY_AGAIN = {408, 409, 424, 425}
 _WHY_FATAL = {401: "the key is refused", 404: "no such model or path"}
 _NO_KEY = (
-    "a key is needed, and the variable that api-key-env (for a prompt generator generator-key-env) "
-    "names is not set"
+    "the variable that api-key-env (for a prompt generator generator-key-env) names is not set"
 )
 _USED_UP = {"insufficient_quota", "budget_exceeded"}
 _BROKEN_OFF = {"content_filter", "abort", "cancelled", "insufficient_system_resource"}
@@ -279,12 +278,14 @@ class Endpoint:
         if status in _TRY_AGAIN or status >= 500:
             raise NoAnswerError(message, seconds, usage=usage, said=said)
         if status == 401 and not self._key:
-            raise FatalModelError(f"{message}: model {self._model!r}: {_NO_KEY}", said)
+            needed = f"a key is needed, and {_NO_KEY}"
+            raise FatalModelError(f"{message}: model {self._model!r}: {needed}", said)
         if status >= 400 and status not in _WHY_FATAL:
             # To a harmless question, 403 is about who asks.
-            who = "the key may not be allowed to use this model" if self._key else _NO_KEY
-            reason = f"; {who}" if tell and status == 403 else ""
-            raise RefusedError(message + reason, usage=usage, said=said)
+            who = "the key may not be allowed to use this model"
+            who = who if self._key else f"a key may be needed, and {_NO_KEY}"
+            why = f"; {who}" if tell and status == 403 else ""
+            raise RefusedError(message + why, usage=usage, said=said)
         if response.is_redirect:
             raise FatalModelError(f"{message}: it sends to another address; set endpoint to that")
         reason = _WHY_FATAL.get(status, "not understood")

@@ -550,6 +550,9 @@ def test_a_server_without_keys_may_refuse_a_text(proxy: FaultProxy) -> None:
     proxy.rewrite = refuse
     llm = model(proxy.url, key="", constrain="none")
     assert llm.answer(["q", "secretword"], ["good", "bad"]) == ["good", ""]
+    proxy.rewrite = lambda body: Response(b"{}", 403)
+    with pytest.raises(FatalModelError, match="HTTP 403; a key may be needed, and the variable"):
+        llm.answer(["q"], ["good", "bad"])
 
 
 @pytest.mark.parametrize("status", [400, 403])
