@@ -16,6 +16,7 @@ from feddtpt_flwr.language_model import (
     retries,
 )
 from feddtpt_flwr.language_model.answers import parse_answer
+from feddtpt_flwr.language_model.api import ApiLanguageModel
 from feddtpt_flwr.language_model.local import LocalLanguageModel
 from tests.conftest import ENDPOINT_KEY
 from tests.language_model import fault_proxy as faults
@@ -220,17 +221,22 @@ def test_answers_without_the_better_constraint_are_kept_apart(
     tmp_path: Path,
 ) -> None:
     monkeypatch.setattr(retries, "FEWEST_ATTEMPTS", 1)
-    cache = AnswerCache(archives=[AnswerStore(tmp_path / "answers.sqlite", 2**20)])
+    store = AnswerStore(tmp_path / "answers.sqlite", 2**20)
+
+    def found(llm: ApiLanguageModel) -> int:
+        judge = Evaluator(llm, task, QueryBudget(9), AnswerCache(archives=[store]))
+        judge.correct(PROMPT, some)
+        return judge.from_archive
+
     proxy.rewrite = lambda body: Response(b"{}", 500) if "grammar" in body else None
     llm = model(proxy.url, constrain="auto", patience=0.0)
-    Evaluator(llm, task, QueryBudget(9), cache).correct(PROMPT, some)
+    assert found(llm) == 0
     assert llm.prepare() == "none"
     assert "constrain = 'auto' has found 'none'; it failed at what would be better" in warned[0]
+    assert found(llm) == len(some)
 
     proxy.rewrite = lambda body: None
-    judge = Evaluator(model(proxy.url, constrain="auto"), task, QueryBudget(9), cache)
-    judge.correct(PROMPT, some)
-    assert not judge.from_archive
+    assert found(model(proxy.url, constrain="auto")) == 0
 
 
 # Limits

@@ -513,12 +513,23 @@ def test_a_text_that_fails_slowly_is_a_wrong_answer(
     assert judge.unparsed == 1
 
 
+@pytest.mark.parametrize(
+    ("patience", "unanswered", "failures"), [(0.0, 6, retries.FEWEST_ATTEMPTS), (30.0, 2, 2)]
+)
 def test_a_server_that_comes_back_is_asked_again(
-    proxy: FaultProxy, task: Task, some: tuple[Example, ...], expected: list[bool]
+    patience: float,
+    unanswered: int,
+    failures: int,
+    proxy: FaultProxy,
+    task: Task,
+    some: tuple[Example, ...],
+    expected: list[bool],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The harmless question may be the first that is answered."""
-    proxy.faults = [faults.error(502)] * retries.FEWEST_ATTEMPTS
-    judge = evaluator(model(proxy.url, concurrency=1, patience=0.0), task)
+    monkeypatch.setattr(api, "UNANSWERED", unanswered)
+    proxy.faults = [faults.error(502)] * failures
+    judge = evaluator(model(proxy.url, concurrency=1, patience=patience), task)
     assert judge.correct(PROMPT, some).tolist() == expected
     assert not judge.unparsed
 
@@ -579,11 +590,12 @@ def test_a_refusal_after_a_failure_does_not_count(
 
         return fault
 
-    proxy.faults = [later(0.5, 401), later(1.0, 400)]
-    judge = evaluator(model(proxy.url, concurrency=2), task)
+    proxy.faults = [later(0.5, 401), later(3.0, 400), faults.delay(0.7)]
+    judge = evaluator(model(proxy.url, concurrency=3), task)
     with pytest.raises(FatalModelError, match="HTTP 401"):
         judge.correct(PROMPT, some)
-    assert judge.budget.used == judge.unparsed == 0
+    assert judge.budget.used == 1
+    assert not judge.unparsed
 
 
 def test_an_error_of_the_program_keeps_what_is_on_its_way(
