@@ -137,8 +137,9 @@ class Federation:
         if key not in self._measured:
             self._model.load(adapter)
             answers = self._model.answer([row.instruction for row in self._test])
+            utility = Utility.of([self._model.shorten(row) for row in self._test], answers)
             leaked = [memorisation(self._model, adapter, private)[0] for private in clients]
-            self._measured[key] = Measured(Utility.of(self._test, answers), float(np.mean(leaked)))
+            self._measured[key] = Measured(utility, float(np.mean(leaked)))
         return self._measured[key]
 
     def _divide(

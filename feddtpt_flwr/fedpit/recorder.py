@@ -104,7 +104,7 @@ class Recorder:
         if server_round:
             self._folder.write_folder("adapter", self._model.save)
         answers = self._model.answer([row.instruction for row in self._test])
-        utility = Utility.of(self._test, answers)
+        utility = Utility.of([self._model.shorten(row) for row in self._test], answers)
         self._utility.append(utility)
         now = time.monotonic()
         if server_round:

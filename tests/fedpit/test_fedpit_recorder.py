@@ -1,15 +1,19 @@
 """What nodes report, in the server's history."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import pytest
 from flwr.app import MetricRecord, RecordDict
 
 from feddtpt_flwr.fedpit.config import FedPITConfig
+from feddtpt_flwr.fedpit.instructions import Instruction
 from feddtpt_flwr.fedpit.recorder import Recorder, _average
 from feddtpt_flwr.run_folder import RunFolder
+from strategies.adapters import to_record
 from strategies.fedpit import PhaseReport
 
 
@@ -21,6 +25,27 @@ def test_shares_are_averaged_by_examples_and_impossible_ones_left_out() -> None:
         {"num-examples": 9},
     ]
     assert _average(values, "m") == pytest.approx(0.75)
+
+
+class FourWords:
+    """A double of a model that answers and reads four words."""
+
+    def load(self, _: Any) -> None:
+        pass
+
+    def answer(self, instructions: list[str]) -> list[str]:
+        return ["one two three four"] * len(instructions)
+
+    def shorten(self, row: Instruction) -> Instruction:
+        return replace(row, response=" ".join(row.response.split()[:4]))
+
+
+def test_held_out_responses_are_as_long_as_an_answer_may_be(tmp_path: Path) -> None:
+    test = (Instruction("Count.", "one two three four five six seven eight"),)
+    config, folder = FedPITConfig.from_run_config({}), RunFolder(tmp_path, "run")
+    recorder = Recorder(config, cast(Any, FourWords()), test, folder)
+    adapter = to_record({"a": np.zeros(1, np.float32)}, "float32")
+    assert recorder.evaluate(0, adapter)["rouge-l"] == 1
 
 
 def test_a_nodes_metrics_take_no_fields_of_the_history(tmp_path: Path) -> None:
