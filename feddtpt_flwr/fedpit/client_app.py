@@ -1,6 +1,6 @@
 """FedPIT's client: an adapter in, an adapter and some numbers out."""
 
-from logging import INFO
+from logging import INFO, WARNING
 
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
@@ -50,6 +50,18 @@ def train(message: Message, context: Context) -> Message:
         node.name,
         ", ".join(f"{key} {value:.4g}" for key, value in metrics.items()),
     )
+    if shortened := metrics["shortened"]:
+        log(
+            WARNING,
+            "round %d, client %s: %d of %d private examples are longer than max-instruction-tokens "
+            "= %d or max-response-tokens = %d, and cut",
+            server_round,
+            node.name,
+            shortened,
+            len(node.private),
+            config.max_instruction_tokens,
+            config.max_response_tokens,
+        )
     upload = to_record(stack_layers(trained.upload(config)), config.upload_dtype)
     content = RecordDict({"arrays": upload})
     return _reply(message, node, content, metrics)

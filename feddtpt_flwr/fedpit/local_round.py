@@ -80,7 +80,9 @@ def local_round(
         )
         return model.adapter, loss
 
-    metrics: dict[str, int | float] = {"num-examples": len(private)}
+    shown = [model.shorten(row) for row in private]
+    shortened = sum(one != other for one, other in zip(shown, private, strict=True))
+    metrics: dict[str, int | float] = {"num-examples": len(private), "shortened": shortened}
     made = Synthesis((), 0, {})
     if config.synthetic:
         model.load(start)
@@ -101,8 +103,7 @@ def local_round(
         selected = select(model, made.candidates, config.num_selected)
         metrics["selected"] = len(selected)
         if selected:
-            texts = [model.shorten(row).text for row in private]
-            distances = [closest(row.text, texts) for row in selected]
+            distances = [closest(row.text, [row.text for row in shown]) for row in selected]
             metrics["synthetic-rouge-l"] = float(np.mean(distances))
         if config.training == "mixed":
             local, metrics["loss-mixed"] = trained([*private, *selected])

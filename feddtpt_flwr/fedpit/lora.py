@@ -4,11 +4,12 @@ A client of FedPIT has several adapters in a round. They are plain arrays here, 
 model one after the other, so that nothing of one can stay behind in another.
 """
 
+import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,15 +23,34 @@ from strategies.adapters import Adapter
 if TYPE_CHECKING:
     import torch
 
-STOP = "###"
 PROMPT = "### Instruction:\n{instruction}\n\n### Response:\n"
 """How an instruction is put to the model; the response follows, and then the end token."""
+
+STOPS = ("\n### Instruction:", "\n### Response:")
+"""Where one of several demonstrations ends, which have no end tokens."""
+
+_STOP = re.compile("|".join(map(re.escape, STOPS)))
 
 _LAST = 4
 """Of an instruction that is too long one part in so many of what is kept is its end: there may be
 the question about a text before it."""
 
 _NO_LABEL = -100  # torch's own mark of a token that no loss is computed for
+
+
+class Continuation(NamedTuple):
+    """What a model wrote after demonstrations.
+
+    Attributes
+    ----------
+    text : str
+        Up to where the next demonstration or the end was to come.
+    finished : bool
+        Whether that came before the limit of tokens.
+    """
+
+    text: str
+    finished: bool
 
 
 class AdaptedModel:
@@ -85,11 +105,11 @@ class AdaptedModel:
         self._model.get_output_embeddings().register_forward_pre_hook(
             lambda _, states: (states[0].contiguous(),)
         )
-        # Greedy is greedy: models of a hub bring penalties and temperatures of their own.
-        self._model.generation_config = GenerationConfig(
-            eos_token_id=self._model.generation_config.eos_token_id
-        )
         self._pad = self._tokenizer.eos_token_id
+        own = self._model.generation_config.eos_token_id
+        ends = {*(own if isinstance(own, list) else [own]), self._pad} - {None}
+        # Greedy is greedy: models of a hub bring penalties and temperatures of their own.
+        self._model.generation_config = GenerationConfig(eos_token_id=sorted(ends))
         self._max_instruction_tokens = max_instruction_tokens
         self._max_response_tokens = max_response_tokens
         self._batch_size = batch_size
@@ -167,16 +187,23 @@ class AdaptedModel:
         self.load(weights)
 
     def shorten(self, row: Instruction) -> Instruction:
-        """Return an instruction and response cut as the model would see them."""
-        asked = self._instruction_ids(row.instruction)
-        answered = self._ids(row.response)[: self._max_response_tokens]
+        """Return an instruction and response cut as the model would see them.
+
+        What is short enough stays as it is, character by character.
+        """
+        asked, answered = self._ids(row.instruction), self._ids(row.response)
         decode = self._tokenizer.decode
-        return replace(row, instruction=str(decode(asked)), response=str(decode(answered)))
+        if len(asked) > self._max_instruction_tokens:
+            row = replace(row, instruction=str(decode(self._instruction_ids(row.instruction))))
+        if len(answered) > self._max_response_tokens:
+            row = replace(row, response=str(decode(answered[: self._max_response_tokens])))
+        return row
 
     def answer(self, instructions: Sequence[str]) -> list[str]:
-        """Answer every instruction, greedily."""
+        """Answer every instruction, greedily, up to the end token or the limit."""
         prompts = [self._prompt_ids(instruction) for instruction in instructions]
-        return self._generate((), prompts, self._max_response_tokens, 0.0, 0)
+        written = self._generate((), prompts, self._max_response_tokens)
+        return [text.strip() for text, _ in written]
 
     def continue_text(
         self,
@@ -186,20 +213,20 @@ class AdaptedModel:
         max_new_tokens: int,
         temperature: float = 0.0,
         seed: int = 0,
-    ) -> list[str]:
+    ) -> list[Continuation]:
         """Continue ``beginning + continuation`` for every continuation.
 
         The beginning, such as demonstrations, goes through the model once. What is written ends
-        before `STOP`.
+        before one of `STOPS`.
 
         Parameters
         ----------
         beginning : str
             Common beginning, not empty.
         continuations : Sequence[str]
-            None of them empty.
+            Each ends with a line break.
         max_new_tokens : int
-            Longest text that is written.
+            Longest text that counts as finished.
         temperature : float
             Of sampling; 0 writes greedily.
         seed : int
@@ -207,7 +234,15 @@ class AdaptedModel:
         """
         shared = self._ids(beginning)
         rows = [self._ids(text) for text in continuations]
-        return self._generate(shared, rows, max_new_tokens, temperature, seed)
+        most = max_new_tokens + max(len(self._ids(f"\n{stop}")) for stop in STOPS)
+        written = []
+        for text, ended in self._generate(shared, rows, most, STOPS, temperature, seed):
+            # The line break at the beginning of a stop may be the last of the continuation.
+            before, *after = _STOP.split(f"\n{text}", maxsplit=1)
+            text = before.strip()
+            fits = len(self._ids(text)) <= max_new_tokens
+            written.append(Continuation(text, fits and (ended or bool(after))))
+        return written
 
     def response_losses(
         self, rows: Sequence[Instruction], *, with_instruction: bool = True
@@ -296,8 +331,10 @@ class AdaptedModel:
     def _example_ids(self, row: Instruction, with_instruction: bool) -> tuple[TokenIds, TokenIds]:
         mark = self._ids(PROMPT.split("{instruction}")[1].lstrip())
         prompt = self._prompt_ids(row.instruction) if with_instruction else mark
-        response = self._ids(row.response)[: self._max_response_tokens]
-        return prompt, (*response, self._tokenizer.eos_token_id)
+        response, most = self._ids(row.response), self._max_response_tokens
+        # A response that goes on after its limit must not teach the model to end there.
+        end = (self._tokenizer.eos_token_id,) if len(response) <= most else ()
+        return prompt, (*response[:most], *end)
 
     def _losses(
         self, batch: Sequence[tuple[TokenIds, TokenIds]]
@@ -333,13 +370,16 @@ class AdaptedModel:
         shared: TokenIds,
         rows: Sequence[TokenIds],
         max_new_tokens: int,
-        temperature: float,
-        seed: int,
-    ) -> list[str]:
+        stops: Sequence[str] = (),
+        temperature: float = 0.0,
+        seed: int = 0,
+    ) -> list[tuple[str, bool]]:
+        """Return what is written after each row, and whether an end token came."""
         import torch
 
         sampling = {"do_sample": True, "temperature": temperature, "top_p": 0.95, "top_k": 0}
-        texts = [""] * len(rows)
+        texts = [("", False)] * len(rows)
+        ends = torch.tensor(self._model.generation_config.eos_token_id, device=self._device)
         self._model.eval()
         with torch.inference_mode(), torch.random.fork_rng():
             torch.manual_seed(seed)
@@ -351,15 +391,16 @@ class AdaptedModel:
                     attention_mask=torch.cat([torch.ones_like(first), mask], dim=1),
                     past_key_values=self._computed(shared, len(batch)) if shared else None,
                     max_new_tokens=max_new_tokens,
-                    stop_strings=[STOP],
-                    tokenizer=self._tokenizer,
                     pad_token_id=self._pad,
+                    **(
+                        {"stop_strings": list(stops), "tokenizer": self._tokenizer} if stops else {}
+                    ),
                     **(sampling if temperature else {"do_sample": False}),
                 )
                 written = output[:, first.shape[1] + ids.shape[1] :]
                 for i, row in zip(batch, written, strict=True):
                     text = str(self._tokenizer.decode(row, skip_special_tokens=True))
-                    texts[i] = text.split(STOP)[0].strip()
+                    texts[i] = text, bool(torch.isin(row, ends).any())
         return texts
 
     def _computed(self, shared: TokenIds, copies: int) -> Any:

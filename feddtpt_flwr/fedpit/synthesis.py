@@ -23,9 +23,9 @@ MAX_ROUGE_L = 0.7
 """What is closer to a private text, or to another synthetic one, is dropped."""
 
 TEMPERATURE = 0.8
-FAULTS = ("short", "refusal", "private", "repeated")
-"""Why a synthetic text is dropped: badly formed, a refusal, too close to a private text, or to
-another synthetic one."""
+FAULTS = ("unfinished", "short", "refusal", "private", "repeated")
+"""Why a synthetic text is dropped: not ended at the limit of tokens, badly formed, a refusal, too
+close to a private text, or to another synthetic one."""
 
 _FEWEST_WORDS = 3  # of an instruction
 _COMPARED_WORDS = 5  # texts of fewer words are like labels
@@ -100,8 +100,9 @@ def synthesise(
         )
         written += len(instructions)
         wanted: list[Instruction] = []
-        for text in instructions:
-            if fault := instruction_fault(text, near, [*kept, *wanted]):
+        for text, finished in instructions:
+            fault = instruction_fault(text, near, [*kept, *wanted]) if finished else "unfinished"
+            if fault:
                 dropped[fault] += 1
             else:
                 wanted.append(Instruction(text, ""))
@@ -114,9 +115,10 @@ def synthesise(
             [PROMPT.format(instruction=row.instruction) for row in wanted],
             max_new_tokens=max_response_tokens,
         )
-        for row, response in zip(wanted, responses, strict=True):
+        for row, (response, finished) in zip(wanted, responses, strict=True):
             candidate = Instruction(row.instruction, response)
-            if fault := response_fault(candidate, near):
+            fault = response_fault(candidate, near) if finished else "unfinished"
+            if fault:
                 dropped[fault] += 1
             else:
                 kept.append(candidate)

@@ -10,7 +10,7 @@ from feddtpt_flwr.fedpit import lora
 from feddtpt_flwr.fedpit.config import FedPITConfig
 from feddtpt_flwr.fedpit.instructions import Instruction
 from feddtpt_flwr.fedpit.local_round import local_round, memorisation
-from feddtpt_flwr.fedpit.lora import PROMPT, AdaptedModel
+from feddtpt_flwr.fedpit.lora import PROMPT, AdaptedModel, Continuation
 from feddtpt_flwr.fedpit.synthesis import select, synthesise
 from feddtpt_flwr.language_model.weights import read_causal_lm
 from strategies.adapters import Adapter
@@ -131,6 +131,45 @@ def test_a_common_beginning_that_is_computed_once_changes_no_text(
     assert once == [model.continue_text(w[:9], [w[9:]], max_new_tokens=6)[0] for w in whole]
 
 
+def test_a_demonstration_ends_where_the_next_one_begins(
+    model: AdaptedModel, start: Adapter
+) -> None:
+    shown = PROMPT.format(instruction="Say yes.") + "Yes ### no.\n\n"
+    asked = [PROMPT.format(instruction="Say yes.")]
+
+    def written(most: int) -> Continuation:
+        return model.continue_text(shown * 6, asked, max_new_tokens=most)[0]
+
+    assert written(8) == ("Yes ### no.", True)
+    text, finished = written(2)
+    assert text.startswith("Yes ###")
+    assert not finished
+
+
+def test_headings_in_private_texts_are_texts(model: AdaptedModel, start: Adapter) -> None:
+    """Of an answer that is learnt by heart nothing may be cut off: it would seem forgotten."""
+    secret = (Instruction("What is the code?\n\n### Response:\n", "### 4711"),)
+    model.train(secret, epochs=24, batch_size=1, learning_rate=3e-3, rng=np.random.default_rng(0))
+    assert memorisation(model, model.adapter, secret)[0] > 0.9
+
+
+def test_a_response_that_is_cut_teaches_no_end(model: AdaptedModel, start: Adapter) -> None:
+    """After ten words of one that goes on, the model goes on as well."""
+    long = (Instruction("Count.", "one two three four five six seven eight nine ten"),)
+    short = (Instruction("Count.", "one two three four five"),)
+
+    def answer(rows: tuple[Instruction, ...]) -> tuple[str, bool]:
+        model.load(start)
+        model.train(rows, epochs=24, batch_size=1, learning_rate=3e-3, rng=np.random.default_rng(0))
+        prompt = PROMPT.format(instruction="Count.")
+        return model.continue_text(prompt[:3], [prompt[3:]], max_new_tokens=8)[0]
+
+    assert answer(short) == ("one two three four five", True)
+    text, finished = answer(long)
+    assert text.startswith("one two three four five six seven eight")
+    assert not finished
+
+
 def test_answers_are_greedy_whatever_the_model_brings(
     embedded_assets: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -158,7 +197,7 @@ def test_what_is_too_long_is_cut(model: AdaptedModel) -> None:
     asked = model.shorten(Instruction("one " * 100 + "Good or bad?", "good")).instruction
     assert asked.startswith("one one")
     assert asked.endswith("one Good or bad?"), "the question after a long text is what matters"
-    short = Instruction("Is it so?", "It is.")
+    short = Instruction("Is it so  , or not ?", " It is .")
     assert model.shorten(short) == short
 
 
@@ -170,9 +209,9 @@ def test_synthetic_data_are_new_and_repeatable(
             model,
             short,
             num_candidates=2,
-            num_demonstrations=2,
-            max_instruction_tokens=16,
-            max_response_tokens=6,
+            num_demonstrations=4,
+            max_instruction_tokens=32,
+            max_response_tokens=8,
             rng=np.random.default_rng(1),
         ).candidates
 
@@ -198,8 +237,8 @@ def test_a_round_of_the_real_model(
                 "num-candidates": 2,
                 "num-selected": 2,
                 "num-demonstrations": 3,
-                "max-instruction-tokens": 16,
-                "max-response-tokens": 6,
+                "max-instruction-tokens": 32,
+                "max-response-tokens": 8,
             }
         )
         rng = np.random.default_rng(2)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from feddtpt_flwr.fedpit.instructions import Instruction
-from feddtpt_flwr.fedpit.lora import AdaptedModel
+from feddtpt_flwr.fedpit.lora import AdaptedModel, Continuation
 from feddtpt_flwr.fedpit.scores import Mean, Utility, closest, rouge_l
 from feddtpt_flwr.fedpit.synthesis import instruction_fault, response_fault, synthesise
 
@@ -130,10 +130,13 @@ class Parrot:
     def shorten(self, row: Instruction) -> Instruction:
         return replace(row, response=" ".join(row.response.split()[:20]))
 
-    def continue_text(self, beginning: str, continuations: Sequence[str], **_: Any) -> list[str]:
-        if all("Response" not in text for text in continuations):
-            return ["Ask which dose the doctor gave to the child."] * len(continuations)
-        return [beginning.rsplit("Response:\n", 1)[1].strip()] * len(continuations)
+    def continue_text(
+        self, beginning: str, continuations: Sequence[str], **_: Any
+    ) -> list[Continuation]:
+        text = "Ask which dose the doctor gave to the child."
+        if any("Response" in continuation for continuation in continuations):
+            text = beginning.rsplit("Response:\n", 1)[1].strip()
+        return [Continuation(text, True)] * len(continuations)
 
 
 def test_the_beginning_of_a_long_private_text_is_a_copy_of_it() -> None:
@@ -150,6 +153,26 @@ def test_the_beginning_of_a_long_private_text_is_a_copy_of_it() -> None:
     )
     assert made.candidates == ()
     assert made.dropped["private"] > 0
+
+
+def test_texts_that_have_not_ended_at_the_limit_are_dropped() -> None:
+    class Talking(Parrot):
+        def continue_text(self, *args: Any, **_: Any) -> list[Continuation]:
+            written = super().continue_text(*args)
+            return [row._replace(finished=i > 0) for i, row in enumerate(written)]
+
+    made = synthesise(
+        cast(AdaptedModel, Talking()),
+        [Instruction("Was it good or bad?", "good")],
+        num_candidates=2,
+        num_demonstrations=1,
+        max_instruction_tokens=16,
+        max_response_tokens=20,
+        rng=np.random.default_rng(0),
+    )
+    assert (made.written, len(made.candidates)) == (6, 0)
+    # Of each attempt the first instruction, and then the first response: the only one.
+    assert made.dropped["unfinished"] == 6
 
 
 def test_repetitions_within_an_attempt_are_dropped() -> None:

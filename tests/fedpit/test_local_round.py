@@ -1,6 +1,7 @@
 """What a FedPIT client trains on what, without a model."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -63,6 +64,22 @@ def test_what_an_upload_was_trained_on(
         rng=np.random.default_rng(0),
     )
     assert trained.upload(config)["a"][0] == uploaded
+
+
+def test_examples_that_are_cut_are_counted() -> None:
+    class Cutting(Adding):
+        def shorten(self, row: Instruction) -> Instruction:
+            return replace(row, instruction=row.instruction.removesuffix("2"))
+
+    trained = local_round(
+        cast(AdaptedModel, Cutting()),
+        {"a": np.zeros(1, dtype=np.float32)},
+        PRIVATE,
+        FedPITConfig.from_run_config({"beta": 1.0}),
+        proximal_mu=0.0,
+        rng=np.random.default_rng(0),
+    )
+    assert trained.metrics["shortened"] == 1
 
 
 def test_the_lowest_scores_are_selected() -> None:
