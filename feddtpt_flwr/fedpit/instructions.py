@@ -32,12 +32,16 @@ class Instruction:
         What the Dirichlet partition divides by; empty if there is none.
     choices : tuple of str
         For an instruction that classifies: the possible responses; empty for free text.
+    about : str
+        The part of the instruction that is private, where a task puts the same question to all
+        texts; empty if all of it is.
     """
 
     instruction: str
     response: str
     topic: str = ""
     choices: tuple[str, ...] = ()
+    about: str = ""
 
     @property
     def text(self) -> str:

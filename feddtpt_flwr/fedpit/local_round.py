@@ -9,7 +9,7 @@ import numpy as np
 from feddtpt_flwr.fedpit.config import FedPITConfig
 from feddtpt_flwr.fedpit.instructions import Instruction
 from feddtpt_flwr.fedpit.lora import AdaptedModel
-from feddtpt_flwr.fedpit.scores import closest, rouge_l
+from feddtpt_flwr.fedpit.scores import closest, longest_copy, rouge_l
 from feddtpt_flwr.fedpit.synthesis import Synthesis, select, synthesise
 from feddtpt_flwr.round_examples import stream
 from strategies.adapters import Adapter, mix
@@ -103,13 +103,21 @@ def local_round(
         selected = select(model, made.candidates, config.num_selected)
         metrics["selected"] = len(selected)
         if selected:
-            distances = [closest(row.text, [row.text for row in shown]) for row in selected]
+            texts = [row.text for row in shown]
+            distances = [closest(row.text, texts) for row in selected]
             metrics["synthetic-rouge-l"] = float(np.mean(distances))
+            metrics["synthetic-longest-copy"] = longest_copy(_texts(selected), _texts(shown))
         if config.training == "mixed":
             local, metrics["loss-mixed"] = trained([*private, *selected])
         elif selected:
             synthetic, metrics["loss-synthetic"] = trained(selected)
     return Trained(local, synthetic, metrics | {"seconds": time.monotonic() - clock})
+
+
+def _texts(rows: Sequence[Instruction]) -> list[str]:
+    """Return what may be copied, or a copy: not the questions that a task asks of all texts."""
+    asked = [row.about or row.instruction for row in rows]
+    return asked + [row.response for row in rows if not row.choices]
 
 
 def client_rng(seed: int, server_round: int, name: str) -> np.random.Generator:

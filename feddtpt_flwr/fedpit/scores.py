@@ -2,7 +2,7 @@
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -105,6 +105,25 @@ def rouge_l(answer: str, wanted: str) -> float:
 def closest(text: str, others: Sequence[str]) -> float:
     """Return the highest Rouge-L of a text with any of the others; 0 if there are none."""
     return max((rouge_l(text, other) for other in others), default=0.0)
+
+
+def runs(text: str, length: int) -> set[tuple[str, ...]]:
+    """Return all ``length`` words in a row that a text has."""
+    found = words(text)
+    return {tuple(found[i : i + length]) for i in range(len(found) - length + 1)}
+
+
+def longest_copy(texts: Iterable[str], others: Iterable[str]) -> int:
+    """Return the most words in a row that one of the texts shares with one of the others."""
+    texts, others, length = list(texts), list(others), 0
+
+    def has_more() -> bool:
+        there = {run for text in others for run in runs(text, length + 1)}
+        return any(not there.isdisjoint(runs(text, length + 1)) for text in texts)
+
+    while has_more():
+        length += 1
+    return length
 
 
 class _Words:

@@ -9,18 +9,22 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
 from feddtpt_flwr.fedpit.instructions import Instruction
 from feddtpt_flwr.fedpit.lora import PROMPT, AdaptedModel
-from feddtpt_flwr.fedpit.scores import rouge_l, words
+from feddtpt_flwr.fedpit.scores import rouge_l, runs, words
 
 ATTEMPTS = 3
 """Tries for each synthetic example."""
 
 MAX_ROUGE_L = 0.7
 """What is closer to a private text, or to another synthetic one, is dropped."""
+
+COPIED_WORDS = 8
+"""So many words in a row of a private text are a copy, whatever is written around them."""
 
 TEMPERATURE = 0.8
 FAULTS = ("unfinished", "short", "refusal", "private", "repeated")
@@ -186,14 +190,28 @@ def select(
 
 
 def _is_copied(text: str, private: Sequence[Instruction]) -> bool:
-    """Return whether a text is close to a private one, whichever of the two the latter is.
+    """Return whether a text is close to a private one or holds a piece of it, whichever it is.
 
     Not the answer to a classification: private and synthetic examples share its choices.
     """
     if _is_label(text):
         return False
+    if not _private_runs(tuple(private)).isdisjoint(runs(text, COPIED_WORDS)):
+        return True
     instructions = [row.instruction for row in private]
     return _is_close(text, [*instructions, *(row.response for row in private if not row.choices)])
+
+
+@lru_cache(maxsize=1)
+def _private_runs(private: tuple[Instruction, ...]) -> set[tuple[str, ...]]:
+    """Return what no text may hold: `COPIED_WORDS` words in a row of one of the private texts."""
+    asked = Counter(
+        run for row in private for run in runs(row.about or row.instruction, COPIED_WORDS)
+    )
+    # What is in most instructions, and not in two or three of one matter, is how they all ask.
+    own = {run for run, rows in asked.items() if rows <= max(3, len(private) / 2)}
+    answers = [row.response for row in private if not row.choices]
+    return own.union(*(runs(text, COPIED_WORDS) for text in answers))
 
 
 def _is_label(text: str) -> bool:

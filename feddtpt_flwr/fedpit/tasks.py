@@ -74,7 +74,7 @@ def classification(name: str) -> InstructionData:
         for example in to_examples(task, frame):
             answer = task.answers[example.label]
             asked = task.compose(task.seed_prompt, example.input)
-            yield Instruction(asked, answer, answer, task.answers)
+            yield Instruction(asked, answer, answer, task.answers, example.input)
 
     return separate(instructions(tables.train), instructions(tables.test))
 
@@ -123,13 +123,13 @@ def _instruction(row: dict[str, str]) -> Instruction:
     kind = zlib.crc32(review.encode()) % 4
     if kind == 0:
         asked = f"Was this patient's experience with {drug} positive, neutral or negative? {review}"
-        return Instruction(asked, rating, condition, tuple(_EXPERIENCE))
+        return Instruction(asked, rating, condition, tuple(_EXPERIENCE), review)
     if kind == 1:
         asked = f"In one word, good, mixed or bad, how did {drug} work for this patient? {review}"
-        return Instruction(asked, _EXPERIENCE[rating], condition, tuple(_EXPERIENCE.values()))
+        choices = tuple(_EXPERIENCE.values())
+        return Instruction(asked, _EXPERIENCE[rating], condition, choices, review)
     if kind == 2:
-        return Instruction(
-            f"Which condition does this patient have? {review}", condition, condition
-        )
+        asked = f"Which condition does this patient have? {review}"
+        return Instruction(asked, condition, condition, about=review)
     asked = f"Continue what a patient with {condition} wrote about {drug}: {opening}"
-    return Instruction(asked, rest, condition)
+    return Instruction(asked, rest, condition, about=opening)

@@ -7,7 +7,7 @@ import pytest
 
 from feddtpt_flwr.fedpit.instructions import Instruction
 from feddtpt_flwr.fedpit.lora import AdaptedModel, Continuation
-from feddtpt_flwr.fedpit.scores import Mean, Utility, closest, rouge_l
+from feddtpt_flwr.fedpit.scores import Mean, Utility, closest, longest_copy, rouge_l
 from feddtpt_flwr.fedpit.synthesis import instruction_fault, response_fault, synthesise
 
 PRIVATE = (
@@ -43,6 +43,20 @@ def test_rouge_l(answer: str, wanted: str, score: float) -> None:
 def test_closest() -> None:
     assert closest("a b", ["c", "a b c", "a"]) == pytest.approx(0.8)
     assert closest("a b", []) == 0
+
+
+@pytest.mark.parametrize(
+    ("texts", "others", "number"),
+    [
+        (["x a b c y", "b c d"], ["d a B, c z"], 3),
+        (["a b"], ["c", "a b a b"], 2),
+        (["疼痛消失了"], ["没有疼痛消失"], 4),
+        (["a"], ["b"], 0),
+        ([], ["b"], 0),
+    ],
+)
+def test_longest_copy(texts: list[str], others: list[str], number: int) -> None:
+    assert longest_copy(texts, others) == number
 
 
 def test_a_mean_with_its_interval() -> None:
@@ -100,6 +114,30 @@ def test_faults_of_synthetic_instructions(text: str, fault: str) -> None:
 def test_faults_of_synthetic_responses(response: str, fault: str) -> None:
     row = Instruction("Ask which dose the doctor gave to the child.", response)
     assert response_fault(row, PRIVATE) == fault
+
+
+LONG = " ".join(f"word{i}" for i in range(30))
+
+
+@pytest.mark.parametrize("words", [7, 8])
+def test_a_piece_of_a_private_text_is_private(words: int) -> None:
+    piece = (
+        f"Somebody told me this: {' '.join(LONG.split()[5 : 5 + words])} and more of other sorts."
+    )
+    fault = "private" if words == 8 else ""
+    for private in (Instruction(LONG, "yes"), Instruction("Is it so?", LONG)):
+        assert instruction_fault(piece, [private], ()) == fault
+        assert response_fault(Instruction("Ask for the dose of it.", piece), [private]) == fault
+
+
+def test_what_all_are_asked_is_not_private() -> None:
+    question = "Say whether the patient who wrote the following was content or not:"
+    new = f"{question} it helped her at night and she slept"
+    rows = [Instruction(f"{question} {LONG} {i}", "yes") for i in range(4)]
+    assert instruction_fault(new, rows[:3], ()) == "private", "it may be one patient's file"
+    assert instruction_fault(new, rows, ()) == ""
+    assert instruction_fault(new, [replace(rows[0], about=LONG)], ()) == ""
+    assert instruction_fault(f"{new} {LONG}", [replace(rows[0], about=LONG)], ()) == "private"
 
 
 @pytest.mark.parametrize(
