@@ -19,12 +19,16 @@ from feddtpt_flwr.run_folder import RunFolder
 from feddtpt_flwr.text_table import render
 from strategies.adapters import from_record, unstack_layers
 from strategies.fedpit import PhaseReport
+from strategies.wire import LONGEST_NAME, short_line
 
-RESERVED = ("self", "event", "round")
+RESERVED = ("self", "event", "round", "time")
 """Metrics of these names would be taken for something else in the history."""
 
 PACKAGES = ("flwr", "torch", "transformers", "peft", "rouge-score", "numpy")
 """Packages whose versions are written with the results."""
+
+
+_MOST = 10**6  # words in a row; no text has more
 
 
 class Recorder:
@@ -60,6 +64,7 @@ class Recorder:
         self._memorisation: list[float | None] = [None]
         self._synthetic: list[float] = []
         self._selected: list[int] = []
+        self._copied = 0
         self._round_bytes = self._round_rejected = self._round_failures = 0
         self._bytes: list[int] = []
         self._rejected = self._failures = 0
@@ -74,7 +79,7 @@ class Recorder:
         for node_id, content in report.replies:
             (metrics,) = content.metric_records.values()
             about = content.config_records.get("about", ConfigRecord())
-            name = str(about.get(CLIENT_KEY, f"node-{node_id}"))
+            name = short_line(about.get(CLIENT_KEY, f"node-{node_id}"), LONGEST_NAME)
             values.append({**metrics})
             told = {key: value for key, value in metrics.items() if key not in RESERVED}
             self._folder.append(
@@ -82,7 +87,8 @@ class Recorder:
             )
         if report.phase == "train":
             self._synthetic += _shares(values, "synthetic-rouge-l")
-            selected = [int(v["selected"]) for v in values if "selected" in v]
+            self._copied = max([self._copied, *_counts(values, "synthetic-longest-copy", _MOST)])
+            selected = _counts(values, "selected", self._config.num_selected)
             if without := selected.count(0):
                 log(
                     WARNING,
@@ -152,6 +158,7 @@ class Recorder:
                 "utility": [_describe(utility) for utility in self._utility],
                 "memorisation": self._memorisation,
                 "synthetic-rouge-l": float(np.mean(self._synthetic)) if self._synthetic else None,
+                "synthetic-longest-copy": self._copied if self._synthetic else None,
                 "selected": self._selected,
                 "bytes": self._bytes,
                 "rejected": self._rejected,
@@ -195,7 +202,9 @@ class Recorder:
                 f"before {_shown(self._memorisation[0])}\nafter  {_shown(self._memorisation[-1])}"
             ),
             "Rouge-L of synthetic and closest private text": (
-                f"{np.mean(self._synthetic):.3f}" if self._synthetic else "no synthetic data"
+                f"{np.mean(self._synthetic):.3f}; at most {self._copied} words in a row"
+                if self._synthetic
+                else "no synthetic data"
             ),
             "synthetic examples of a client in a round": (
                 f"{np.mean(self._selected):.1f} of {self._config.num_selected}; none "
@@ -222,6 +231,11 @@ def _average(values: list[dict[str, Any]], key: str) -> float | None:
 def _shares(values: list[dict[str, Any]], key: str) -> list[float]:
     """Return what nodes report of something that lies in [0, 1]; not what else they may say."""
     return [float(v[key]) for v in values if key in v and 0 <= v[key] <= 1]
+
+
+def _counts(values: list[dict[str, Any]], key: str, most: int) -> list[int]:
+    """Return what nodes report of something that is counted; not what is no such number."""
+    return [int(v[key]) for v in values if key in v and v[key] in range(most + 1)]
 
 
 def _describe(utility: Utility) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
-from flwr.app import MetricRecord, RecordDict
+from flwr.app import ConfigRecord, MetricRecord, RecordDict
 
 from feddtpt_flwr.fedpit.config import FedPITConfig
 from feddtpt_flwr.fedpit.instructions import Instruction
@@ -15,6 +15,7 @@ from feddtpt_flwr.fedpit.recorder import Recorder, _average
 from feddtpt_flwr.run_folder import RunFolder
 from strategies.adapters import to_record
 from strategies.fedpit import PhaseReport
+from strategies.wire import LONGEST_NAME
 
 
 def test_shares_are_averaged_by_examples_and_impossible_ones_left_out() -> None:
@@ -31,6 +32,9 @@ class FourWords:
     """A double of a model that answers and reads four words."""
 
     def load(self, _: Any) -> None:
+        pass
+
+    def save(self, _: Path) -> None:
         pass
 
     def answer(self, instructions: list[str]) -> list[str]:
@@ -51,9 +55,28 @@ def test_held_out_responses_are_as_long_as_an_answer_may_be(tmp_path: Path) -> N
 def test_a_nodes_metrics_take_no_fields_of_the_history(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path, "run")
     recorder = Recorder(FedPITConfig.from_run_config({}), cast(Any, None), (), folder)
-    reported = MetricRecord({"num-examples": 4, "round": 9, "event": 1, "self": 2, "loss": 0.5})
-    content = RecordDict({"metrics": reported})
-    recorder.phase(PhaseReport(1, "train", ((7, content),), (), 0, 10))
-    line = json.loads((folder.path / "history.jsonl").read_text(encoding="utf-8"))
+    names = {"num-examples": 4, "round": 9, "event": 1, "self": 2, "time": 3, "loss": 0.5}
+    content = RecordDict({"metrics": MetricRecord({**names})})
+    named = content.copy()
+    named["about"] = ConfigRecord({"client": "a\n" * 5000})
+    recorder.phase(PhaseReport(1, "train", ((7, content), (8, named)), (), 0, 10))
+    line, other = map(json.loads, (folder.path / "history.jsonl").read_text("utf-8").splitlines())
     assert (line["event"], line["round"], line["client"]) == ("train", 1, "node-7")
     assert line["loss"] == 0.5
+    assert line["time"] != 3
+    assert len(other["client"]) <= LONGEST_NAME
+
+
+def test_impossible_numbers_of_synthetic_examples_are_left_out(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path, "run")
+    config = FedPITConfig.from_run_config({"num-selected": 4})
+    recorder = Recorder(config, cast(Any, FourWords()), (Instruction("Count.", "one"),), folder)
+    for number, selected in enumerate((4, 5, -1, 1.5, 1e300)):
+        told = MetricRecord({"num-examples": 4, "selected": selected, "synthetic-rouge-l": 0.5})
+        told["synthetic-longest-copy"] = selected
+        content = RecordDict({"metrics": told})
+        recorder.phase(PhaseReport(1, "train", ((number, content),), (), 0, 10))
+    recorder.evaluate(1, to_record({"a": np.zeros(1, np.float32)}, "float32"))
+    result = json.loads((folder.path / "result.json").read_text(encoding="utf-8"))
+    assert result["selected"] == [4]
+    assert result["synthetic-longest-copy"] == 5
