@@ -33,7 +33,11 @@ close to a private text, or to another synthetic one."""
 
 _FEWEST_WORDS = 3  # of an instruction
 _COMPARED_WORDS = 5  # texts of fewer words are like labels
-_REFUSAL = re.compile(r"(as an? |(i am|i'm) sorry|sorry|i can(no|')t )", re.IGNORECASE)
+_REFUSAL = re.compile(
+    r"as an? |(i('m| am) )?sorry|i apologi[sz]e|"
+    r"(unfortunately,? )?i( can(no|')t|('m| am) (unable|not able)) ",
+    re.IGNORECASE,
+)
 
 _MORE_INSTRUCTIONS = "Here are instructions of the same sort. No two of them ask the same.\n\n"
 _INSTRUCTION = "### Instruction:\n"
@@ -143,7 +147,7 @@ def instruction_fault(
     """
     if len(words(text)) < _FEWEST_WORDS:
         return "short"
-    if _REFUSAL.match(text):
+    if _is_refusal(text):
         return "refusal"
     if _is_close(text, [row.instruction for row in private]) or _is_copied(text, private):
         return "private"
@@ -156,7 +160,7 @@ def response_fault(row: Instruction, private: Sequence[Instruction]) -> str:
     """Return why a synthetic response cannot be used; empty if it can."""
     if not row.response:
         return "short"
-    if _REFUSAL.match(row.response):
+    if _is_refusal(row.response):
         return "refusal"
     # A private response below a new instruction would be private text all the same.
     if _is_close(row.text, [other.text for other in private]) or _is_copied(row.response, private):
@@ -187,6 +191,10 @@ def select(
     scores = model.response_losses(candidates) / np.maximum(alone, np.finfo(np.float64).tiny)
     best = np.argsort(scores, kind="stable")[:num_selected]
     return tuple(candidates[i] for i in best)
+
+
+def _is_refusal(text: str) -> bool:
+    return _REFUSAL.match(text.replace("\u2019", "'")) is not None
 
 
 def _is_copied(text: str, private: Sequence[Instruction]) -> bool:

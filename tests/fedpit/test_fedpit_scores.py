@@ -105,6 +105,12 @@ def test_faults_of_synthetic_instructions(text: str, fault: str) -> None:
     [
         ("", "short"),
         ("As a patient I cannot say", "refusal"),
+        ("I\u2019m sorry, but no", "refusal"),
+        ("I can\u2019t help with this.", "refusal"),
+        ("I'm unable to say.", "refusal"),
+        ("I apologize, but no.", "refusal"),
+        ("Unfortunately, I cannot say.", "refusal"),
+        ("Unfortunately, it did not work.", ""),
         ("good", ""),
         ("The pain in both knees was gone after the second month.", "private"),
         ("How did the pills work for this patient of forty years?", "private"),
