@@ -16,7 +16,7 @@ from flwr.serverapp.strategy.strategy_utils import aggregate_arrayrecords, sampl
 from strategies.adapters import Adapter, WireDtype, num_bytes, read_upload, to_record
 from strategies.metrics import MetricsAggrFn, aggregated
 from strategies.sampling import draw_evaluating
-from strategies.wire import MOST_EXAMPLES
+from strategies.wire import MOST_EXAMPLES, short_line
 
 PROXIMAL_MU_KEY = "proximal-mu"
 
@@ -39,6 +39,8 @@ class PhaseReport:
         Nodes that were asked and sent an error or nothing.
     num_bytes : int
         Adapters sent and received, as they travelled.
+    errors : tuple[str, ...]
+        What the nodes that sent an error said.
     """
 
     server_round: int
@@ -47,6 +49,7 @@ class PhaseReport:
     rejected: tuple[str, ...]
     failures: int
     num_bytes: int
+    errors: tuple[str, ...] = ()
 
 
 class FedPIT(FedAvg):
@@ -69,7 +72,9 @@ class FedPIT(FedAvg):
         Most examples that a node can have. By its examples it is weighted, and how many it has is
         its own word: who claims more is left out.
     on_phase : Optional[Callable[[PhaseReport], None]] (default: None)
-        Called when the replies of a half round have been read.
+        Called when the replies of a half round have been read. What it raises ends the run.
+    on_average : Optional[Callable[[int, ArrayRecord], None]] (default: None)
+        Called with the round's number and the new global adapter as soon as there is one.
     fraction_train : float (default: 1.0)
         Fraction of nodes that train in a round.
     fraction_evaluate : float (default: 1.0)
@@ -108,6 +113,7 @@ class FedPIT(FedAvg):
         proximal_mu: float = 0.0,
         most_examples: float = MOST_EXAMPLES - 1,
         on_phase: Callable[[PhaseReport], None] | None = None,
+        on_average: Callable[[int, ArrayRecord], None] | None = None,
         fraction_train: float = 1.0,
         fraction_evaluate: float = 1.0,
         min_train_nodes: int = 2,
@@ -141,6 +147,7 @@ class FedPIT(FedAvg):
         self.proximal_mu = proximal_mu
         self.most_examples = most_examples
         self._on_phase = on_phase
+        self._on_average = on_average
         self._global: Adapter = {}
         self._asked = 0
         self._bytes = 0
@@ -178,7 +185,10 @@ class FedPIT(FedAvg):
             )
             return None, None
         metrics = aggregated(usable, self.weighted_by_key, self.train_metrics_aggr_fn)
-        return aggregate_arrayrecords(usable, self.weighted_by_key), metrics
+        arrays = aggregate_arrayrecords(usable, self.weighted_by_key)
+        if self._on_average:
+            self._on_average(server_round, arrays)
+        return arrays, metrics
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -210,7 +220,7 @@ class FedPIT(FedAvg):
         self, server_round: int, replies: Iterable[Message], phase: Literal["train", "evaluate"]
     ) -> list[RecordDict]:
         is_train = phase == "train"
-        answered, _ = self._check_and_log_replies(replies, is_train=is_train, validate=False)
+        answered, failed = self._check_and_log_replies(replies, is_train=is_train, validate=False)
         usable: list[tuple[int, RecordDict]] = []
         rejected: list[str] = []
         for message in answered:
@@ -226,10 +236,15 @@ class FedPIT(FedAvg):
         # the nodes of a run, not even in its last bit.
         usable.sort(key=lambda reply: _fingerprint(reply[1]))
         if self._on_phase:
-            failures = max(self._asked - len(answered), 0)
             self._on_phase(
                 PhaseReport(
-                    server_round, phase, tuple(usable), tuple(rejected), failures, self._bytes
+                    server_round,
+                    phase,
+                    tuple(usable),
+                    tuple(rejected),
+                    max(self._asked - len(answered), 0),
+                    self._bytes,
+                    tuple(short_line(message.error.reason) for message in failed),
                 )
             )
         return [content for _, content in usable]

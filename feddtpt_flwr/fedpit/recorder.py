@@ -71,7 +71,16 @@ class Recorder:
         folder.write_config(config.to_run_config())
 
     def phase(self, report: PhaseReport) -> None:
-        """Write down what the nodes sent in one half of a round."""
+        """Write down what the nodes sent in one half of a round.
+
+        Raises
+        ------
+        RuntimeError
+            If no node trained in the first round: something is wrong with all of them.
+        """
+        if report.phase == "train" and report.server_round == 1 and not report.replies:
+            reason = next(iter((*report.errors, *report.rejected)), "no node answered")
+            raise RuntimeError(f"no node could train in the first round: {reason}")
         self._round_bytes += report.num_bytes
         self._round_rejected += len(report.rejected)
         self._round_failures += report.failures
@@ -104,11 +113,14 @@ class Recorder:
         else:
             self._memorisation.append(_average(values, MEMORISATION_KEY))
 
-    def evaluate(self, server_round: int, arrays: ArrayRecord) -> MetricRecord:
-        """Keep the global adapter, and answer the held-out instructions with it."""
+    def keep(self, _: int, arrays: ArrayRecord) -> None:
+        """Write the new global adapter, before anything else can fail."""
         self._model.load(unstack_layers(from_record(arrays, "float32")))
-        if server_round:
-            self._folder.write_folder("adapter", self._model.save)
+        self._folder.write_folder("adapter", self._model.save)
+
+    def evaluate(self, server_round: int, arrays: ArrayRecord) -> MetricRecord:
+        """Answer the held-out instructions with the global adapter."""
+        self._model.load(unstack_layers(from_record(arrays, "float32")))
         answers = self._model.answer([row.instruction for row in self._test])
         utility = Utility.of([self._model.shorten(row) for row in self._test], answers)
         self._utility.append(utility)

@@ -53,6 +53,7 @@ def main(grid: Grid, context: Context) -> None:
         proximal_mu=config.proximal_mu,
         most_examples=config.examples_per_client,
         on_phase=recorder.phase,
+        on_average=recorder.keep,
         fraction_train=config.fraction_train,
         min_train_nodes=1,
         min_evaluate_nodes=1,

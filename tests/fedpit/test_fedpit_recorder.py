@@ -34,8 +34,8 @@ class FourWords:
     def load(self, _: Any) -> None:
         pass
 
-    def save(self, _: Path) -> None:
-        pass
+    def save(self, folder: Path) -> None:
+        (folder / "weights").touch()
 
     def answer(self, instructions: list[str]) -> list[str]:
         return ["one two three four"] * len(instructions)
@@ -50,6 +50,31 @@ def test_held_out_responses_are_as_long_as_an_answer_may_be(tmp_path: Path) -> N
     recorder = Recorder(config, cast(Any, FourWords()), test, folder)
     adapter = to_record({"a": np.zeros(1, np.float32)}, "float32")
     assert recorder.evaluate(0, adapter)["rouge-l"] == 1
+
+
+def test_the_adapter_is_written_when_there_is_one(tmp_path: Path) -> None:
+    config, folder = FedPITConfig.from_run_config({}), RunFolder(tmp_path, "run")
+    test = (Instruction("Count.", "one"),)
+    recorder = Recorder(config, cast(Any, FourWords()), test, folder)
+    start = to_record({"a": np.zeros(1, np.float32)}, "float32")
+    recorder.evaluate(0, start)
+    recorder.evaluate(1, start)
+    assert not (folder.path / "adapter").exists()
+    recorder.keep(2, start)
+    assert (folder.path / "adapter" / "weights").exists()
+
+
+def test_a_first_round_in_which_nobody_trains_ends_the_run(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path, "run")
+    recorder = Recorder(FedPITConfig.from_run_config({}), cast(Any, None), (), folder)
+    for report, words in (
+        (PhaseReport(1, "train", (), ("a number",), 1, 0, ("a file",)), "a file"),
+        (PhaseReport(1, "train", (), ("a number",), 0, 0), "a number"),
+        (PhaseReport(1, "train", (), (), 2, 0), "no node answered"),
+    ):
+        with pytest.raises(RuntimeError, match=f"no node could train in the first round: {words}"):
+            recorder.phase(report)
+    recorder.phase(PhaseReport(2, "train", (), (), 2, 0))
 
 
 def test_a_nodes_metrics_take_no_fields_of_the_history(tmp_path: Path) -> None:

@@ -222,6 +222,19 @@ def test_errors_and_silence_are_failures() -> None:
     assert mean is not None
     np.testing.assert_allclose(mean["b"], 2.0)
     assert server.reports[0].failures == 3, "one sent an error, two nothing"
+    assert server.reports[0].errors == ("no memory",)
+
+
+def test_an_average_is_handed_over_before_the_evaluation() -> None:
+    kept: list[tuple[int, ArrayRecord]] = []
+    server = Server(on_average=lambda number, arrays: kept.append((number, arrays)))
+    server.train()
+    assert not kept
+    mean, _ = server.train(upload(2.0))
+    ((number, arrays),) = kept
+    assert number == 1
+    assert mean is not None
+    np.testing.assert_array_equal(arrays["b"].numpy(), mean["b"])
 
 
 def test_with_too_few_usable_uploads_the_global_adapter_stays(warned: list[str]) -> None:
