@@ -32,7 +32,8 @@ class FedPITConfig(CheckedSettings):
         Whether clients train on parts of the task's data, or in a deployment on the file that
         every node names in its node config.
     examples_per_client : int
-        Private instructions of each client.
+        Private instructions of each client; with data of its own at most so many, and fewer if its
+        file has fewer.
     test_size : int
         Held-out instructions for the server's evaluation; 0 takes all.
     partition : {"iid", "dirichlet"}

@@ -10,7 +10,6 @@ import numpy as np
 
 from feddtpt_flwr.assets import AssetError
 from feddtpt_flwr.config import ConfigError
-from feddtpt_flwr.data import DataError
 from feddtpt_flwr.fedpit.config import FedPITConfig
 from feddtpt_flwr.fedpit.instructions import Instruction, read_jsonl, separate
 from feddtpt_flwr.fedpit.lora import AdaptedModel
@@ -126,10 +125,5 @@ def _model(
 
 def _own(config: FedPITConfig, path: Path) -> tuple[Instruction, ...]:
     rows = separate(read_jsonl(path), ()).train
-    if len(rows) < config.examples_per_client:
-        raise DataError(
-            f"{path}: {config.examples_per_client} different instructions are needed "
-            f"(examples-per-client), {len(rows)} are there"
-        )
     order = np.random.default_rng(config.seed).permutation(len(rows))
     return tuple(rows[i] for i in order[: config.examples_per_client])

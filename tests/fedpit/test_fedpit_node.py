@@ -5,7 +5,6 @@ from typing import Any
 import pytest
 
 from feddtpt_flwr.config import ConfigError
-from feddtpt_flwr.data import DataError
 from feddtpt_flwr.fedpit.config import FedPITConfig
 from feddtpt_flwr.fedpit.instructions import InstructionData
 from feddtpt_flwr.fedpit.node import adapted_model, load_node
@@ -55,9 +54,9 @@ def test_what_does_not_fit(run: dict[str, Any], node: dict[str, Any], words: str
         load_node(run, node, 0)
 
 
-def test_too_few_instructions_of_its_own(file: Path) -> None:
-    with pytest.raises(DataError, match=r"5 different instructions are needed .*, 4 are there"):
-        load_node({**OWN, "examples-per-client": 5}, {"data-path": str(file)}, 0)
+def test_a_short_file_of_its_own_is_taken_whole(file: Path) -> None:
+    node = load_node({**OWN, "examples-per-client": 5}, {"data-path": str(file)}, 0)
+    assert {row.instruction for row in node.private} == {f"Ask {i}" for i in (1, 2, 3, 4)}
 
 
 def test_a_model_that_does_not_exist(tmp_path: Path) -> None:
