@@ -106,6 +106,8 @@ class AdaptedModel:
             lambda _, states: (states[0].contiguous(),)
         )
         self._pad = self._tokenizer.eos_token_id
+        bos = self._tokenizer.bos_token_id
+        self._begin = (bos,) if bos in self._tokenizer("a")["input_ids"][:1] else ()
         own = self._model.generation_config.eos_token_id
         ends = {*(own if isinstance(own, list) else [own]), self._pad} - {None}
         # Greedy is greedy: models of a hub bring penalties and temperatures of their own.
@@ -232,7 +234,7 @@ class AdaptedModel:
         seed : int
             Of sampling.
         """
-        shared = self._ids(beginning)
+        shared = self._begin + self._ids(beginning)
         rows = [self._ids(text) for text in continuations]
         most = max_new_tokens + max(len(self._ids(f"\n{stop}")) for stop in STOPS)
         written = []
@@ -321,7 +323,8 @@ class AdaptedModel:
 
     def _prompt_ids(self, instruction: str) -> TokenIds:
         before, after = PROMPT.split("{instruction}")
-        return self._ids(before) + self._instruction_ids(instruction) + self._ids(after)
+        asked = self._ids(before) + self._instruction_ids(instruction) + self._ids(after)
+        return self._begin + asked
 
     def _instruction_ids(self, instruction: str) -> TokenIds:
         ids, most = self._ids(instruction), self._max_instruction_tokens
@@ -329,7 +332,7 @@ class AdaptedModel:
         return ids if len(ids) <= most else ids[: most - last] + ids[-last:]
 
     def _example_ids(self, row: Instruction, with_instruction: bool) -> tuple[TokenIds, TokenIds]:
-        mark = self._ids(PROMPT.split("{instruction}")[1].lstrip())
+        mark = self._begin + self._ids(PROMPT.split("{instruction}")[1].lstrip())
         prompt = self._prompt_ids(row.instruction) if with_instruction else mark
         response, most = self._ids(row.response), self._max_response_tokens
         # A response that goes on after its limit must not teach the model to end there.

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tokenizers.processors import TemplateProcessing
 
 from feddtpt_flwr.fedpit import lora
 from feddtpt_flwr.fedpit.config import FedPITConfig
@@ -186,6 +187,37 @@ def test_answers_are_greedy_whatever_the_model_brings(
     other = AdaptedModel("embedded", rank=4, dtype="float32", max_response_tokens=8)
     asked = ["Say good good good good. Say it again."]
     assert other.answer(asked) == plain.answer(asked)
+
+
+def test_sequences_begin_as_the_tokenizer_lets_them_begin(
+    model: AdaptedModel, start: Adapter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = read_causal_lm
+
+    def with_beginning(*arguments: str) -> tuple[Any, Any]:
+        loaded, tokenizer = read(*arguments)
+        mark = tokenizer.bos_token
+        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+            single=f"{mark} $A", special_tokens=[(mark, tokenizer.bos_token_id)]
+        )
+        return loaded, tokenizer
+
+    monkeypatch.setattr(lora, "read_causal_lm", with_beginning)
+    other = AdaptedModel("embedded", rank=4, dtype="float32", max_response_tokens=8)
+    read_ids: list[list[int]] = []
+    other._model.register_forward_pre_hook(
+        lambda _, __, named: read_ids.append(named["input_ids"][0].tolist()), with_kwargs=True
+    )
+    row = Instruction("Say yes.", "yes")
+    other.answer([row.instruction])
+    other.response_losses([row])
+    other.response_losses([row], with_instruction=False)
+    other.continue_text("Say yes.", ["\n"], max_new_tokens=1)
+    bos = other._tokenizer.bos_token_id
+    whole = [ids for ids in read_ids if len(ids) > 1]
+    assert [ids.count(bos) for ids in whole] == [1] * len(whole)
+    assert {ids[0] for ids in whole} == {bos}
+    assert model._begin == ()
 
 
 def test_what_is_too_long_is_cut(model: AdaptedModel) -> None:
