@@ -106,6 +106,7 @@ class AdaptedModel:
             lambda _, states: (states[0].contiguous(),)
         )
         self._pad = self._tokenizer.eos_token_id
+        self._stop_tokens = max(len(self._ids(f"\n{stop}")) for stop in STOPS)
         bos = self._tokenizer.bos_token_id
         self._begin = (bos,) if bos in self._tokenizer("a")["input_ids"][:1] else ()
         own = self._model.generation_config.eos_token_id
@@ -115,6 +116,18 @@ class AdaptedModel:
         self._max_instruction_tokens = max_instruction_tokens
         self._max_response_tokens = max_response_tokens
         self._batch_size = batch_size
+
+    @property
+    def context(self) -> int | None:
+        """Tokens that the model reads at once; None if it does not say."""
+        return getattr(self._model.config, "max_position_embeddings", None)
+
+    def longest(self, num_demonstrations: int) -> int:
+        """Return how many tokens a new example can have with so many others before it."""
+        texts = self._max_instruction_tokens + self._max_response_tokens
+        # Each ends with an empty line, or with what stands for the next one.
+        each = len(self._ids(PROMPT.format(instruction=""))) + texts + self._stop_tokens
+        return len(self._begin) + (num_demonstrations + 1) * each
 
     @property
     def adapter(self) -> Adapter:
@@ -236,7 +249,7 @@ class AdaptedModel:
         """
         shared = self._begin + self._ids(beginning)
         rows = [self._ids(text) for text in continuations]
-        most = max_new_tokens + max(len(self._ids(f"\n{stop}")) for stop in STOPS)
+        most = max_new_tokens + self._stop_tokens
         written = []
         for text, ended in self._generate(shared, rows, most, STOPS, temperature, seed):
             # The line break at the beginning of a stop may be the last of the continuation.

@@ -82,10 +82,11 @@ def adapted_model(config: FedPITConfig) -> AdaptedModel:
     Raises
     ------
     ConfigError
-        If there is no such model or device, or a package is missing.
+        If there is no such model or device, a package is missing, or the model cannot read texts as
+        long as the settings allow.
     """
     try:
-        return _model(
+        model = _model(
             config.language_model,
             config.lora_rank,
             config.seed,
@@ -106,6 +107,20 @@ def adapted_model(config: FedPITConfig) -> AdaptedModel:
             f"language-model = {config.language_model!r} with device = {config.device!r}: no "
             f"model can be adapted from this ({error})"
         ) from error
+    _check_lengths(config, model)
+    return model
+
+
+def _check_lengths(config: FedPITConfig, model: AdaptedModel) -> None:
+    shown = min(config.num_demonstrations, config.examples_per_client) if config.synthetic else 0
+    longest, context = model.longest(shown), model.context
+    if context is not None and longest > context:
+        examples = f" and num-demonstrations = {config.num_demonstrations}" if shown else ""
+        raise ConfigError(
+            f"max-instruction-tokens = {config.max_instruction_tokens}, max-response-tokens = "
+            f"{config.max_response_tokens}{examples}: make up to {longest} tokens, and "
+            f"language-model = {config.language_model!r} reads at most {context}"
+        )
 
 
 @cache

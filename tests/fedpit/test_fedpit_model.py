@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from tokenizers.processors import TemplateProcessing
 
-from feddtpt_flwr.fedpit import lora
+from feddtpt_flwr.config import ConfigError
+from feddtpt_flwr.fedpit import lora, node
 from feddtpt_flwr.fedpit.config import FedPITConfig
 from feddtpt_flwr.fedpit.instructions import Instruction
 from feddtpt_flwr.fedpit.local_round import local_round, memorisation
@@ -218,6 +219,25 @@ def test_sequences_begin_as_the_tokenizer_lets_them_begin(
     assert [ids.count(bos) for ids in whole] == [1] * len(whole)
     assert {ids[0] for ids in whole} == {bos}
     assert model._begin == ()
+
+
+def test_more_than_the_model_reads_is_refused(
+    model: AdaptedModel, start: Adapter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(node, "_model", lambda *_: model)
+    monkeypatch.setattr(model._model.config, "max_position_embeddings", model.longest(3))
+
+    def adapted(**settings: Any) -> AdaptedModel:
+        run = {key.replace("_", "-"): value for key, value in settings.items()}
+        return node.adapted_model(FedPITConfig.from_run_config(run))
+
+    assert adapted(num_demonstrations=3) is model
+    assert adapted(num_demonstrations=4, examples_per_client=3) is model
+    assert adapted(num_demonstrations=4, beta=1.0) is model
+    with pytest.raises(ConfigError, match=r"max-response-tokens = 48 and num-demonstrations = 4: "):
+        adapted(num_demonstrations=4)
+    prompt, response = model._example_ids(Instruction("one " * 99, "two " * 99), True)
+    assert len(prompt + response) < model.longest(0)
 
 
 def test_what_is_too_long_is_cut(model: AdaptedModel) -> None:
