@@ -74,7 +74,7 @@ class FedPITConfig(CheckedSettings):
     leakage_size : int
         Most private prompts of each client by which memorisation is measured.
     upload_dtype : {"bfloat16", "float32"}
-        How adapters travel.
+        How adapters travel; learning rates below 3e-4 need ``"float32"``.
     fraction_train : float
         Share of the clients that train in a round, in (0, 1].
     min_available_clients : int

@@ -1,8 +1,10 @@
 """FedPIT's server: the first adapter, the strategy, the held-out evaluation, the run folder."""
 
+from logging import WARNING
 from pathlib import Path
 
 from flwr.app import Context
+from flwr.common import log
 from flwr.serverapp import Grid, ServerApp
 
 from feddtpt_flwr import logs
@@ -19,6 +21,9 @@ from strategies.adapters import stack_layers, to_record
 from strategies.fedpit import FedPIT
 
 app = ServerApp()
+
+SMALLEST_RATE = 3e-4
+"""Learning rate below which bfloat16, with its three digits, loses much of an adapter's update."""
 
 TIMEOUT = 24 * 3600.0
 """Seconds to wait for a round's replies: a round can take hours on nodes without a GPU."""
@@ -42,6 +47,7 @@ def main(grid: Grid, context: Context) -> None:
             dirichlet_alpha=config.dirichlet_alpha,
             seed=config.seed,
         )  # too few instructions show here, and not on every node
+    _warn_of_rounding(config)
     model = adapted_model(config)
     if config.start_adapter:
         _read_adapter(model, config.start_adapter)
@@ -67,6 +73,17 @@ def main(grid: Grid, context: Context) -> None:
         evaluate_fn=recorder.evaluate,
     )
     logs.show(recorder.close())
+
+
+def _warn_of_rounding(config: FedPITConfig) -> None:
+    if config.upload_dtype == "bfloat16" and config.learning_rate < SMALLEST_RATE:
+        log(
+            WARNING,
+            "learning-rate = %s with upload-dtype = 'bfloat16': much of such small steps is "
+            "rounded away; set upload-dtype = 'float32', or a learning-rate of %s or more",
+            config.learning_rate,
+            SMALLEST_RATE,
+        )
 
 
 def _read_adapter(model: AdaptedModel, folder: str) -> None:

@@ -6,6 +6,7 @@ import pytest
 
 from feddtpt_flwr.config import ConfigError
 from feddtpt_flwr.fedpit.config import FedPITConfig
+from feddtpt_flwr.fedpit.server_app import _warn_of_rounding
 
 APP = Path(__file__).parents[2] / "apps" / "fedpit.toml"
 
@@ -40,6 +41,21 @@ def test_a_value_that_is_not_allowed(settings: dict[str, Any], words: list[str])
         FedPITConfig.from_run_config(settings)
     for word in words:
         assert word in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "warns"),
+    [
+        ({}, False),
+        ({"learning-rate": 1e-4}, True),
+        ({"learning-rate": 1e-4, "upload-dtype": "float32"}, False),
+    ],
+)
+def test_steps_that_bfloat16_rounds_away(
+    settings: dict[str, Any], warns: bool, warned: list[str]
+) -> None:
+    _warn_of_rounding(FedPITConfig.from_run_config(settings))
+    assert any("learning-rate = 0.0001 with" in line for line in warned) == warns
 
 
 def test_only_beta_1_makes_no_synthetic_data() -> None:
