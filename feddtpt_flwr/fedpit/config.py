@@ -22,7 +22,7 @@ class FedPITConfig(CheckedSettings):
     num_server_rounds : int
         Federated rounds, at least 1.
     seed : int
-        Seed of all randomness, at least 0.
+        Seed of all randomness, at least 0, but for who trains with ``fraction_train`` below 1.
     task : str
         Instruction data: ``"drug_reviews"``, a classification task of the main app, a ``.jsonl``
         file, or the name of a data set on the Hugging Face hub.
@@ -76,7 +76,8 @@ class FedPITConfig(CheckedSettings):
     upload_dtype : {"bfloat16", "float32"}
         How adapters travel; learning rates below 3e-4 need ``"float32"``.
     fraction_train : float
-        Share of the clients that train in a round, in (0, 1].
+        Share of the clients that train in a round, in (0, 1]. Which ones no seed decides: Flower
+        numbers its nodes anew in every simulation and draws from these numbers.
     min_available_clients : int
         Clients to wait for.
     run_folder : str
