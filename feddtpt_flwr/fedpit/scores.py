@@ -40,7 +40,9 @@ class Mean:
         if np.ptp(array) == 0:
             return cls(mean, mean, mean, len(array))
         rng = np.random.default_rng(seed)
-        interval = stats.bootstrap((array,), np.mean, method="percentile", rng=rng)
+        # All resamples of many values at once would take gigabytes.
+        batch = max(1, 10**6 // len(array))
+        interval = stats.bootstrap((array,), np.mean, method="percentile", batch=batch, rng=rng)
         low, high = interval.confidence_interval
         return cls(mean, float(low), float(high), len(array))
 

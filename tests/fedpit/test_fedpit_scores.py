@@ -1,3 +1,4 @@
+import tracemalloc
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, cast
@@ -64,6 +65,15 @@ def test_a_mean_with_its_interval() -> None:
     assert mean.value == 0.5
     assert 0.3 < mean.low < 0.5 < mean.high < 0.7
     assert Mean.of([0.25]) == Mean(0.25, 0.25, 0.25, 1)
+
+
+def test_the_interval_of_many_values_takes_little_memory() -> None:
+    values = [0.0, 1.0] * 10_000
+    tracemalloc.start()
+    Mean.of(values)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 2**27, "all resamples at once take 1.5 GiB"
 
 
 def test_utility_counts_only_classifications_as_right_or_wrong() -> None:
