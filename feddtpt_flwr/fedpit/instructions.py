@@ -89,7 +89,7 @@ def read_jsonl(path: Path) -> tuple[Instruction, ...]:
 
     Each has ``instruction`` and ``response``, and may have ``input`` (put below the instruction),
     ``topic`` and ``choices`` (a list of the possible responses). Some other common names are
-    understood as well: see `FIELDS`.
+    understood as well: see `FIELDS`. A row may fill only one name of a field.
 
     Raises
     ------
@@ -118,7 +118,7 @@ def parse_row(row: object, where: str) -> Instruction:
     Raises
     ------
     DataError
-        If a field is missing or of the wrong kind; ``where`` begins the message.
+        If a field is missing, of the wrong kind or there twice; ``where`` begins the message.
     """
     if not isinstance(row, Mapping):
         raise DataError(f"{where}: a JSON object is needed")
@@ -181,6 +181,7 @@ def _load(line: str, path: Path, number: int) -> Any:
 
 
 def _text(row: Mapping[str, Any], names: tuple[str, ...], where: str) -> str:
+    found: dict[str, str] = {}
     for name in names:
         value = row.get(name)
         if value is None:
@@ -189,8 +190,13 @@ def _text(row: Mapping[str, Any], names: tuple[str, ...], where: str) -> str:
             raise DataError(f"{where}: field {name!r} must be a text")
         if any("\ud800" <= character <= "\udfff" for character in value):
             raise DataError(f"{where}: field {name!r} holds half a character (a lone surrogate)")
-        return value.strip()
-    return ""
+        if value := value.strip():
+            found[name] = value
+    if len(found) > 1:
+        raise DataError(
+            f"{where}: {' and '.join(map(repr, found))} mean the same; only one may be filled"
+        )
+    return next(iter(found.values()), "")
 
 
 def _unique(rows: Iterable[Instruction]) -> dict[str, Instruction]:

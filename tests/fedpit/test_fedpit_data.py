@@ -41,11 +41,13 @@ def test_rows_of_a_file(tmp_path: Path) -> None:
         {"instruction": "Ask.", "input": "This.", "output": "Say."},
         {"question": "Which?", "answer": "one ", "choices": ["one ", "two"], "other": 7},
         {"prompt": "Ask.", "response": "Say.", "category": None},
+        {"instruction": " ", "question": "Ask.", "response": "", "answer": "Say.", "output": None},
     )
     assert read_jsonl(file) == (
         Instruction("Ask.", "Say.", "t"),
         Instruction("Ask.\n\nThis.", "Say."),
         Instruction("Which?", "one", "", ("one", "two")),
+        Instruction("Ask.", "Say."),
         Instruction("Ask.", "Say."),
     )
 
@@ -57,6 +59,7 @@ def test_rows_of_a_file(tmp_path: Path) -> None:
         ({"instruction": "", "response": SECRET}, "field 'instruction' is missing or empty"),
         ({"instruction": SECRET, "response": 7}, "field 'response' must be a text"),
         ({"instruction": SECRET + "\ud83d", "response": "b"}, "field 'instruction' holds half a"),
+        ({"instruction": "a", "question": SECRET, "response": "b"}, "'instruction' and 'question'"),
         ([SECRET], "a JSON object is needed"),
         ({"instruction": "a", "response": SECRET, "choices": ["b"]}, "not among its choices"),
         ({"instruction": "a", "response": "b", "choices": SECRET}, "a list of texts"),
