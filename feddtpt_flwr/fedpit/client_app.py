@@ -8,7 +8,7 @@ from flwr.common import log
 
 from feddtpt_flwr import logs
 from feddtpt_flwr.fedpit.local_round import client_rng, local_round, memorisation
-from feddtpt_flwr.fedpit.node import Node, adapted_model, load_node
+from feddtpt_flwr.fedpit.node import Node, adapted_model, check_choices, load_node
 from strategies.adapters import Adapter, from_record, stack_layers, to_record, unstack_layers
 from strategies.fedpit import PROXIMAL_MU_KEY
 
@@ -28,6 +28,7 @@ def train(message: Message, context: Context) -> Message:
     node, adapter, server_round = _read(message, context)
     config = node.config
     model = adapted_model(config)
+    check_choices(config, model, node.private)
     sent = message.content.config_records["config"]
     rng = client_rng(config.seed, server_round, node.name)
     before = {}

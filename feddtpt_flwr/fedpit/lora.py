@@ -214,6 +214,10 @@ class AdaptedModel:
             row = replace(row, response=str(decode(answered[: self._max_response_tokens])))
         return row
 
+    def num_tokens(self, text: str) -> int:
+        """Return how many tokens a text has."""
+        return len(self._ids(text))
+
     def answer(self, instructions: Sequence[str]) -> list[str]:
         """Answer every instruction, greedily, up to the end token or the limit."""
         prompts = [self._prompt_ids(instruction) for instruction in instructions]

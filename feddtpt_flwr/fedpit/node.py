@@ -1,6 +1,6 @@
 """What makes a node of a FedPIT run itself: its private instructions and its model."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -120,6 +120,23 @@ def _check_lengths(config: FedPITConfig, model: AdaptedModel) -> None:
             f"max-instruction-tokens = {config.max_instruction_tokens}, max-response-tokens = "
             f"{config.max_response_tokens}{examples}: make up to {longest} tokens, and "
             f"language-model = {config.language_model!r} reads at most {context}"
+        )
+
+
+def check_choices(config: FedPITConfig, model: AdaptedModel, rows: Sequence[Instruction]) -> None:
+    """Check that every choice is short enough to be answered.
+
+    Raises
+    ------
+    ConfigError
+        If one is not. The message does not say what is in it.
+    """
+    choices = {choice for row in rows for choice in row.choices}
+    longest = max(map(model.num_tokens, choices), default=0)
+    if longest > config.max_response_tokens:
+        raise ConfigError(
+            f"max-response-tokens = {config.max_response_tokens}: no answer could be the longest "
+            f"of the choices; {longest} or more are needed"
         )
 
 

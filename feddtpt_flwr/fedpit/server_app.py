@@ -11,7 +11,7 @@ from feddtpt_flwr import logs
 from feddtpt_flwr.config import ConfigError
 from feddtpt_flwr.fedpit.config import FedPITConfig
 from feddtpt_flwr.fedpit.lora import AdaptedModel
-from feddtpt_flwr.fedpit.node import adapted_model
+from feddtpt_flwr.fedpit.node import adapted_model, check_choices
 from feddtpt_flwr.fedpit.partition import divide, hold_out
 from feddtpt_flwr.fedpit.recorder import Recorder
 from feddtpt_flwr.fedpit.tasks import load_instructions
@@ -49,6 +49,7 @@ def main(grid: Grid, context: Context) -> None:
         )  # too few instructions show here, and not on every node
     _warn_of_rounding(config)
     model = adapted_model(config)
+    check_choices(config, model, (*test, *(data.train if config.clients == "simulated" else ())))
     if config.start_adapter:
         _read_adapter(model, config.start_adapter)
     name = Path(config.task).stem

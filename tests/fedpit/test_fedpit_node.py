@@ -1,13 +1,14 @@
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from feddtpt_flwr.config import ConfigError
 from feddtpt_flwr.fedpit.config import FedPITConfig
-from feddtpt_flwr.fedpit.instructions import InstructionData
-from feddtpt_flwr.fedpit.node import adapted_model, load_node
+from feddtpt_flwr.fedpit.instructions import Instruction, InstructionData
+from feddtpt_flwr.fedpit.node import adapted_model, check_choices, load_node
 
 OWN = {"clients": "own-data", "examples-per-client": 3}
 
@@ -57,6 +58,17 @@ def test_what_does_not_fit(run: dict[str, Any], node: dict[str, Any], words: str
 def test_a_short_file_of_its_own_is_taken_whole(file: Path) -> None:
     node = load_node({**OWN, "examples-per-client": 5}, {"data-path": str(file)}, 0)
     assert {row.instruction for row in node.private} == {f"Ask {i}" for i in (1, 2, 3, 4)}
+
+
+def test_a_choice_that_no_answer_could_be() -> None:
+    model: Any = SimpleNamespace(num_tokens=lambda text: len(text.split()))
+    rows = [Instruction("a", "b"), Instruction("a", "b", "", ("b", "c d e"))]
+    check_choices(FedPITConfig.from_run_config({"max-response-tokens": 3}), model, rows)
+    config = FedPITConfig.from_run_config({"max-response-tokens": 2})
+    check_choices(config, model, rows[:1])
+    with pytest.raises(ConfigError, match=r"max-response-tokens = 2: .*; 3 or more") as error:
+        check_choices(config, model, rows)
+    assert "c d e" not in str(error.value)
 
 
 def test_a_model_that_does_not_exist(tmp_path: Path) -> None:
