@@ -2,9 +2,10 @@
 
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
@@ -87,12 +88,13 @@ _MARKS = "\u0300-\u036f\u0591-\u05c7\u064b-\u0652\u0900-\u0dff"
 _WORD = re.compile(f"[{UNSPACED}]|(?:[^\\W_{UNSPACED}]|[{_MARKS}])+")
 
 
-def words(text: str) -> list[str]:
+@lru_cache(maxsize=4096)  # a private text is compared with everything that is written
+def words(text: str) -> tuple[str, ...]:
     """Return the words of a text in lower case: runs of letters and digits of any script.
 
     Of scripts without spaces between words every character is one.
     """
-    return _WORD.findall(unicodedata.normalize("NFC", text.lower()))
+    return tuple(_WORD.findall(unicodedata.normalize("NFC", text.lower())))
 
 
 def rouge_l(answer: str, wanted: str) -> float:
@@ -104,6 +106,18 @@ def rouge_l(answer: str, wanted: str) -> float:
     return float(_scorer().score(wanted, answer)["rougeL"].fmeasure)
 
 
+def is_close(text: str, others: Iterable[str], limit: float) -> bool:
+    """Return whether Rouge-L of a text with one of the others is above a limit."""
+    own = Counter(words(text))
+
+    def may_be(other: str) -> bool:
+        # At best all words that both have are in the same order; with room for rounding.
+        theirs = Counter(words(other))
+        return 2 * (own & theirs).total() > (limit - 1e-9) * (own.total() + theirs.total())
+
+    return any(may_be(other) and rouge_l(text, other) > limit for other in others)
+
+
 def closest(text: str, others: Sequence[str]) -> float:
     """Return the highest Rouge-L of a text with any of the others; 0 if there are none."""
     return max((rouge_l(text, other) for other in others), default=0.0)
@@ -112,7 +126,7 @@ def closest(text: str, others: Sequence[str]) -> float:
 def runs(text: str, length: int) -> set[tuple[str, ...]]:
     """Return all ``length`` words in a row that a text has."""
     found = words(text)
-    return {tuple(found[i : i + length]) for i in range(len(found) - length + 1)}
+    return {found[i : i + length] for i in range(len(found) - length + 1)}
 
 
 def longest_copy(texts: Iterable[str], others: Iterable[str]) -> int:
@@ -129,7 +143,7 @@ def longest_copy(texts: Iterable[str], others: Iterable[str]) -> int:
 
 
 class _Words:
-    def tokenize(self, text: str) -> list[str]:
+    def tokenize(self, text: str) -> tuple[str, ...]:
         return words(text)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from feddtpt_flwr.fedpit.instructions import Instruction
 from feddtpt_flwr.fedpit.lora import PROMPT, AdaptedModel
-from feddtpt_flwr.fedpit.scores import rouge_l, runs, words
+from feddtpt_flwr.fedpit.scores import is_close, runs, words
 
 ATTEMPTS = 3
 """Tries for each synthetic example."""
@@ -149,9 +149,10 @@ def instruction_fault(
         return "short"
     if _is_refusal(text):
         return "refusal"
-    if _is_close(text, [row.instruction for row in private]) or _is_copied(text, private):
+    instructions = [row.instruction for row in private]
+    if is_close(text, instructions, MAX_ROUGE_L) or _is_copied(text, private, _answers(private)):
         return "private"
-    if _is_close(text, [row.instruction for row in synthetic]):
+    if is_close(text, [row.instruction for row in synthetic], MAX_ROUGE_L):
         return "repeated"
     return ""
 
@@ -163,7 +164,10 @@ def response_fault(row: Instruction, private: Sequence[Instruction]) -> str:
     if _is_refusal(row.response):
         return "refusal"
     # A private response below a new instruction would be private text all the same.
-    if _is_close(row.text, [other.text for other in private]) or _is_copied(row.response, private):
+    texts = [*(other.instruction for other in private), *_answers(private)]
+    if _is_copied(row.response, private, texts):
+        return "private"
+    if is_close(row.text, [other.text for other in private], MAX_ROUGE_L):
         return "private"
     return ""
 
@@ -197,17 +201,17 @@ def _is_refusal(text: str) -> bool:
     return _REFUSAL.match(text.replace("\u2019", "'")) is not None
 
 
-def _is_copied(text: str, private: Sequence[Instruction]) -> bool:
-    """Return whether a text is close to a private one or holds a piece of it, whichever it is.
+def _answers(rows: Sequence[Instruction]) -> list[str]:
+    """Return the responses; not to classifications, whose choices synthetic examples share."""
+    return [row.response for row in rows if not row.choices]
 
-    Not the answer to a classification: private and synthetic examples share its choices.
-    """
+
+def _is_copied(text: str, private: Sequence[Instruction], texts: Sequence[str]) -> bool:
+    """Return whether a text holds a piece of a private one, or is close to one of ``texts``."""
     if _is_label(text):
         return False
-    if not _private_runs(tuple(private)).isdisjoint(runs(text, COPIED_WORDS)):
-        return True
-    instructions = [row.instruction for row in private]
-    return _is_close(text, [*instructions, *(row.response for row in private if not row.choices)])
+    held = runs(text, COPIED_WORDS)
+    return not held.isdisjoint(_private_runs(tuple(private))) or is_close(text, texts, MAX_ROUGE_L)
 
 
 @lru_cache(maxsize=1)
@@ -218,15 +222,10 @@ def _private_runs(private: tuple[Instruction, ...]) -> set[tuple[str, ...]]:
     )
     # What is in most instructions, and not in two or three of one matter, is how they all ask.
     own = {run for run, rows in asked.items() if rows <= max(3, len(private) / 2)}
-    answers = [row.response for row in private if not row.choices]
-    return own.union(*(runs(text, COPIED_WORDS) for text in answers))
+    return own.union(*(runs(text, COPIED_WORDS) for text in _answers(private)))
 
 
 def _is_label(text: str) -> bool:
     """Return whether a text is so short that others are the same by chance."""
     # Where words are single characters, many of them are still no sentence.
     return len(text.split()) < _COMPARED_WORDS and len(words(text)) < 3 * _COMPARED_WORDS
-
-
-def _is_close(text: str, others: Sequence[str]) -> bool:
-    return any(rouge_l(text, other) > MAX_ROUGE_L for other in others)

@@ -8,7 +8,14 @@ import pytest
 
 from feddtpt_flwr.fedpit.instructions import Instruction
 from feddtpt_flwr.fedpit.lora import AdaptedModel, Continuation
-from feddtpt_flwr.fedpit.scores import Mean, Utility, closest, longest_copy, rouge_l
+from feddtpt_flwr.fedpit.scores import (
+    Mean,
+    Utility,
+    closest,
+    is_close,
+    longest_copy,
+    rouge_l,
+)
 from feddtpt_flwr.fedpit.synthesis import instruction_fault, response_fault, synthesise
 
 PRIVATE = (
@@ -44,6 +51,22 @@ def test_rouge_l(answer: str, wanted: str, score: float) -> None:
 def test_closest() -> None:
     assert closest("a b", ["c", "a b c", "a"]) == pytest.approx(0.8)
     assert closest("a b", []) == 0
+
+
+def test_only_texts_that_can_be_close_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    compared: list[int] = []
+
+    def counted(answer: str, wanted: str) -> float:
+        compared.append(1)
+        return rouge_l(answer, wanted)
+
+    monkeypatch.setattr("feddtpt_flwr.fedpit.scores.rouge_l", counted)
+    text = " ".join(f"word{i}" for i in range(13))
+    parts = [" ".join(text.split()[:number]) for number in range(1, 14)]
+    for part in parts:
+        for limit in (0.5, 0.7, 0.8):
+            assert is_close(text, [part], limit) == (rouge_l(text, part) > limit)
+    assert len(compared) == 21, "of 39"
 
 
 @pytest.mark.parametrize(
