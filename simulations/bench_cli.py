@@ -15,6 +15,7 @@ from feddtpt_flwr.data import DataError
 from feddtpt_flwr.language_model.weights import DeviceError
 from simulations import (
     bench_aggregation,
+    bench_balanced,
     bench_ceiling,
     bench_choices,
     bench_endpoint,
@@ -129,6 +130,21 @@ def known(
     except ValueError as error:  # of the reports' files
         raise typer.BadParameter(str(error), param_hint="--folder") from None
     _write(file, result, bench_known.markdown(result))
+
+
+@bench.command("balanced")
+def balanced(
+    suite: Annotated[str, typer.Option(help="A suite with kept runs.")] = "search-federation",
+    folder: Annotated[Path, typer.Option(help="Where the suites' results are.")] = seeds.RESULTS,
+    file: JsonFile = sys.stdout,  # type: ignore[assignment]
+) -> None:
+    """Ask once more with the prompts of a suite's kept runs, and count all labels alike."""
+    try:
+        with _refusing():
+            result = bench_balanced.run(suite, folder)
+    except ValueError as error:  # of the reports' files
+        raise typer.BadParameter(str(error), param_hint="--folder") from None
+    _write(file, result, bench_balanced.markdown(result))
 
 
 @bench.command("evaluation")
