@@ -164,7 +164,8 @@ def table(outcomes: dict[str, dict[int, Outcome]]) -> str:
         "`python -m simulations fedpit`: SmolLM2-135M-Instruct on drug reviews; the runs by seed "
         "and their date are in `fedpit.json`. "
         f"Settings: `{settings}`, otherwise the defaults. Means over seeds with 95 % intervals "
-        "(t). Utility is of held-out instructions. Memorisation is the Rouge-L between the true "
+        "(t). Utility is of held-out instructions, whose responses are cut where an answer has to "
+        "end, as the private ones are. Memorisation is the Rouge-L between the true "
         "responses of private examples and what the global model answers to their prompts; the "
         "untouched model's is in the first row. All columns but the last two are between 0 and 1. "
         "Below, the differences to FedIT within seeds.",
