@@ -244,7 +244,7 @@ class FedPIT(FedAvg):
                     tuple(rejected),
                     max(self._asked - len(answered), 0),
                     self._bytes,
-                    tuple(short_line(message.error.reason) for message in failed),
+                    tuple(_said(message.error.reason) for message in failed),
                 )
             )
         return [content for _, content in usable]
@@ -292,6 +292,11 @@ def _fingerprint(content: RecordDict) -> bytes:
         for name in sorted(record):
             digest.update(record[name].data)
     return digest.digest()
+
+
+def _said(reason: str | None) -> str:
+    """Return what a node's error says, without the tracebacks that Flower and Ray put before it."""
+    return short_line((reason or "").rpartition("Message: ")[2].removesuffix("'>"))
 
 
 def _adapter_bytes(content: RecordDict) -> int:

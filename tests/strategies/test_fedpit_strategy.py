@@ -217,7 +217,8 @@ def test_as_many_nodes_train_as_are_there_when_the_wait_is_over(
 
 def test_errors_and_silence_are_failures() -> None:
     server = Server()
-    failed = Message(Error(1, "no memory"), reply_to=server.sent[0])
+    reason = "Traceback\n" * 99 + "Exception ClientAppException occurred. Message: no\nmemory'>"
+    failed = Message(Error(1, reason), reply_to=server.sent[0])
     mean, _ = server.train(failed, upload(2.0))
     assert mean is not None
     np.testing.assert_allclose(mean["b"], 2.0)
