@@ -27,7 +27,7 @@ class BadClient:
         self._rng = np.random.default_rng([node.config.seed, int(node.name)])
         self._number = len(node.data.train) + len(node.data.validation)
 
-    def search(self, prompt: NDArray[np.int64], server_round: int) -> Answer:
+    def search(self, prompt: NDArray[np.int64], config: Mapping[str, Scalar]) -> Answer:
         """Return as many random tokens as the prompt has."""
         tokens = self._rng.integers(len(self._vocabulary), size=len(prompt))
         claims: dict[str, Scalar] = {

@@ -36,7 +36,7 @@ Answer = tuple[NDArrays, int, Mapping[str, Scalar]]
 class Client(Protocol):
     """Answers both messages of a round."""
 
-    def search(self, prompt: NDArray[np.int64], server_round: int) -> Answer:
+    def search(self, prompt: NDArray[np.int64], config: Mapping[str, Scalar]) -> Answer:
         """Return what is uploaded after a search from the global prompt."""
         ...
 
@@ -60,9 +60,9 @@ class HonestClient:
         self._node = node
         self._state = RecordDict()
 
-    def search(self, prompt: NDArray[np.int64], server_round: int) -> Answer:
+    def search(self, prompt: NDArray[np.int64], config: Mapping[str, Scalar]) -> Answer:
         """Search from the global prompt."""
-        return self._client().fit([prompt], {ROUND_KEY: server_round})
+        return self._client().fit([prompt], dict(config))
 
     def score(
         self, candidates: Sequence[NDArray[np.int64]], config: Mapping[str, Scalar]
@@ -218,9 +218,10 @@ class Federation:
     def search(self, number: int) -> list[Reply]:
         """Let the clients search from the global prompt; return what they upload."""
         sent = np.array(self._rounds.prompt)
+        told = {**self._rounds.search_config(len(self._clients)), ROUND_KEY: number}
         replies, self.metrics = [], []
         for name, client in self._clients.items():
-            answer = client.search(sent, number)
+            answer = client.search(sent, told)
             arrays, _, metrics = answer
             replies.append(self._reply(name, answer))
             self.metrics.append(metrics)

@@ -13,7 +13,7 @@ from feddtpt_flwr.data import FederatedData
 from simulations.local_federation import Federation
 from strategies.by_model import Count, compared_by
 from strategies.candidates import Candidate, Tokens
-from strategies.wire import read_scores
+from strategies.wire import ROUND_KEY, read_scores
 
 
 class SeveralAlive(Federation):
@@ -66,8 +66,9 @@ class SeveralAlive(Federation):
         for place, base in enumerate(self.alive):
             rounds = self.rounds(settings, base)
             rounds.begin_round(number)
+            told = {**rounds.search_config(len(names)), ROUND_KEY: number}
             replies = [
-                self._reply(name, self._clients[name].search(np.array(base), number))
+                self._reply(name, self._clients[name].search(np.array(base), told))
                 for name in names[place :: len(self.alive)]
             ]
             rounds.read_uploads(number, replies, 0)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from flwr.common import Scalar
 from numpy.typing import NDArray
 
 from feddtpt_flwr import models
@@ -20,6 +21,7 @@ from simulations.local_federation import Answer, Federation, HonestClient
 from simulations.several_alive import SeveralAlive
 from simulations.stamp import time_and_place
 from strategies.candidates import Tokens
+from strategies.wire import COMPARED_KEY, ROUND_KEY
 
 TINY = {
     "num-server-rounds": 1,
@@ -40,7 +42,7 @@ def bad_uploads(seed: int) -> list[str]:
     vocabulary = models.masked_lm(config, task).vocabulary
     prompt = np.array(seed_tokens(config, task, vocabulary))
     clients = [BadClient(Node(name, config, data.clients[int(name)], data.public)) for name in BAD]
-    uploads = [client.search(prompt, 1)[0][0].tolist() for client in clients]
+    uploads = [client.search(prompt, {ROUND_KEY: 1})[0][0].tolist() for client in clients]
     assert all(len(tokens) == len(prompt) for tokens in uploads)
     return [vocabulary.decode(tokens) for tokens in uploads]
 
@@ -115,9 +117,12 @@ def test_the_best_two_prompts_live_on(
     sent: list[Tokens] = []
     search = HonestClient.search
 
-    def watched(client: HonestClient, prompt: NDArray[np.int64], number: int) -> Answer:
+    def watched(
+        client: HonestClient, prompt: NDArray[np.int64], config: Mapping[str, Scalar]
+    ) -> Answer:
         sent.append(tuple(prompt.tolist()))
-        return search(client, prompt, number)
+        assert config[COMPARED_KEY], "so that hunches are uploaded, as in the app"
+        return search(client, prompt, config)
 
     monkeypatch.setattr(HonestClient, "search", watched)
     first, second = several.alive

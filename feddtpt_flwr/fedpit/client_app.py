@@ -7,12 +7,13 @@ from flwr.clientapp import ClientApp
 from flwr.common import log
 
 from feddtpt_flwr import logs
+from feddtpt_flwr.discretion import discretion
 from feddtpt_flwr.fedpit.local_round import client_rng, local_round, memorisation
 from feddtpt_flwr.fedpit.node import Node, adapted_model, check_choices, load_node
 from strategies.adapters import Adapter, from_record, stack_layers, to_record, unstack_layers
 from strategies.fedpit import PROXIMAL_MU_KEY
 
-app = ClientApp()
+app = ClientApp(mods=[discretion])
 
 CLIENT_KEY = "client"
 MEMORISATION_KEY = "memorisation"
