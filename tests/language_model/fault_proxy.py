@@ -12,11 +12,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
-from urllib.request import Request, urlopen
+from urllib.request import ProxyHandler, Request, build_opener
 
 from feddtpt_flwr.language_model.constraints import PROBE
 
 Body = dict[str, Any]
+
+_OPENER = build_opener(ProxyHandler({}))  # whatever proxies a test sets
 
 
 def question(body: Body) -> str:
@@ -155,7 +157,7 @@ class FaultProxy:
             self.target + path.removeprefix("/v1"), json.dumps(body).encode(), headers
         )
         try:
-            with urlopen(request, timeout=60) as response:
+            with _OPENER.open(request, timeout=60) as response:
                 return Response(response.read())
         except HTTPError as error:
             return Response(error.read(), error.code)

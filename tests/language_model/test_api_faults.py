@@ -380,6 +380,7 @@ def test_at_the_start_the_server_has_its_say(
 def test_an_environment_that_cannot_be_used_is_named(
     name: str, value: str, proxy: FaultProxy, task: Task, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.delenv(name.lower(), raising=False)  # it would come first
     monkeypatch.setenv(name, value)
     with pytest.raises(FatalModelError, match=r"the environment's proxies or certificates .*"):
         model("https://192.0.2.1/v1")
