@@ -8,8 +8,8 @@ Here all prompts of a suite's kept runs are asked about their held-out examples 
 """
 
 import sys
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from feddtpt_flwr import models
 from feddtpt_flwr.budget import QueryBudget
 from feddtpt_flwr.config import RunConfig
-from feddtpt_flwr.data import DataError
+from feddtpt_flwr.data import DataError, Example
 from feddtpt_flwr.evaluation import Evaluator
 from feddtpt_flwr.experiment import load_data, load_task
 from simulations.grid import Grid, read_grid
@@ -68,14 +68,17 @@ def run(name: str, results: Path) -> dict[str, Any]:
     plain, balanced, commonest = Scores(), Scores(), {}
     for task in grid.labels("tasks"):
         shares = []
-        for seed, (config, methods) in _prompts(grid, task).items():
-            labels, correct = _ask(config, sorted(set(methods.values())))
-            shares.append(max(float((labels == label).mean()) for label in set(labels.tolist())))
-            for method, prompt in methods.items():
-                right = correct[prompt]
-                of_labels = [right[labels == label].mean() for label in np.unique(labels)]
-                _put(plain, task, method, seed, float(right.mean()))
-                _put(balanced, task, method, seed, float(np.mean(of_labels)))
+        for seed, learned in _learned(grid, task).items():
+            # The held-out examples depend on seed and task; of the clients' parts none is needed.
+            test = load_data(learned.config, 0).test
+            labels = np.array([example.label for example in test])
+            counts = np.unique(labels, return_counts=True)[1]
+            shares.append(counts.max() / len(labels))
+            _put(plain, task, seed, learned.accuracies)
+            if np.ptp(counts):
+                _put(balanced, task, seed, _balanced(learned, test, labels))
+            else:  # then both are the same
+                _put(balanced, task, seed, learned.accuracies)
         if shares:
             commonest[task] = float(np.mean(shares))
     return {
@@ -98,10 +101,10 @@ def markdown(result: Mapping[str, Any]) -> str:
         f"# Every label counts the same: {result['suite']}",
         "",
         f"`python -m simulations bench balanced`, {as_text(result)}. The prompts with which the "
-        "kept runs ended, asked about each run's held-out examples once more. An accuracy here is "
-        "the mean of the labels' accuracies; one that knows nothing has 1 / labels. In brackets "
-        f"the accuracy as it is; the commonest label alone would have: {shares}. Differences to "
-        f"“{what[compare]}” are of the tasks' mean within seeds, with 95 % intervals by Student's "
+        "kept runs ended, asked about each run's held-out examples once more where their labels "
+        "are uneven. An accuracy here is the mean of the labels' accuracies; one that knows "
+        "nothing has 1 / labels. In brackets the run's accuracy as it is; the commonest label "
+        f"alone would have: {shares}. Differences to “{what[compare]}” are of the tasks' mean within seeds, with 95 % intervals by Student's "
         "t; the last column is that of accuracies as they are. None is corrected for there being "
         "several.",
         "",
@@ -126,36 +129,49 @@ def markdown(result: Mapping[str, Any]) -> str:
     return "\n".join([*lines, ""])
 
 
-def _prompts(grid: Grid, task: str) -> dict[int, tuple[RunConfig, dict[str, str]]]:
-    """Return for each seed settings of a run and every method's prompt."""
-    found: dict[int, tuple[RunConfig, dict[str, str]]] = {}
+@dataclass(frozen=True)
+class _Learned:
+    """What one seed's runs on a task ended with, by method: the prompts and their accuracies."""
+
+    config: RunConfig
+    prompts: dict[str, str]
+    accuracies: dict[str, float]
+
+
+def _learned(grid: Grid, task: str) -> dict[int, _Learned]:
+    """Return the outcomes of each seed, the seed prompt's among them."""
+    found: dict[int, _Learned] = {}
     for method in grid.labels("methods"):
         if BASELINE in grid.suite.methods.get(method, {}):  # vectors are no words
             continue
         for seed, outcome in grid.cell(tasks=task, methods=method).outcomes.items():
-            _, prompts = found.setdefault(seed, (outcome.config, {}))
-            prompts[method] = outcome.prompt
-            prompts.setdefault(SEED_PROMPT, outcome.seed_prompt)
+            learned = found.setdefault(seed, _Learned(outcome.config, {}, {}))
+            learned.prompts[method] = outcome.prompt
+            learned.accuracies[method] = outcome.accuracy
+            learned.prompts[SEED_PROMPT] = outcome.seed_prompt
+            learned.accuracies[SEED_PROMPT] = outcome.seed_accuracy
     return found
 
 
-def _ask(
-    config: RunConfig, prompts: Sequence[str]
-) -> tuple[NDArray[np.int64], dict[str, NDArray[np.bool_]]]:
-    """Return the held-out examples' labels and, for each prompt, which it answers right."""
-    # The held-out examples depend on seed and task; of the clients' parts none is needed.
-    test = load_data(config, 0).test
+def _balanced(
+    learned: _Learned, test: Sequence[Example], labels: NDArray[np.int64]
+) -> dict[str, float]:
+    """Ask about all held-out examples; return the mean of the labels' accuracies by method."""
+    config, prompts = learned.config, sorted(set(learned.prompts.values()))
     model, budget = models.language_model(config), QueryBudget(sys.maxsize)
     evaluator = Evaluator(model, load_task(config), budget)
-    correct: dict[str, NDArray[np.bool_]] = {}
+    found = {}
     for start in range(0, len(prompts), TOGETHER):
         some = prompts[start : start + TOGETHER]
-        correct |= zip(some, evaluator.correct_all(some, test), strict=True)
-    return np.array([example.label for example in test]), correct
+        for prompt, right in zip(some, evaluator.correct_all(some, test), strict=True):
+            of_labels = [right[labels == label].mean() for label in np.unique(labels)]
+            found[prompt] = float(np.mean(of_labels))
+    return {method: found[prompt] for method, prompt in learned.prompts.items()}
 
 
-def _put(scores: Scores, task: str, method: str, seed: int, value: float) -> None:
-    scores.setdefault(task, defaultdict(dict)).setdefault(method, {})[seed] = round(value, 4)
+def _put(scores: Scores, task: str, seed: int, found: Mapping[str, float]) -> None:
+    for method, value in found.items():
+        scores.setdefault(task, {}).setdefault(method, {})[seed] = round(value, 4)
 
 
 def _means(scores: Scores, tasks: Sequence[str], method: str) -> dict[int, float]:
