@@ -104,9 +104,9 @@ def markdown(result: Mapping[str, Any]) -> str:
         "kept runs ended, asked about each run's held-out examples once more where their labels "
         "are uneven. An accuracy here is the mean of the labels' accuracies; one that knows "
         "nothing has 1 / labels. In brackets the run's accuracy as it is; the commonest label "
-        f"alone would have: {shares}. Differences to “{what[compare]}” are of the tasks' mean within seeds, with 95 % intervals by Student's "
-        "t; the last column is that of accuracies as they are. None is corrected for there being "
-        "several.",
+        f"alone would have: {shares}. Differences to “{what[compare]}” are of the tasks' mean "
+        "within seeds, with 95 % intervals by Student's t; the last column is that of accuracies "
+        "as they are. None is corrected for there being several.",
         "",
         f"| method | seeds | {' | '.join(tasks)} | mean | difference | as they are |",
         "|---|---|" + "---|" * (len(tasks) + 3),
