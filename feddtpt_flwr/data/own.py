@@ -13,8 +13,8 @@ from pathlib import Path
 
 from feddtpt_flwr.data.cleaning import Repeats, check_values, is_missing, loose_key, prepare
 from feddtpt_flwr.data.errors import DataError
+from feddtpt_flwr.data.readers import read_table
 from feddtpt_flwr.data.sampling import ClientData, draw, to_examples
-from feddtpt_flwr.data.sources import read_table
 from feddtpt_flwr.data.task import Example, Task, label_key
 
 
